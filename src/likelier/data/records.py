@@ -1,0 +1,64 @@
+"""The records that travel: a pair as read, and the same pair as tokens."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Message = dict[str, Any]  # {"role": ..., "content": ...}; the template may read further keys
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference as it was read.
+
+    Text pairs hold three strings. Chat pairs hold three tuples of messages: the prompt's, and
+    the messages that each answer adds to it. ``source`` is ``file:line`` (``train[3]`` for the
+    fourth of rows given in memory; Parquet rows count from 1).
+    """
+
+    prompt: str | tuple[Message, ...]
+    chosen: str | tuple[Message, ...]
+    rejected: str | tuple[Message, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tokens that follow a prompt: ``tokens`` ids and, for each, whether it is scored.
+
+    Unscored tokens are context (later user turns, role headers). The stop token, where the
+    answer has one, is the last of ``tokens``.
+    """
+
+    tokens: tuple[int, ...]
+    scored: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """A pair as the model sees it: one prompt, two answers, token ids."""
+
+    prompt: tuple[int, ...]
+    chosen: Answer
+    rejected: Answer
+    source: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something noticed in the data, located.
+
+    ``code`` is a word (``empty``, ``identical``, ``json``, …), ``field`` the column it stands in
+    or None for the whole row, ``message`` what is wrong and ``mend`` what to do, one line each.
+    """
+
+    code: str
+    severity: Literal["error", "warning", "note"]
+    source: str
+    field: str | None
+    message: str
+    mend: str
+
+    @property
+    def where(self) -> str:
+        """``file:line field``."""
+        return f"{self.source} {self.field}" if self.field else self.source
