@@ -1,0 +1,238 @@
+"""A tokenizer made ready for scoring: where a text begins, where an answer ends, what is control.
+
+The tokenizer is used through two copies of its fast backend. In both, the private character
+`BREAK` is deleted after control tokens have been looked for and before anything else: text
+that must stay text is written with `BREAK` inside, so ``<|im_end|>`` in a user's question
+becomes ordinary tokens while the template's own marker, in the same text, becomes its id.
+``tail`` moreover puts no dummy space before a text, because an answer continues a prompt.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from likelier.data.shapes import nearest
+from likelier.errors import ConfigError, DataError
+
+BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
+PROBES = ("a", "파이썬", "\n")
+RESERVED = ("messages", "add_generation_prompt", "continue_final_message", "strftime_now")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """All that turning pairs into tokens needs.
+
+    Attributes:
+        tokenizer: the tokenizer it was built from; renders chats.
+        template: extra keywords for the chat template.
+        leading: ids that the tokenizer puts before a text (such as BOS).
+        stop: the id that ends a text answer.
+        end_ids: every id at which generation stops, by text.
+        control: ids that only a template or a stop may write.
+        control_text: finds the texts of those ids.
+        end_text: finds the texts of ``end_ids``.
+        unknown: the id of unknown text, where the tokenizer has one.
+        whole: tokenises a text from its beginning.
+        tail: tokenises a text that continues another.
+        clock: whether the chat template writes today's date.
+    """
+
+    tokenizer: Any
+    template: Mapping[str, Any]
+    leading: tuple[int, ...]
+    stop: int
+    end_ids: Mapping[str, int]
+    control: frozenset[int]
+    control_text: re.Pattern[str]
+    end_text: re.Pattern[str]
+    unknown: int | None
+    whole: Tokenizer
+    tail: Tokenizer
+    clock: bool
+
+
+def build_encoder(
+    tokenizer: Any, generation_config: Any = None, template: Mapping[str, Any] | None = None
+) -> Encoder:
+    """Make a Hugging Face tokenizer ready.
+
+    Args:
+        tokenizer: with a fast backend (``tokenizer.json``).
+        generation_config: its ``eos_token_id`` says where generation stops.
+        template: extra keywords for the chat template, such as ``enable_thinking``.
+
+    Raises:
+        DataError: no stop token, no fast backend, a chat template that does not parse.
+        ConfigError: a keyword that the chat template does not read.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise DataError(
+            f"{type(tokenizer).__name__} has no fast backend",
+            where="tokenizer",
+            mend="save the model with a tokenizer.json",
+        )
+    description = json.loads(backend.to_str())
+    whole, tail = _copy(description, continued=False), _copy(description, continued=True)
+    stop, ends = _ends(tokenizer, generation_config)
+    end_ids = {text: end for end in ends if (text := whole.id_to_token(end)) is not None}
+    if stop not in end_ids.values():
+        mend = "mend eos_token_id in generation_config.json"
+        what = f"the stop token {stop} is not in the vocabulary"
+        raise DataError(what, where="tokenizer", mend=mend)
+    added = description["added_tokens"]
+    special = {item["content"]: item["id"] for item in added if item["special"]}
+    special |= end_ids
+    unknown = tokenizer.unk_token_id
+    _same_as(tokenizer, whole)
+    return Encoder(
+        tokenizer=tokenizer,
+        template=dict(template or {}),
+        leading=_leading(tokenizer, whole),
+        stop=stop,
+        end_ids=end_ids,
+        control=frozenset(special.values()) - {unknown},
+        control_text=_any_of(special),
+        end_text=_any_of(end_ids),
+        unknown=unknown,
+        whole=whole,
+        tail=tail,
+        clock=_check_template(tokenizer, template or {}),
+    )
+
+
+def _any_of(texts: Mapping[str, int]) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _ends(tokenizer: Any, generation_config: Any) -> tuple[int, tuple[int, ...]]:
+    """The stop id of text answers, and every id that ends an answer."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    if configured is None:
+        configured = []
+    ends = [configured] if isinstance(configured, int) else list(configured)
+    own = tokenizer.eos_token_id
+    if own is None and not ends:
+        raise DataError(
+            "it has no stop token (eos), so no answer would learn to end",
+            where="tokenizer",
+            mend="set eos_token in tokenizer_config.json",
+        )
+    stop = own if own is not None and (own in ends or not ends) else ends[0]
+    return stop, tuple(dict.fromkeys([*ends, own] if own is not None else ends))
+
+
+def _copy(description: dict[str, Any], continued: bool) -> Tokenizer:
+    normalizer, pre_tokenizer = description["normalizer"], description["pre_tokenizer"]
+    if continued:
+        normalizer, pre_tokenizer = _no_prefix(normalizer), _no_prefix(pre_tokenizer)
+    deletion = {"type": "Replace", "pattern": {"String": BREAK}, "content": ""}
+    steps = [deletion, normalizer] if normalizer else [deletion]
+    edited = {
+        **description,
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": pre_tokenizer,
+        "truncation": None,
+        "padding": None,
+    }
+    return Tokenizer.from_str(json.dumps(edited, ensure_ascii=False))
+
+
+def _no_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer that puts no space before a text."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    if part["type"] == "Metaspace":
+        return {**part, "prepend_scheme": "never"}
+    if part["type"] == "ByteLevel":
+        return {**part, "add_prefix_space": False}
+    for inner in ("normalizers", "pretokenizers"):
+        if inner in part:
+            return {**part, inner: [step for step in map(_no_prefix, part[inner]) if step]}
+    return part
+
+
+def _same_as(tokenizer: Any, whole: Tokenizer) -> None:
+    """Refuse a tokenizer that does in Python what its backend does not know of."""
+    probe = "a 가나다\n  b, 한국어 c.\t\u1112\u1161 "
+    ours = whole.encode(probe, add_special_tokens=False).ids
+    theirs = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    if ours != theirs:
+        raise DataError(
+            f"{type(tokenizer).__name__} does not tokenise as its tokenizer.json does",
+            where="tokenizer",
+            mend="load it as a plain fast tokenizer (PreTrainedTokenizerFast)",
+        )
+
+
+def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
+    """The specials that stand before a text; those behind it (an EOS) are left out."""
+    for probe in PROBES:
+        bare = whole.encode(probe, add_special_tokens=False).ids
+        dressed = tokenizer(probe, add_special_tokens=True)["input_ids"]
+        places = [
+            at for at in range(len(dressed) - len(bare) + 1) if dressed[at : at + len(bare)] == bare
+        ]
+        if bare and len(places) == 1:
+            return tuple(dressed[: places[0]])
+    raise DataError(
+        "cannot tell which special tokens stand before a text",
+        where="tokenizer",
+        mend="check the post_processor in tokenizer.json",
+    )
+
+
+def _check_template(tokenizer: Any, template: Mapping[str, Any]) -> bool:
+    """Check the template and its keywords; whether it writes the date of today."""
+    source = _template_source(tokenizer)
+    if source is None:
+        if template:
+            raise ConfigError(
+                "this tokenizer has no chat template that could read it",
+                where=f"data.template.{next(iter(template))}",
+                mend="delete the key",
+            )
+        return False
+    known = _variables(source)
+    for key in template:
+        if key not in known or key in RESERVED:
+            meant = nearest(key, known - set(RESERVED))
+            mend = f'did you mean "{meant}"?' if meant else "delete the key"
+            what = "the chat template does not read this keyword"
+            if key in RESERVED:
+                what, mend = "this keyword is set by likelier", "delete the key"
+            raise ConfigError(what, where=f"data.template.{key}", mend=mend)
+    return "strftime_now" in known and "date_string" not in template
+
+
+def _template_source(tokenizer: Any) -> str | None:
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise DataError(str(error)[:200], where="chat template", mend="name one default") from error
+
+
+def _variables(source: str) -> set[str]:
+    """The names that a template reads and does not set itself."""
+    import jinja2
+    import jinja2.meta
+
+    # {% generation %} marks the assistant's text for other tools; plain Jinja does not know it
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return jinja2.meta.find_undeclared_variables(environment.parse(plain))
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(
+            f"it does not parse: {error.message}",
+            where=f"chat template:{error.lineno}",
+            mend="mend chat_template in tokenizer_config.json (or chat_template.jinja)",
+        ) from error

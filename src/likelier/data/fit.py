@@ -1,0 +1,162 @@
+"""Sequences that are too long: dropped, refused or trimmed, and always counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from likelier.data.encoder import Encoder
+from likelier.data.records import Answer, Finding, TokenPair
+from likelier.errors import ConfigError, DataError
+
+MOST_DROPPED = 0.05  # of the pairs; more is a mistake in max_length or in the data
+ROOM = 4  # trimming leaves at least a quarter of max_length to the answers
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Pairs that fit, how many were dropped and how many trimmed, and where."""
+
+    pairs: tuple[TokenPair, ...]
+    dropped: int
+    trimmed: int
+    findings: tuple[Finding, ...]
+
+
+def fit(
+    token_pairs: Sequence[TokenPair],
+    max_length: int,
+    overlong: str,
+    encoder: Encoder | None = None,
+) -> Fitted:
+    """Make every sequence (prompt and one answer) at most ``max_length`` tokens long.
+
+    Args:
+        overlong: ``drop`` whole pairs, ``error`` at the first, or ``trim``: the prompt loses
+            its beginning where it is longer than three quarters of ``max_length`` (whole turns
+            of a chat), and an answer its end, with its stop. What a prompt loses depends on
+            the prompt and the limit alone, so that its answers keep one prompt.
+        encoder: knows the prompt's leading specials and turns; needed for ``trim``.
+
+    Raises:
+        DataError: ``error`` and a pair is too long; ``drop`` and more than 5 % of the pairs
+            would go; or no pair is left.
+        ConfigError: ``overlong`` is none of these.
+    """
+    if overlong not in ("drop", "error", "trim"):
+        mend = "use drop, trim or error"
+        raise ConfigError(f'"{overlong}" is not a choice', where="data.overlong", mend=mend)
+    if overlong == "trim" and encoder is None:
+        raise ValueError("trimming needs the encoder")
+    kept: list[TokenPair] = []
+    findings: list[Finding] = []
+    dropped = trimmed = 0
+    for pair in token_pairs:
+        if overlong != "trim" or encoder is None:
+            shorter = pair if _length(pair) <= max_length else _overlong(pair, max_length)
+        else:
+            shorter = _trim(pair, max_length, encoder)
+        if isinstance(shorter, Finding):
+            dropped += 1
+            findings.append(shorter)
+        else:
+            kept.append(shorter)
+            if shorter is not pair:
+                trimmed += 1
+                findings.append(_trimmed(pair, shorter))
+    _check_loss(token_pairs, kept, findings, overlong, dropped)
+    return Fitted(tuple(kept), dropped, trimmed, tuple(findings))
+
+
+def _check_loss(
+    pairs: Sequence[TokenPair],
+    kept: Sequence[TokenPair],
+    findings: Sequence[Finding],
+    overlong: str,
+    dropped: int,
+) -> None:
+    first = next((finding for finding in findings if finding.code == "overlong"), None)
+    mend = "raise data.max_length, or shorten the texts"
+    if overlong == "error" and first:
+        more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
+        raise DataError(first.message + more, where=first.where, mend=first.mend)
+    if not kept:
+        what = "no pair is left: every one is too long" if pairs else "there is no pair"
+        raise DataError(what, where="data.max_length" if pairs else "data.train", mend=mend)
+    if overlong == "drop" and dropped > MOST_DROPPED * len(pairs):
+        what = f"{dropped} of {len(pairs)} pairs are too long; at most 5 % may be dropped"
+        where = first.where if first else None
+        raise DataError(what, where=where, mend=f"{mend}, or set data.overlong: trim")
+
+
+def _length(pair: TokenPair) -> int:
+    return len(pair.prompt) + max(len(pair.chosen.tokens), len(pair.rejected.tokens))
+
+
+def _overlong(pair: TokenPair, max_length: int) -> Finding:
+    lengths = f"prompt {len(pair.prompt)}, chosen {len(pair.chosen.tokens)}"
+    message = (
+        f"{_length(pair)} tokens ({lengths}, rejected {len(pair.rejected.tokens)}), "
+        f"max_length is {max_length}"
+    )
+    mend = "shorten it, raise data.max_length, or set data.overlong: drop or trim"
+    return Finding("overlong", "warning", pair.source, None, message, mend)
+
+
+def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Finding:
+    if _length(pair) <= max_length and len(pair.prompt) <= max_length - max_length // ROOM:
+        return pair
+    prompt = _shorter_prompt(pair.prompt, max_length - max_length // ROOM, encoder)
+    if prompt is None:
+        return _overlong(pair, max_length)
+    room = max_length - len(prompt)
+    chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
+    if chosen == rejected or not any(chosen.scored) or not any(rejected.scored):
+        message = f"the answers are the same or empty once cut to {room} tokens"
+        mend = "raise data.max_length or delete the row"
+        return Finding("overlong", "warning", pair.source, None, message, mend)
+    return TokenPair(prompt, chosen, rejected, pair.source)
+
+
+def _shorter_prompt(prompt: tuple[int, ...], room: int, encoder: Encoder) -> tuple[int, ...] | None:
+    """The end of a prompt behind its leading specials; None where no whole turn fits."""
+    if len(prompt) <= room:
+        return prompt
+    head = 0
+    while head < len(prompt) and prompt[head] in {*encoder.leading, encoder.tokenizer.bos_token_id}:
+        head += 1
+    start = len(prompt) - (room - head)
+    if any(token in encoder.control for token in prompt[head:]):
+        turns = _turn_starts(prompt, encoder)
+        start = next((turn for turn in turns if turn >= start), len(prompt))
+    return prompt[:head] + prompt[start:] if start < len(prompt) else None
+
+
+def _turn_starts(prompt: tuple[int, ...], encoder: Encoder) -> list[int]:
+    """Where a control token follows the end of a turn: there the next one begins."""
+    ends = set(encoder.end_ids.values())
+    control = [place for place, token in enumerate(prompt) if token in encoder.control]
+    return [place for before, place in pairwise(control) if prompt[before] in ends]
+
+
+def _cut(answer: Answer, room: int) -> Answer:
+    """The first ``room`` tokens, ending in a scored one; what is cut has no stop."""
+    if len(answer.tokens) <= room:
+        return answer
+    while room > 0 and not answer.scored[room - 1]:
+        room -= 1
+    return Answer(answer.tokens[:room], answer.scored[:room])
+
+
+def _trimmed(before: TokenPair, after: TokenPair) -> Finding:
+    cuts = [
+        f"{name} {len(old)} to {len(new)}"
+        for name, old, new in (
+            ("prompt", before.prompt, after.prompt),
+            ("chosen", before.chosen.tokens, after.chosen.tokens),
+            ("rejected", before.rejected.tokens, after.rejected.tokens),
+        )
+        if len(old) != len(new)
+    ]
+    message = f"trimmed: {', '.join(cuts)} tokens"
+    mend = "raise data.max_length to keep all of it"
+    return Finding("trimmed", "warning", before.source, None, message, mend)

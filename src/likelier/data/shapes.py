@@ -1,0 +1,215 @@
+"""The three shapes a preference may come in, and one `Pair` for all of them."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from likelier.data.read import Row, odd_character
+from likelier.data.records import Finding, Message, Pair
+
+NAMES = ("prompt", "chosen", "rejected")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+ABSENT = object()
+
+Chat = tuple[Message, ...]
+
+
+class Unfit(Exception):
+    """A row that makes no pair; becomes a `Finding` once its place is known."""
+
+    def __init__(self, code: str, field: str | None, message: str, mend: str):
+        super().__init__(message)
+        self.code, self.field, self.message, self.mend = code, field, message, mend
+
+    def at(self, source: str) -> Finding:
+        """The error with its place."""
+        return Finding(self.code, "error", source, self.field, self.message, self.mend)
+
+
+def to_pair(row: Row, columns: dict[str, str]) -> Pair | Finding:
+    """Make a `Pair` of one row, or say what is wrong with it.
+
+    Texts, lists of messages, or two conversations whose common beginning is the prompt.
+    ``columns`` maps our names to the file's (``{"prompt": "question"}``); other columns are
+    ignored.
+    """
+    try:
+        prompt, chosen, rejected = _sides(row.record, columns)
+        return Pair(prompt, chosen, rejected, row.source)
+    except Unfit as unfit:
+        return unfit.at(row.source)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that ``word`` was most likely meant to be, if any comes near."""
+    by_lower = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else None
+
+
+Sides = tuple[str, str, str] | tuple[Chat, Chat, Chat]
+
+
+def _sides(record: dict[str, Any], columns: dict[str, str]) -> Sides:
+    theirs = {name: columns.get(name, name) for name in NAMES}
+    prompt, chosen, rejected = (record.get(theirs[name], ABSENT) for name in NAMES)
+    for name, value in (("chosen", chosen), ("rejected", rejected)):
+        if value is ABSENT:
+            _missing(record, columns, name)
+    implied = isinstance(chosen, (list, tuple)) and isinstance(rejected, (list, tuple))
+    if prompt is ABSENT and ("prompt" in columns or not implied):
+        _missing(record, columns, "prompt")
+
+    if not implied:
+        if isinstance(chosen, (list, tuple)) or isinstance(rejected, (list, tuple)):
+            _mixed("chosen", "one of chosen and rejected is a list of messages, the other is not")
+        if isinstance(prompt, (list, tuple)):
+            _mixed("prompt", "the prompt is a list of messages, the answers are not")
+        return (
+            read_text(prompt, theirs["prompt"]),
+            read_text(chosen, theirs["chosen"]),
+            read_text(rejected, theirs["rejected"]),
+        )
+
+    chosen = read_messages(chosen, theirs["chosen"])
+    rejected = read_messages(rejected, theirs["rejected"])
+    for name, chat in (("chosen", chosen), ("rejected", rejected)):
+        if chat[-1]["role"] != "assistant":
+            message = f"the last turn is the {chat[-1]['role']}'s, not the assistant's"
+            raise Unfit("role", theirs[name], message, "end each answer with an assistant turn")
+    if prompt is ABSENT and "assistant" in (chosen[0]["role"], rejected[0]["role"]):
+        _missing(record, columns, "prompt")
+    return _chats(prompt, chosen, rejected, theirs)
+
+
+def _chats(prompt: Any, chosen: Chat, rejected: Chat, theirs: dict[str, str]) -> Sides:
+    """Both answers after one prompt; conversations that repeat the prompt lose it."""
+    whole = chosen[0]["role"] != "assistant" and rejected[0]["role"] != "assistant"
+    field = theirs["prompt"]
+    if isinstance(prompt, (list, tuple)):
+        given = read_messages(prompt, field)
+        count = len(given)
+        if whole and chosen[:count] == given == rejected[:count]:
+            chosen, rejected = chosen[count:], rejected[count:]
+        for name, chat in (("chosen", chosen), ("rejected", rejected)):
+            if not chat or chat[0]["role"] != "assistant":
+                message = "the answer does not start with an assistant turn"
+                mend = "begin it after the prompt, or repeat the whole prompt in both"
+                raise Unfit("role", theirs[name], message, mend)
+        return given, chosen, rejected
+    if prompt is not ABSENT:
+        text = read_text(prompt, field)
+        if not whole:
+            _mixed(field, "the prompt is text, the answers are lists of messages")
+    shared, chosen, rejected = _split(chosen, rejected)
+    if prompt is not ABSENT and shared[-1].get("content") != text:
+        message = "the prompt is not the last turn that both conversations share"
+        raise Unfit("prompt", field, message, "mend the prompt, or delete that column")
+    return shared, chosen, rejected
+
+
+def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
+    """Cut two conversations after the whole messages that they share."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # each answer keeps a turn
+    roles = {chosen[cut]["role"], rejected[cut]["role"]}
+    if cut == 0 or roles != {"assistant"}:
+        message = f"the conversations have different prompts: message {cut + 1} differs"
+        mend = "let both begin with the same messages, up to an assistant turn"
+        raise Unfit("prompt", None, message, mend)
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def read_text(value: Any, field: str) -> str:
+    """``value`` if it is text with something in it.
+
+    Raises:
+        Unfit: it is not.
+    """
+    if not isinstance(value, str):
+        raise Unfit("type", field, f"text expected, found {_kind(value)}", "write it as a string")
+    if odd := odd_character(value):
+        raise Unfit("text", field, f"the text holds {odd}", "delete that character")
+    if not value.strip():
+        what = "only spaces" if value else "empty"
+        raise Unfit("empty", field, what, "add text, delete the row, or set data.on_bad_row: drop")
+    return value
+
+
+def read_messages(value: Any, field: str) -> Chat:
+    """``value`` as a tuple of messages with a known role and text; keys that are null go.
+
+    Raises:
+        Unfit: it is not that.
+    """
+    if not isinstance(value, (list, tuple)):
+        message = f"a list of messages expected, found {_kind(value)}"
+        raise Unfit("type", field, message, 'write [{"role": "user", "content": "…"}]')
+    if not value:
+        message = "the list of messages is empty"
+        raise Unfit("empty", field, message, "add messages or delete the row")
+    return tuple(_message(item, f"{field}[{number}]") for number, item in enumerate(value))
+
+
+def _message(item: Any, field: str) -> Message:
+    if not isinstance(item, dict):
+        message = f"a message expected, found {_kind(item)}"
+        raise Unfit("type", field, message, 'write {"role": "user", "content": "…"}')
+    item = {key: value for key, value in item.items() if value is not None}
+    role = item.get("role")
+    if role is None:
+        found = f"no role; the keys are {_some(item)}"
+        raise Unfit("role", field, found, 'a message has "role" and "content"')
+    if role not in ROLES:
+        meant = nearest(role, ROLES) if isinstance(role, str) else None
+        mend = f'did you mean "{meant}"?' if meant else f"use one of {', '.join(ROLES)}"
+        raise Unfit("role", f"{field}.role", f'unknown role "{str(role)[:40]}"', mend)
+    content = item.get("content")
+    if role == "assistant" and item.get("tool_calls") and not content:
+        return item
+    if role == "system" and isinstance(content, str) and not content.strip():
+        return item  # an empty system turn is common, and templates take it
+    read_text(content, f"{field}.content")
+    return item
+
+
+def _missing(record: dict[str, Any], columns: dict[str, str], name: str) -> NoReturn:
+    wanted = columns.get(name, name)
+    taken = {columns.get(other, other) for other in NAMES}
+    found = nearest(wanted, [str(key) for key in record if key not in taken])
+    message = f'no column "{wanted}"'
+    if name in columns:
+        message += f", which data.columns.{name} names"
+        mend = f'did you mean "{found}"?' if found else f"the columns are {_some(record)}"
+    elif found:
+        message += f', but a column "{found}": did you mean "{wanted}"?'
+        mend = f"rename it, or set data.columns.{name}: {found}"
+    else:
+        mend = f"set data.columns.{name} to one of {_some(record)}"
+    raise Unfit("column", wanted, message, mend)
+
+
+def _mixed(field: str, message: str) -> NoReturn:
+    mend = "write prompt and answers all as text, or all as lists of messages"
+    raise Unfit("mixed", field, message, mend)
+
+
+def _some(names: Iterable[Any]) -> str:
+    """Up to eight names, shortened, for a message."""
+    listed = [f'"{str(name)[:30]}"' for name in names]
+    more = ", …" if len(listed) > 8 else ""
+    return ", ".join(listed[:8]) + more if listed else "none"
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "an object" if isinstance(value, dict) else type(value).__name__

@@ -1,0 +1,228 @@
+"""Pairs as token ids: one prompt, two answers, each answer ended by its stop id.
+
+The prompt is tokenised once, for both sides, as it is at inference. An answer is tokenised on
+its own: tokens that would merge across the boundary in the joint text do not, because the model
+never sees them so when it generates.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from likelier.data.chat import Segment, as_text, chat_key, cut_answer, render
+from likelier.data.encoder import Encoder, build_encoder
+from likelier.data.fit import Fitted, fit
+from likelier.data.records import Answer, Finding, Message, Pair, TokenPair
+from likelier.data.shapes import Unfit, read_messages
+from likelier.errors import DataError
+
+__all__ = [
+    "Encoder",
+    "Fitted",
+    "build_encoder",
+    "encode_answer",
+    "encode_pair",
+    "encode_pairs",
+    "fit",
+]
+
+TEXTS_AT_ONCE = 2048  # bounds what the tokenizer's own records take
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A prompt and its answers as text, ready to be tokenised."""
+
+    prompt: str
+    is_chat: bool
+    answers: tuple[tuple[Segment, ...], ...]
+
+
+def encode_pair(encoder: Encoder, pair: Pair) -> TokenPair:
+    """One pair as tokens.
+
+    Raises:
+        DataError: the pair cannot be encoded; located at its row.
+    """
+    encoded, findings = encode_pairs(encoder, [pair])
+    if not encoded:
+        first = next(finding for finding in findings if finding.severity == "error")
+        raise DataError(first.message, where=first.where, mend=first.mend)
+    return encoded[0]
+
+
+def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[list[TokenPair], list[Finding]]:
+    """Many pairs as tokens, and what was found on the way; both in the order of ``pairs``.
+
+    Equal prompts are rendered once, and equal texts tokenised once.
+    """
+    seen: dict[str, str] = {}
+    drafts: list[_Draft | Finding] = []
+    for pair in pairs:
+        try:
+            drafts.append(_draft(encoder, pair.prompt, (pair.chosen, pair.rejected), seen))
+        except Unfit as unfit:
+            drafts.append(unfit.at(pair.source))
+    ids = _Ids(encoder, [draft for draft in drafts if isinstance(draft, _Draft)])
+    encoded: list[TokenPair] = []
+    findings: list[Finding] = []
+    if encoder.clock and any(isinstance(draft, _Draft) and draft.is_chat for draft in drafts):
+        findings.append(_CLOCK)
+    for pair, draft in zip(pairs, drafts, strict=True):
+        if isinstance(draft, Finding):
+            findings.append(draft)
+            continue
+        try:
+            encoded.append(_assemble(encoder, ids, draft, pair.source))
+        except Unfit as unfit:
+            findings.append(unfit.at(pair.source))
+            continue
+        findings += _warnings(encoder, draft, encoded[-1])
+    return encoded, findings
+
+
+def encode_answer(
+    encoder: Encoder,
+    prompt: str | Sequence[Message],
+    response: str | Sequence[Message],
+    stop: bool = True,
+) -> tuple[tuple[int, ...], Answer]:
+    """Token ids of one prompt, and one answer to it.
+
+    Args:
+        prompt: text, or messages.
+        response: text, or the messages that answer messages.
+        stop: whether the answer ends with its stop token.
+
+    Raises:
+        DataError: they do not fit each other, the template or the tokenizer.
+    """
+    try:
+        if not isinstance(prompt, str):
+            prompt = read_messages(prompt, "prompt")
+            if isinstance(response, str):
+                response = ({"role": "assistant", "content": response},)
+            response = read_messages(response, "response")
+        elif not isinstance(response, str):
+            message = "the prompt is text, the response is a list of messages"
+            raise Unfit("mixed", "response", message, "give both as text or both as messages")
+        draft = _draft(encoder, prompt, (response,), {})
+        ids = _Ids(encoder, [draft])
+        answer = ids.answer(draft.answers[0])
+        prompt_ids = ids.prompt(draft)
+    except Unfit as unfit:
+        raise DataError(unfit.message, where=unfit.field, mend=unfit.mend) from unfit
+    if not stop:
+        answer = Answer(answer.tokens[:-1], answer.scored[:-1])
+    if not prompt_ids or not any(answer.scored):
+        empty = "response" if prompt_ids else "prompt"
+        raise DataError("it has no token", where=empty, mend="add text")
+    return prompt_ids, answer
+
+
+def _draft(
+    encoder: Encoder,
+    prompt: str | Sequence[Message],
+    answers: Iterable[str | Sequence[Message]],
+    seen: dict[str, str],
+) -> _Draft:
+    if isinstance(prompt, str):
+        texts = [as_text(encoder, str(answer)) for answer in answers]
+        segments = [(Segment(text, scored=True, stop=encoder.stop),) for text in texts]
+        return _Draft(as_text(encoder, prompt), False, tuple(segments))
+    key = chat_key(prompt)
+    if key not in seen:
+        seen[key] = render(encoder, prompt, generate=True)
+    text = seen[key]
+    cuts = [cut_answer(encoder, prompt, text, a) for a in answers if not isinstance(a, str)]
+    return _Draft(text, True, tuple(map(tuple, cuts)))
+
+
+class _Ids:
+    """The token ids of all texts of some drafts, each text tokenised once."""
+
+    def __init__(self, encoder: Encoder, drafts: Sequence[_Draft]):
+        segments = [segment for d in drafts for answer in d.answers for segment in answer]
+        prompts = {draft.prompt for draft in drafts}
+        context = {segment.text for segment in segments if not segment.scored}
+        self.encoder = encoder
+        self.whole = _tokenise(encoder.whole, prompts | context)
+        self.tail = _tokenise(encoder.tail, {s.text for s in segments if s.scored})
+
+    def prompt(self, draft: _Draft) -> tuple[int, ...]:
+        """A chat's template writes its own specials; a text gets the tokenizer's."""
+        tokens = self._checked(self.whole, draft.prompt)
+        return tokens if draft.is_chat else self.encoder.leading + tokens
+
+    def answer(self, segments: Sequence[Segment]) -> Answer:
+        tokens: list[int] = []
+        scored: list[bool] = []
+        for segment in segments:
+            if segment.scored:
+                new = (*self._checked(self.tail, segment.text), segment.stop)
+            else:  # begins with the text of the stop that is already there
+                new = self._checked(self.whole, segment.text)[1:]
+            tokens += new
+            scored += [segment.scored] * len(new)
+        return Answer(tuple(tokens), tuple(scored))
+
+    def _checked(self, ids: dict[str, tuple[int, ...]], text: str) -> tuple[int, ...]:
+        """Refuse a tokenizer that makes control ids of text that is none."""
+        tokens = ids[text]
+        control = sum(map(self.encoder.control.__contains__, tokens))
+        if control > len(self.encoder.control_text.findall(text)):
+            message = "the tokenizer makes a control token of ordinary text"
+            raise Unfit("control", None, message, "delete the control tokens from the text")
+        return tokens
+
+
+def _tokenise(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    ordered = sorted(texts, key=len)
+    ids: dict[str, tuple[int, ...]] = {}
+    for start in range(0, len(ordered), TEXTS_AT_ONCE):
+        batch = ordered[start : start + TEXTS_AT_ONCE]
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        ids.update((text, tuple(e.ids)) for text, e in zip(batch, encodings, strict=True))
+    return ids
+
+
+def _assemble(encoder: Encoder, ids: _Ids, draft: _Draft, source: str) -> TokenPair:
+    prompt = ids.prompt(draft)
+    chosen, rejected = (ids.answer(segments) for segments in draft.answers)
+    if not prompt:
+        raise Unfit("empty", "prompt", "the prompt has no token", "add text to it")
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if sum(answer.scored) < 2:  # the stop alone
+            message = "the answer has no token but its stop"
+            raise Unfit("empty", name, message, "add text or delete the row")
+    if chosen == rejected:
+        message = "chosen and rejected become the same tokens"
+        raise Unfit("identical", None, message, "delete the row or set data.on_bad_row: drop")
+    return TokenPair(prompt, chosen, rejected, source)
+
+
+def _warnings(encoder: Encoder, draft: _Draft, pair: TokenPair) -> list[Finding]:
+    findings = []
+    texts = [draft.prompt, *(s.text for answer in draft.answers for s in answer)]
+    if any("\ufdd0" in text for text in texts):
+        message = "control tokens stand in the text; they are encoded as text"
+        mend = "delete them, unless the text is about them"
+        findings.append(Finding("control", "warning", pair.source, None, message, mend))
+    if encoder.unknown is not None:
+        count = sum(s.tokens.count(encoder.unknown) for s in (pair.chosen, pair.rejected))
+        if count:
+            message = f"{count} unknown tokens: the tokenizer does not know this text"
+            mend = "check that the tokenizer is the model's own"
+            findings.append(Finding("unknown", "warning", pair.source, None, message, mend))
+    return findings
+
+
+_CLOCK = Finding(
+    "clock",
+    "warning",
+    "chat template",
+    None,
+    "it writes today's date, so another day gives other tokens",
+    "set data.template.date_string, where the template reads it",
+)
