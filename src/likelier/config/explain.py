@@ -1,0 +1,185 @@
+"""What is wrong with a config, in one line: the key, the value, and what the key may be."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from likelier.config import text
+from likelier.config.elsewhere import answer
+from likelier.config.schema import json_schema
+from likelier.errors import ConfigError
+
+Schema = Mapping[str, Any]
+
+
+def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
+    """The error a user sees for what pydantic found in ``given``.
+
+    Unknown keys come first and all at once: a config from another trainer is then one message.
+    """
+    problems = error.errors(include_url=False)
+    unknown = [_keys(p["loc"], given) for p in problems if _is_unknown(p)]
+    if unknown:
+        return _unknown(unknown, given)
+    problem = problems[0]
+    keys = _keys(problem["loc"], given)
+    dotted = ".".join(keys)
+    about = _at(keys, given).get("description")
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
+        return ConfigError("is needed", where=dotted, mend=f"add {dotted}: {about or 'a section'}")
+    if problem["type"] == "value_error":
+        return ConfigError(str(problem["ctx"]["error"]), where=dotted, mend=about)
+    if problem["type"] == "union_tag_invalid":
+        offered = problem["ctx"]["expected_tags"].replace("'", "").replace(", ", " or ")
+        where = f"{dotted}.{problem['ctx']['discriminator'].strip(chr(39))}"
+        return ConfigError(
+            f"{_short(problem['ctx']['tag'])} is not possible; write {offered}", where=where
+        )
+    offered = allowed(_at(keys, given))
+    what = f"{_short(_value(keys, given))} is not possible; write {offered}"
+    return ConfigError(what, where=dotted, mend=about)
+
+
+def _short(value: Any) -> str:
+    """A value as the config would have it, cut to fit a line."""
+    try:
+        shown = text.flow(value)
+    except Exception:  # an object that YAML cannot write: only Python callers can get here
+        shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _is_unknown(problem: Mapping[str, Any]) -> bool:
+    return problem["type"] == "extra_forbidden" or problem["loc"][-1:] == ("[key]",)
+
+
+def _keys(loc: Sequence[str | int], given: Any) -> list[str]:
+    """The keys of ``loc`` that a user wrote: pydantic also names union members and list places."""
+    keys: list[str] = []
+    for place, part in enumerate(loc):
+        if isinstance(given, Mapping) and part in given:
+            keys.append(str(part))
+            given = given[part]
+        elif isinstance(given, Mapping) and place == len(loc) - 1 and part != "[key]":
+            keys.append(str(part))
+    return keys
+
+
+def _value(keys: Sequence[str], given: Any) -> Any:
+    for key in keys:
+        given = given[key]
+    return given
+
+
+def _unknown(unknown: Sequence[Sequence[str]], given: Mapping[str, Any]) -> ConfigError:
+    mends = [_instead(keys, given) for keys in unknown]
+    if len(unknown) == 1:
+        return ConfigError("unknown key", where=".".join(unknown[0]), mend=mends[0])
+    names = [".".join(keys) for keys in unknown]
+    each = " · ".join(f"{name}: {mend}" for name, mend in zip(names, mends, strict=True))
+    return ConfigError(f"unknown keys: {', '.join(names)}", mend=each)
+
+
+def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
+    """What to do about an unknown key: the nearest right one, or why there is none."""
+    *above, name = keys
+    value, dotted, known = _value(keys, given), ".".join(keys), list(_known_keys())
+    if "." in name:
+        return f"nest it: {name.replace('.', ': {')}: {_short(value)}{'}' * name.count('.')}"
+    if dotted in known:
+        section = above[0]
+        kind = "{kind: none}" if section == "adapter" else "{name: ...}"
+        return f"another kind of {section} has it; {section}={kind} replaces the whole section"
+    if (mend := answer(name, value, _value(above, given))) is not None:
+        return mend
+    elsewhere = [key for key in known if key.rpartition(".")[2] == name]
+    if len(elsewhere) == 1 and not isinstance(value, Mapping):
+        return f"write {elsewhere[0]}: {_short(value)}"
+    siblings = [key for key in known if key.split(".")[:-1] == above]
+    near = get_close_matches(dotted, siblings, n=1) or get_close_matches(dotted, known, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    words = [key.rpartition(".")[2] for key in siblings]
+    return f"{'.'.join(above)} has: {', '.join(words)}" if above else f"keys: {', '.join(words)}"
+
+
+@cache
+def _known_keys() -> tuple[str, ...]:
+    """Every dotted key, those of sections included, of every member of a union."""
+
+    def walk(schema: Schema, above: str) -> Iterator[str]:
+        for member in _members(schema):
+            for name, below in member.get("properties", {}).items():
+                yield above + name
+                yield from walk(below, f"{above}{name}.")
+            for name in member.get("propertyNames", {}).get("enum", []):
+                yield above + name
+
+    return tuple(dict.fromkeys(walk(json_schema(), "")))
+
+
+def _members(schema: Schema) -> list[Schema]:
+    """The alternatives of a schema, references followed."""
+    if "$ref" in schema:
+        return _members(json_schema()["$defs"][schema["$ref"].rpartition("/")[2]])
+    alternatives = schema.get("oneOf") or schema.get("anyOf")
+    if alternatives is None:
+        return [schema]
+    return [member for one in alternatives for member in _members(one)]
+
+
+def _at(keys: Sequence[str], given: Mapping[str, Any]) -> Schema:
+    """The schema of a key."""
+    schema: Schema = json_schema()
+    for key in keys:
+        for member in _members(schema):
+            if key in member.get("properties", {}):
+                schema = member["properties"][key]
+                break
+            if isinstance(member.get("additionalProperties"), Mapping):
+                schema = member["additionalProperties"]
+                break
+    return schema
+
+
+def allowed(schema: Schema) -> str:
+    """A schema in words: ``auto, or a number over 0 and up to 1``."""
+    return ", or ".join(dict.fromkeys(_one(member) for member in _members(schema)))
+
+
+def _one(schema: Schema) -> str:
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        *most, last = map(str, schema["enum"])
+        return f"{', '.join(most)} or {last}"
+    kind = schema.get("type")
+    if kind == "array":
+        return _list(schema)
+    if kind in ("integer", "number"):
+        noun = "a whole number" if kind == "integer" else "a number"
+        return " ".join([noun, *_range(schema)])
+    words = {"string": "text", "boolean": "true or false", "null": "null", "object": "a section"}
+    return words.get(str(kind), "a value that JSON can hold")
+
+
+def _list(schema: Schema) -> str:
+    if "prefixItems" in schema:
+        return f"a list of {len(schema['prefixItems'])}, each {_one(schema['prefixItems'][0])}"
+    return f"a list of {_one(schema['items'])}, not empty"
+
+
+def _range(schema: Schema) -> list[str]:
+    words = []
+    if "minimum" in schema:
+        words.append(f"from {schema['minimum']}")
+    if "exclusiveMinimum" in schema:
+        words.append(f"over {schema['exclusiveMinimum']}")
+    if "maximum" in schema:
+        words.append(f"{'to' if 'minimum' in schema else 'and up to'} {schema['maximum']}")
+    if "exclusiveMaximum" in schema:
+        words.append(f"to under {schema['exclusiveMaximum']}")
+    return words

@@ -1,0 +1,275 @@
+"""Every key of a config, its type, its range and its default: one strict tree."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    model_validator,
+)
+
+from likelier.errors import ConfigError
+
+IN_MEMORY = "(in memory)"  # stands where a key's value was given as a Python object
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_LONGEST_PATH = 4096
+
+
+def _path(text: str) -> str:
+    """A path or Hub id with ``~`` expanded.
+
+    Raises:
+        ValueError: it is blank, too long, or something that is not a path. The message never
+            repeats a URL: it may hold a password.
+    """
+    if not text.strip():
+        raise ValueError("is empty; write a path, or null where the key allows it")
+    if len(text) > _LONGEST_PATH:
+        raise ValueError(f"is {len(text)} characters long; a path has at most {_LONGEST_PATH}")
+    if _CONTROL.search(text):
+        raise ValueError("holds a line break or another control character")
+    if "://" in text:
+        raise ValueError("is a URL; download it first and write the path")
+    if _VARIABLE.search(text):
+        raise ValueError(f"{text!r} holds a shell variable, which is not expanded; write it out")
+    return os.path.expanduser(text)
+
+
+def _tuple(value: Any) -> Any:
+    """YAML and JSON have lists only."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _eval_source(text: str) -> str:
+    """``5%`` as it is, once its range is checked; anything else is a path."""
+    share = _SHARE.fullmatch(text)
+    if share is None and text.rstrip().endswith("%"):
+        raise ValueError(f"{text!r} is not a share; write it like 5%")
+    if share is None:
+        return _path(text)
+    if not 0 < float(share[1]) < 100:
+        raise ValueError(f"{text!r} is not over 0% and under 100%; null means no evaluation")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+OutPath = Annotated[
+    Path,
+    BeforeValidator(lambda value: Path(_path(value)) if isinstance(value, str) else value),
+    PlainSerializer(str, return_type=str),
+    Field(json_schema_extra={"type": "string"}),
+]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Dtype = Literal["auto", "float32", "bfloat16", "float64"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class Section(BaseModel):
+    """No unknown key, no guessed type, no NaN, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The policy's start."""
+
+    path: PathText = Field(description="model folder or Hub id")
+    revision: Text | None = Field(None, description="branch, tag or commit of a Hub id")
+    dtype: Dtype = Field("auto", description="compute dtype; auto = the checkpoint's")
+    save_dtype: Dtype = Field("auto", description="dtype of the saved weights; auto = the start's")
+
+
+class DataConfig(Section):
+    """The pairs, and what to do with those that do not fit."""
+
+    train: PathText = Field(description="JSONL or Parquet file, or Hub id, of preference pairs")
+    eval: Annotated[str, AfterValidator(_eval_source)] | None = Field(
+        "5%", description="held out: a share like 5% (split by prompt), a file, or null"
+    )
+    columns: dict[Literal["prompt", "chosen", "rejected"], Text] = Field(
+        {}, description="our column: the file's column, where they differ"
+    )
+    template: dict[str, JsonValue] = Field({}, description="further arguments of the chat template")
+    max_length: int = Field(
+        2048, ge=2, le=2**31 - 1, description="tokens of prompt and answer together"
+    )
+    overlong: Literal["drop", "trim", "error"] = Field("drop", description="pairs over max_length")
+    on_bad_row: Literal["error", "drop"] = Field("error", description="rows that cannot be used")
+
+    @property
+    def eval_share(self) -> float | None:
+        """The share of prompts to hold out, in (0, 1), or None where eval is a file or null."""
+        share = _SHARE.fullmatch(self.eval or "")
+        return float(share[1]) / 100 if share else None
+
+    @property
+    def eval_path(self) -> str | None:
+        """The evaluation file, or None where eval is a share or null."""
+        return None if self.eval_share is not None else self.eval
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on a frozen base. No dropout: it would blur the log-probs compared."""
+
+    kind: Literal["lora"] = "lora"
+    r: int = Field(16, ge=1, le=65536, description="rank")
+    alpha: int = Field(32, ge=1, le=10**6, description="the update is scaled by alpha / r")
+    targets: Literal["all-linear"] | Names = Field(
+        "all-linear", description="names of the modules to adapt"
+    )
+
+
+class NoAdapter(Section):
+    """Full fine-tuning."""
+
+    kind: Literal["none"] = "none"
+
+
+class ReferenceConfig(Section):
+    """What the policy is compared with."""
+
+    path: PathText | None = Field(
+        None, description="another model folder or Hub id; null = the model as it was at the start"
+    )
+
+
+class SigmoidLoss(Section):
+    """DPO: Rafailov et al. 2023, equation 7. Further losses join as members of a union by name."""
+
+    name: Literal["sigmoid"] = "sigmoid"
+    beta: float = Field(0.1, gt=0, le=100, description="how strongly the policy is held near")
+
+
+class OptimConfig(Section):
+    """AdamW and its learning rate over the run."""
+
+    lr: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto", description="peak; auto = 5e-7 for full tuning, 1e-5 for LoRA"
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="after the warm-up: down to 0, or flat"
+    )
+    warmup: Share | Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0.1, description="a share of the steps, or a whole number of steps"
+    )
+    betas: Annotated[tuple[Share, Share], BeforeValidator(_tuple)] = Field(
+        (0.9, 0.999), description="decay of AdamW's two averages"
+    )
+    eps: float = Field(1e-8, gt=0, le=1, description="AdamW's")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="clip to this; null = never"
+    )
+
+
+class TrainConfig(Section):
+    """How long, in what portions, and what to write on the way."""
+
+    epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
+        1.0, description="passes over the data"
+    )
+    steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
+    pairs_per_step: Count = Field(32, description="pairs of one optimizer step, over all devices")
+    tokens_per_pass: Literal["auto"] | Annotated[int, Field(ge=16, le=2**31 - 1)] = Field(
+        "auto", description="budget of one forward pass; auto = what memory allows"
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    log_every: Count = Field(1, description="steps between rows of the log")
+    eval_every: Count | None = Field(50, description="steps between evaluations; null = never")
+    save_every: Count | None = Field(200, description="steps between checkpoints; null = never")
+    keep: Count = Field(2, description="checkpoints kept")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, more time"
+    )
+    deterministic: bool = Field(
+        True, description="same bytes from the same run; false may be faster on CUDA"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        if given.get("steps") is None:
+            if given.get("epochs", 1) is None:
+                raise ConfigError(
+                    "no length is given",
+                    where="train.epochs and train.steps",
+                    mend="give one of them a number",
+                )
+            return given
+        if given.get("epochs") is not None:
+            raise ConfigError(
+                f"both are given: {given['epochs']} and {given['steps']}",
+                where="train.epochs and train.steps",
+                mend="keep one; train.epochs=null takes the epochs away",
+            )
+        return {**given, "epochs": None}
+
+
+def _lora_by_default(value: Any) -> Any:
+    """``adapter: {r: 8}`` means LoRA, as leaving the section out does."""
+    return {"kind": "lora", **value} if isinstance(value, Mapping) else value
+
+
+Adapter = Annotated[
+    Annotated[LoraConfig | NoAdapter, Field(discriminator="kind")],
+    BeforeValidator(_lora_by_default),
+]
+
+
+class Config(Section):
+    """A whole run in one place. Sections that are left out take their defaults."""
+
+    model: ModelConfig
+    data: DataConfig
+    adapter: Adapter = LoraConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    loss: SigmoidLoss = SigmoidLoss()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    out: OutPath = Field(description="run folder; made by the run")
+    track: Literal["none"] = Field("none", description="an optional mirror of the metrics")
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "Config":
+        """A key that this run would not read is an error, not a silence."""
+        given = self.train.model_fields_set
+        if self.data.eval is None and "eval_every" in given and self.train.eval_every is not None:
+            raise _dead("train.eval_every", "data.eval is null")
+        if self.train.save_every is None and "keep" in given:
+            raise _dead("train.keep", "train.save_every is null")
+        warmup, steps = self.optim.warmup, self.train.steps
+        if isinstance(warmup, int) and steps is not None and warmup > steps:
+            raise ConfigError(
+                f"{warmup} steps of warm-up do not fit in train.steps, {steps}",
+                where="optim.warmup",
+                mend="write fewer steps, or a share such as 0.1",
+            )
+        return self
+
+
+def _dead(key: str, because: str) -> ConfigError:
+    return ConfigError(
+        f"would not be read: {because}", where=key, mend=f"take {key} away, or change that"
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """The tree as JSON Schema, for editors and for the words of error messages."""
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **Config.model_json_schema()}
