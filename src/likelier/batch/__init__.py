@@ -1,0 +1,1 @@
+"""From sequences to passes: the prefix tree, and which pairs share one."""

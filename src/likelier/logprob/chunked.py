@@ -1,0 +1,106 @@
+"""Log-probs with the vocabulary axis visited in chunks of rows, never keeping the logits.
+
+The forward saves one log-sum-exp a row; the backward makes each chunk's logits again. Peak
+memory is chunk x V, whatever the number of answers. `plain` is the twin.
+
+Axis letters: N predicting positions, E (position, token) entries, C rows of a chunk, D hidden,
+V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likelier.logprob.head import Head, at_least_float32, head_logits
+
+DEFAULT_CHUNK_VALUES = 1 << 24  # logits of one chunk: 64 MiB in float32
+
+
+def token_logps(
+    hidden_ND: Tensor, head: Head, row_E: Tensor, token_E: Tensor, chunk: int | None = None
+) -> Tensor:
+    """``log softmax(head(hidden[row]))[token]`` for every entry, in nats, shape (E,).
+
+    ``row_E`` indexes rows of ``hidden_ND`` in ascending order, several entries a row at a fork.
+    ``chunk`` is the number of rows whose logits exist at once. Gradients go to the hidden
+    states, the weight and the bias.
+    """
+    chunk = chunk or max(1, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
+    edge_C = torch.arange(0, len(hidden_ND) + chunk, chunk, device=row_E.device)
+    cuts = torch.searchsorted(row_E, edge_C).tolist()
+    logp_E: Tensor = _ChunkedLogps.apply(
+        hidden_ND, head.weight, head.bias, row_E, token_E, (head.scale, head.softcap), chunk, cuts
+    )
+    return logp_E
+
+
+def _chunks(rows: int, chunk: int, cuts: list[int]) -> list[tuple[slice, slice]]:
+    """For every chunk: its rows, and the entries that read them."""
+    return [
+        (slice(start, min(start + chunk, rows)), slice(cuts[i], cuts[i + 1]))
+        for i, start in enumerate(range(0, rows, chunk))
+    ]
+
+
+class _ChunkedLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        row_E: Tensor,
+        token_E: Tensor,
+        shape: tuple[float, float | None],
+        chunk: int,
+        cuts: list[int],
+    ) -> Tensor:
+        head = Head(weight_VD, bias_V, *shape)
+        logp_E = at_least_float32(hidden_ND.new_empty(0)).new_empty(len(row_E))
+        lse_N = logp_E.new_empty(len(hidden_ND))
+        for rows, entries in _chunks(len(hidden_ND), chunk, cuts):
+            logits_CV = head_logits(hidden_ND[rows], head)
+            lse_C = torch.logsumexp(logits_CV, dim=-1)
+            lse_N[rows] = lse_C
+            at_E = row_E[entries] - rows.start
+            logp_E[entries] = logits_CV[at_E, token_E[entries]] - lse_C[at_E]
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N)
+        ctx.shape, ctx.chunk, ctx.cuts = shape, chunk, cuts
+        return logp_E
+
+    @staticmethod
+    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N = ctx.saved_tensors
+        head = Head(weight_VD, bias_V, *ctx.shape)
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if need_hidden else None
+        # Sums over chunks are kept in float32: bfloat16 would round each addition away.
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_N.dtype) if need_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=lse_N.dtype) if need_bias else None
+        for rows, entries in _chunks(len(hidden_ND), ctx.chunk, ctx.cuts):
+            logits_CV = head_logits(hidden_ND[rows], head)
+            at_E, grad_e = row_E[entries] - rows.start, grad_E[entries]
+            # d logp[row, token] / d logits = onehot(token) - softmax(logits[row]), summed over
+            # the entries of a row.
+            total_C = grad_e.new_zeros(len(logits_CV)).index_add_(0, at_E, grad_e)
+            grad_CV = torch.exp(logits_CV - lse_N[rows, None]).mul_(-total_C[:, None])
+            # (row, token) entries are distinct, so nothing is added twice to one place.
+            grad_CV[at_E, token_E[entries]] += grad_e
+            if head.softcap is not None:
+                grad_CV *= 1 - (logits_CV / head.softcap) ** 2
+            if head.scale != 1.0:
+                grad_CV *= head.scale
+            if grad_bias_V is not None:
+                grad_bias_V += grad_CV.sum(0)
+            grad_CV = grad_CV.to(hidden_ND.dtype)
+            if grad_hidden_ND is not None:
+                grad_hidden_ND[rows] = grad_CV @ weight_VD
+            if grad_weight_VD is not None:
+                grad_weight_VD += grad_CV.T @ hidden_ND[rows]
+        return (
+            grad_hidden_ND,
+            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
+            None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
+            *[None] * 5,
+        )

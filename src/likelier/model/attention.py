@@ -1,0 +1,151 @@
+"""Attention over a prefix tree, entered through transformers' own attention registry.
+
+`segments` is the fast path on a CPU, `dense` its obvious twin: one boolean mask of T x T. The
+layout travels as the keyword ``tree`` of the model's forward, so there is no hidden state.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from likelier.batch.tree import Tree, ancestor_mask_TT, segment_mask_QK
+
+
+class UnsupportedAttention(Exception):
+    """A model's attention asks for something that the tree backends do not implement."""
+
+
+# What transformers passes along that changes nothing here: positions were applied to query and
+# key before, there is no cache, and the tree is the mask.
+_READ_ELSEWHERE = frozenset(
+    {
+        *("position_ids", "position_embeddings", "cache_position", "use_cache", "is_causal"),
+        *("output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch"),
+        *("layer_idx", "output_router_logits", "logits_to_keep", "block_sequence_ids"),
+    }
+)
+
+
+def _attend(
+    attention: Callable[[Tensor, Tensor, Tensor, Tree, float | None, int | None], Tensor],
+) -> Callable[..., tuple[Tensor, None]]:
+    """Give a tree attention the signature that transformers calls."""
+
+    def forward(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        tree: Tree | None = None,
+        **others: object,
+    ) -> tuple[Tensor, None]:
+        unknown = {
+            name
+            for name, given in others.items()
+            if name not in _READ_ELSEWHERE and given is not None and given is not False
+        }
+        if tree is None:
+            unknown.add("no tree")
+        if attention_mask is not None:
+            unknown.add("attention_mask")
+        if dropout:
+            unknown.add("dropout")
+        if unknown:
+            raise UnsupportedAttention(
+                f"{type(module).__name__} asks for {', '.join(sorted(unknown))}"
+            )
+        assert tree is not None
+        if key.shape[1] != query.shape[1]:  # grouped-query attention
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+        output = attention(query, key, value, tree, scaling, sliding_window)
+        return output.transpose(1, 2).contiguous(), None
+
+    return forward
+
+
+def segments(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
+) -> Tensor:
+    """Per segment: its queries over its ancestors' keys and its own. No T x T, no wasted work.
+
+    All of shape (1, heads, T, head size); ``dense`` is the twin.
+    """
+    outputs = []
+    for segment in tree.segments:
+        spans = [*segment.ancestors, (segment.start, segment.stop)]
+        keys, values = (
+            torch.cat([states[:, :, start:stop] for start, stop in spans], dim=2)
+            for states in (key, value)
+        )
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, segment.start : segment.stop],
+                keys,
+                values,
+                attn_mask=segment_mask_QK(segment, window, query.device),
+                scale=scaling,
+            )
+        )
+    return torch.cat(outputs, dim=2)
+
+
+def dense(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
+) -> Tensor:
+    """The predicate as one boolean mask of T x T: for tests and tiny inputs."""
+    mask_TT = ancestor_mask_TT(tree, window)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_TT, scale=scaling)
+
+
+TREE_BACKENDS = {"segments": segments, "dense": dense}
+
+for _name, _attention in TREE_BACKENDS.items():
+    AttentionInterface.register(f"likelier_{_name}", _attend(_attention))
+
+
+@contextmanager
+def attention_backend(model: PreTrainedModel, backend: str) -> Iterator[None]:
+    """Run a model's attention by one backend, and by its own again afterwards.
+
+    ``padded`` is the model's own attention and changes nothing.
+    """
+    before = model.config._attn_implementation
+    wanted = f"likelier_{backend}" if backend in TREE_BACKENDS else before
+    model.set_attn_implementation(wanted)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def tree_obstacle(config: object) -> str | None:
+    """Why a model of this configuration cannot use a tree backend, or None where it can.
+
+    Read from the configuration; what only the attention call reveals (soft-caps, sinks, position
+    bias) raises `UnsupportedAttention` on the first pass instead.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    strange = kinds - {"full_attention", "sliding_attention"}
+    if strange:
+        return f"it has layers of kind {', '.join(sorted(strange))}"
+    if getattr(text, "alibi", False):
+        return "it uses ALiBi position biases"
+    for name in ("mamba_d_state", "ssm_cfg", "attn_layer_period", "attention_chunk_size"):
+        if getattr(text, name, None):
+            return f"its layers are not all softmax attention ({name})"
+    rope = getattr(text, "rope_parameters", None) or {}
+    tables = rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]
+    for table in tables:
+        if table.get("rope_type") in {"dynamic", "longrope"}:
+            return f"its rotary table depends on the length ({table['rope_type']})"
+    return None

@@ -1,0 +1,141 @@
+"""Scoring: log-probs of answers under a model, for one text or for a whole file."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from likelier.batch.layout import Scored, padded_pass, scored
+from likelier.batch.pack import layout, pack
+from likelier.data.records import Message
+from likelier.data.tokens import build_encoder, encode_answer
+from likelier.model.attention import (
+    UnsupportedAttention,
+    attention_backend,
+    tree_obstacle,
+)
+from likelier.model.dropout import without_dropout
+from likelier.model.load import Policy
+from likelier.model.scorer import Scorer, find_head_rule
+
+DEFAULT_TOKENS_PER_PASS = 8192
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A policy ready to be scored or trained: its scorer and the backend that serves it.
+
+    ``backend_reason`` says why the tree cannot serve this model, None where it does.
+    """
+
+    policy: Policy
+    scorer: Scorer
+    backend: str
+    backend_reason: str | None
+
+    @contextmanager
+    def running(self, backend: str | None = None) -> Iterator[Scorer]:
+        """The scorer, with dropout silent and attention run by a backend (default: its own)."""
+        model = self.policy.causal_lm
+        with without_dropout(self.policy.model), attention_backend(model, backend or self.backend):
+            yield self.scorer
+
+
+def make_ready(policy: Policy) -> Ready:
+    """Choose the backend for a model by its configuration and one tiny pass, and its head."""
+    model = policy.causal_lm
+    rule = find_head_rule(model)
+    scorer = Scorer(model, rule)
+    backend, reason = choose_backend(policy, scorer)
+    return Ready(policy, scorer, backend, reason)
+
+
+def choose_backend(policy: Policy, scorer: Scorer) -> tuple[str, str | None]:
+    """``segments``, or ``padded`` with the reason why the tree cannot serve this model."""
+    reason = tree_obstacle(policy.causal_lm.config)
+    if reason is None:
+        probe = [Scored((0, 1, token), (False, True, True)) for token in (1, 2)]
+        try:
+            with (
+                torch.no_grad(),
+                without_dropout(policy.model),
+                attention_backend(policy.causal_lm, "segments"),
+            ):
+                scorer(layout("segments")(probe).to(policy.device))
+            return "segments", None
+        except UnsupportedAttention as unsupported:
+            reason = str(unsupported)
+        except TypeError as error:  # a forward that takes no further keywords
+            reason = f"its forward takes no layout ({error})"
+    return "padded", reason
+
+
+@torch.no_grad()
+def score_sequences(
+    ready: Ready,
+    sequences: Sequence[Scored],
+    budget: int = DEFAULT_TOKENS_PER_PASS,
+    on_pass: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Per-token log-probs of sequences: yields (index, float tensor of its scored tokens, nats).
+
+    Sequences of one prompt should stand together. ``on_pass`` hears how many sequences each
+    finished pass held. No gradients.
+    """
+    plan = pack([(sequence,) for sequence in sequences], budget, ready.backend)
+    with ready.running() as scorer:
+        for indices in plan:
+            batch = layout(ready.backend)([sequences[i] for i in indices])
+            on_device = batch.to(ready.policy.device)
+            logp_K = scorer(on_device)[on_device.entry_K].cpu()
+            for index, logp in zip(indices, logp_K.split(batch.length_R.tolist()), strict=True):
+                yield index, logp
+            if on_pass is not None:
+                on_pass(len(indices))
+
+
+def get_logprob(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: str | list[Message] | Sequence[str | list[Message]],
+    response: str | list[Message] | Sequence[str | list[Message]],
+    *,
+    stop: bool = True,
+    per_token: bool = False,
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, list[Tensor]]:
+    """Log-prob of a response given a prompt, in nats, with gradient: what DPO compares.
+
+    One prompt (text, or a list of messages) and one response give a 0-d tensor; a list of R
+    prompts and a list of R responses give shape (R,). The sum runs over the response's tokens
+    and its stop token; ``stop=False`` leaves the stop token out. With ``per_token`` a second
+    value holds the log-prob of each token: shape (tokens,), or a list of R such tensors.
+
+    The model is used as it stands: to score without gradient, call it under ``torch.no_grad()``.
+    Dropout does not apply. Text is continued as plain text, messages go through the chat
+    template. Summed in float64.
+    """
+    many = isinstance(response, Sequence) and not isinstance(response, str) and not (
+        response and isinstance(response[0], dict)
+    )
+    prompts, responses = (prompt, response) if many else ([prompt], [response])
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses")
+    policy = Policy(model, tokenizer)
+    encoder = build_encoder(tokenizer, policy.causal_lm.generation_config)
+    sequences = [
+        scored(*encode_answer(encoder, p, r, stop=stop))
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+    scorer = Scorer(policy.causal_lm, find_head_rule(policy.causal_lm))
+    batch = padded_pass(sequences).to(policy.device)
+    with without_dropout(model):
+        logp_E = scorer(batch)
+    total_R = batch.answer_logps(logp_E)
+    total = total_R if many else total_R[0]
+    if not per_token:
+        return total
+    each = list(logp_E[batch.entry_K].split(batch.length_R.tolist()))
+    return total, (each if many else each[0])

@@ -1,0 +1,90 @@
+"""One module forward: a pass in, log-probs of its (position, token) entries out.
+
+Backbone and head run inside this one forward, so that checkpointing, adapters, compilation and
+sharding can wrap it; nothing calls a submodule from outside.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from likelier.batch.layout import Pass
+from likelier.logprob.chunked import token_logps
+from likelier.logprob.head import Head, head_logits
+
+
+@dataclass(frozen=True)
+class HeadRule:
+    """How this model's own forward turns hidden states into logits, as far as we could verify.
+
+    ``own`` means that it could not be reproduced: the model's own forward then makes all logits.
+    ``reason`` says why.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    own: bool = False
+    reason: str | None = None
+
+
+class Scorer(nn.Module):
+    """Scores passes with one causal language model (bare, or with adapters inside).
+
+    ``chunk`` is the number of predicting positions whose logits exist at once (None: by
+    vocabulary size).
+    """
+
+    def __init__(self, model: PreTrainedModel, rule: HeadRule, chunk: int | None = None):
+        super().__init__()
+        self.model, self.rule, self.chunk = model, rule, chunk
+
+    def forward(self, batch: Pass) -> Tensor:
+        """Log-probs of the entries of a pass, in nats, shape (E,), at least float32."""
+        inputs = {"input_ids": batch.token_BL, "position_ids": batch.depth_BL, "use_cache": False}
+        if batch.tree is not None:
+            inputs["tree"] = batch.tree
+        else:
+            inputs["attention_mask"] = batch.keep_BL
+        if self.rule.own:
+            logits_NV = self.model(**inputs).logits.flatten(0, 1)[batch.predict_N]
+            unit = torch.log_softmax(logits_NV.float() if logits_NV.dtype != torch.float64
+                                     else logits_NV, dim=-1)
+            return unit[batch.row_E, batch.token_E]
+        hidden_BLD = self.model.base_model(**inputs).last_hidden_state
+        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, batch.predict_N)
+        return token_logps(hidden_ND, self._head(), batch.row_E, batch.token_E, self.chunk)
+
+    def _head(self) -> Head:
+        layer = self.model.get_output_embeddings()
+        return Head(layer.weight, getattr(layer, "bias", None), self.rule.scale, self.rule.softcap)
+
+
+def find_head_rule(model: PreTrainedModel) -> HeadRule:
+    """Read the head's scale and soft-cap from the configuration and check them on one row.
+
+    Where head(hidden) is not the model's own logits, the rule says ``own``.
+    """
+    layer = model.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        return HeadRule(own=True, reason=f"its output layer is a {type(layer).__name__}")
+    text = model.config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0)
+    if divisor := getattr(text, "logits_scaling", None):
+        scale /= float(divisor)
+    rule = HeadRule(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
+    tokens_BL = torch.arange(8, device=layer.weight.device)[None] % text.vocab_size
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        hidden_BLD = model.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state
+        expected = model(input_ids=tokens_BL, use_cache=False).logits[0].double()
+    model.train(was_training)
+    head = Head(layer.weight, layer.bias, rule.scale, rule.softcap)
+    found = head_logits(hidden_BLD[0].detach(), head).double()
+    tolerance = 1e-2 if layer.weight.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
+        worst = float((found - expected).abs().max())
+        return HeadRule(own=True, reason=f"its logits differ from head(hidden) by {worst:.2g}")
+    return rule
