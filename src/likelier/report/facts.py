@@ -1,0 +1,140 @@
+"""What the run was, as label and value: command, model, data, sharing, the checks at step 0."""
+
+import math
+from typing import Any
+
+from likelier.report.read import RunFolder, count, number, section
+from likelier.report.verdict import progress
+from likelier.report.words import percent, short
+
+Fact = tuple[str, str]
+
+
+def run_facts(run: RunFolder) -> list[Fact]:
+    """The facts that the folder holds, in reading order."""
+    groups = (_what, _settings, _data, _reference, _sharing, _gate, _where)
+    return [(label, value) for group in groups for label, value in group(run) if value]
+
+
+def _what(run: RunFolder) -> list[Fact]:
+    trainable, parameters = count(run.record.get("trainable")), count(run.record.get("parameters"))
+    size = ""
+    if trainable and parameters:
+        share = percent(trainable / parameters)
+        size = f"{trainable:,} of {parameters:,} parameters trained ({share})"
+    done, planned = progress(run)
+    steps = f"{done:,}" if done is not None else ""
+    return [
+        ("Command", _text(run.record.get("command"))),
+        ("Model", _text(section(run.config, "model").get("path"))),
+        ("Size", size),
+        ("Steps", f"{steps} of {planned:,}" if steps and planned else steps),
+    ]
+
+
+def _settings(run: RunFolder) -> list[Fact]:
+    adapter, loss = section(run.config, "adapter"), section(run.config, "loss")
+    optim, train = section(run.config, "optim"), section(run.config, "train")
+    return [
+        ("Adapter", _options("kind", adapter)),
+        ("Loss", _options("name", loss)),
+        ("Optimizer", _options("schedule", optim)),
+        ("Training", _options("", train)),
+    ]
+
+
+def _options(first: str, options: dict[str, Any]) -> str:
+    """``lora, r 16, alpha 32``: the section's kind, then its keys with their values."""
+    kind = [_text(options[first])] if options.get(first) else []
+    others = [f"{key} {_text(value)}" for key, value in options.items() if key != first]
+    return ", ".join(kind + others)
+
+
+def _data(run: RunFolder) -> list[Fact]:
+    data = section(run.record, "data")
+    rows, used, dropped = (count(data.get(key)) for key in ("rows", "used", "dropped"))
+    counts = [(rows, "rows read"), (used, "used"), (dropped, "dropped")]
+    pairs = [
+        (count(run.record.get("pairs")), "to train on"),
+        (count(run.record.get("eval_pairs")), "held out"),
+    ]
+    findings = section(data, "findings")
+    return [
+        ("Rows", _counted(counts)),
+        ("Pairs", _counted(pairs)),
+        ("Noticed in the data", ", ".join(f"{c}: {_text(n)}" for c, n in findings.items())),
+    ]
+
+
+def _counted(counts: list[tuple[int | None, str]]) -> str:
+    return ", ".join(f"{n:,} {what}" for n, what in counts if n is not None)
+
+
+def _reference(run: RunFolder) -> list[Fact]:
+    reference = section(run.record, "reference")
+    answers = count(reference.get("answers"))
+    scored = f"{answers:,} answers scored once, before training" if answers is not None else ""
+    return [
+        ("Reference", scored),
+        ("Reference weights", _text(reference.get("identity"))),
+        ("Reference column", _text(reference.get("column"))),
+    ]
+
+
+def _sharing(run: RunFolder) -> list[Fact]:
+    tokens = section(run.record, "tokens")
+    plain, tree = count(tokens.get("plain")), count(tokens.get("tree"))
+    shared = ""
+    if plain and tree:
+        shared = (
+            f"{tree:,} tokens computed an epoch; without sharing common beginnings "
+            f"{plain:,}, which is {plain / tree:.2f} times as many"
+        )
+    reason = _text(run.record.get("backend_reason"))
+    backend = _text(run.record.get("backend"))
+    return [
+        ("Tokens", shared),
+        ("Backend", f"{backend} ({reason})" if backend and reason else backend),
+    ]
+
+
+def _gate(run: RunFolder) -> list[Fact]:
+    gate = section(run.record, "gate")
+    pairs, largest = count(gate.get("pairs")), number(gate.get("largest_difference"))
+    tolerance, loss = number(gate.get("tolerance")), number(gate.get("loss"))
+    reward = number(gate.get("largest_reward"))
+    same = start = ""
+    if pairs is not None and largest is not None:
+        allowed = f"; {short(tolerance)} is allowed" if tolerance is not None else ""
+        same = (
+            f"{pairs:,} pairs scored by the fast and by the plain path differ by "
+            f"{short(largest)} nats an answer at most{allowed}"
+        )
+    if loss is not None:
+        # Six digits: that it is ln 2 is the point.
+        start = f"loss {loss:.6f} (ln 2 is {math.log(2):.6f})"
+        start += f", largest reward {short(reward)}" if reward is not None else ""
+    return [("Checked before step 1", same), ("At the start", start)]
+
+
+def _where(run: RunFolder) -> list[Fact]:
+    versions = section(run.record, "versions")
+    likelier = {"likelier": run.record["likelier"]} if run.record.get("likelier") else {}
+    named = [f"{name} {_text(version)}" for name, version in {**likelier, **versions}.items()]
+    threads = count(run.record.get("threads"))
+    return [
+        ("Device", _text(run.record.get("device"))),
+        ("Threads", f"{threads}" if threads else ""),
+        ("Versions", ", ".join(named)),
+    ]
+
+
+def _text(value: Any) -> str:
+    """Any value of a config or record in a line; None and empty ones are left out."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    return str(value)
