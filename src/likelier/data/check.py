@@ -38,7 +38,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``likelier check`` prints: counts by code, and the first places in file order."""
+    """What ``likelier check`` prints: counts by code, and the first places, errors first."""
 
     rows: int
     usable: int
@@ -90,12 +90,13 @@ def refuse(
 
 
 def summary(loaded: Loaded) -> Summary:
-    """Counts by code, errors first, and the first twenty places."""
+    """Counts by code and the first twenty places in file order; errors come first in both."""
     counts = Counter((finding.code, finding.severity) for finding in loaded.findings)
     kinds = [Kind(code, severity, count) for (code, severity), count in counts.items()]
     rank = {"error": 0, "warning": 1, "note": 2}
     kinds.sort(key=lambda kind: (rank[kind.severity], -kind.count, kind.code))
-    return Summary(loaded.rows, len(loaded.pairs), tuple(kinds), loaded.findings[:PLACES])
+    places = sorted(loaded.findings, key=lambda finding: rank[finding.severity])[:PLACES]
+    return Summary(loaded.rows, len(loaded.pairs), tuple(kinds), tuple(places))
 
 
 def _load(rows: Iterable[Row | Finding], columns: dict[str, str], name: str) -> Loaded:
@@ -192,10 +193,11 @@ def _look(pair: Pair) -> list[Finding]:
         if "\ufffd" in text:
             message, mend = "the text was damaged before (U+FFFD)", "decode the original again"
             findings.append(Finding("damaged", "warning", pair.source, name, message, mend))
-    for name in ("chosen", "rejected") if not isinstance(pair.prompt, str) else ():
-        if odd := _odd_turns((*pair.prompt, *getattr(pair, name))):
-            mend = "check that no turn was lost; the template may refuse this"
-            findings.append(Finding("turns", "warning", pair.source, name, odd, mend))
+        if not isinstance(pair.prompt, str) and not isinstance(side, str):
+            before = () if name == "prompt" else pair.prompt[-1:]
+            if odd := _odd_turns((*before, *side)):
+                mend = "check that no turn was lost; the template may refuse this"
+                findings.append(Finding("turns", "warning", pair.source, name, odd, mend))
     return findings
 
 

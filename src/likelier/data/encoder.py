@@ -88,7 +88,9 @@ def build_encoder(
     added = description["added_tokens"]
     special = {item["content"]: item["id"] for item in added if item["special"]}
     special |= end_ids
-    unknown = tokenizer.unk_token_id
+    unknown = tokenizer.unk_token_id  # GPT-2 calls its end token unknown, too
+    if unknown in end_ids.values():
+        unknown = None
     _same_as(tokenizer, whole)
     return Encoder(
         tokenizer=tokenizer,

@@ -80,8 +80,10 @@ def _check_loss(
         more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
         raise DataError(first.message + more, where=first.where, mend=first.mend)
     if not kept:
-        what = "no pair is left: every one is too long" if pairs else "there is no pair"
-        raise DataError(what, where="data.max_length" if pairs else "data.train", mend=mend)
+        if first is None:
+            raise DataError("there is no pair", where="data.train", mend="give at least one")
+        what = f"no pair is left, all {len(pairs)} are too long; here {first.message}"
+        raise DataError(what, where=first.where, mend=mend)
     if overlong == "drop" and dropped > MOST_DROPPED * len(pairs):
         what = f"{dropped} of {len(pairs)} pairs are too long; at most 5 % may be dropped"
         where = first.where if first else None
@@ -121,21 +123,29 @@ def _shorter_prompt(prompt: tuple[int, ...], room: int, encoder: Encoder) -> tup
     """The end of a prompt behind its leading specials; None where no whole turn fits."""
     if len(prompt) <= room:
         return prompt
+    specials = {*encoder.leading, encoder.tokenizer.bos_token_id}
     head = 0
-    while head < len(prompt) and prompt[head] in {*encoder.leading, encoder.tokenizer.bos_token_id}:
+    while head < len(prompt) and prompt[head] in specials:
         head += 1
     start = len(prompt) - (room - head)
-    if any(token in encoder.control for token in prompt[head:]):
-        turns = _turn_starts(prompt, encoder)
-        start = next((turn for turn in turns if turn >= start), len(prompt))
-    return prompt[:head] + prompt[start:] if start < len(prompt) else None
+    if not encoder.control.isdisjoint(prompt[head:]):
+        turns = [turn for turn in _turn_starts(prompt, encoder) if turn >= start]
+        if not turns:
+            return None
+        start = turns[0]
+    return prompt[:head] + prompt[start:]
 
 
 def _turn_starts(prompt: tuple[int, ...], encoder: Encoder) -> list[int]:
-    """Where a control token follows the end of a turn: there the next one begins."""
+    """Where whole turns begin: at the first control token after the end of another turn.
+
+    What has no end of a turn behind it is the header of the answer to come, and no turn.
+    """
     ends = set(encoder.end_ids.values())
     control = [place for place, token in enumerate(prompt) if token in encoder.control]
-    return [place for before, place in pairwise(control) if prompt[before] in ends]
+    last_end = max((place for place in control if prompt[place] in ends), default=0)
+    starts = [place for before, place in pairwise(control) if prompt[before] in ends]
+    return [place for place in starts if place < last_end]
 
 
 def _cut(answer: Answer, room: int) -> Answer:

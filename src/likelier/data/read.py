@@ -12,6 +12,7 @@ from likelier.data.records import Finding
 from likelier.errors import DataError, InputMissing
 
 LONGEST_LINE = 64 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
+DEEPEST = 100  # levels of nesting; real rows have a handful
 ROWS_AT_ONCE = 1000
 ONE_OBJECT = "write one JSON object on each line"
 
@@ -39,7 +40,7 @@ def read_rows(path: Path) -> Iterator[Row | Finding]:
 
 def rows_from_memory(rows: Iterable[Any], name: str = "train") -> Iterator[Row | Finding]:
     """Rows of a list of dicts or of a ``datasets.Dataset``; the fourth is ``train[3]``."""
-    if isinstance(rows, (Mapping, str, bytes)):
+    if isinstance(rows, (Mapping, str, bytes)) or not isinstance(rows, Iterable):
         splits = ", ".join(map(str, rows)) if isinstance(rows, Mapping) else ""
         raise DataError(
             f"a list of rows is expected, found {type(rows).__name__}",
@@ -62,11 +63,12 @@ def _memory(rows: Iterable[Any], name: str) -> Iterator[Row | Finding]:
 def _check_file(path: Path) -> None:
     try:
         found = os.stat(path)
-    except OSError as error:
+    except FileNotFoundError as error:
         reason = "the link leads nowhere" if path.is_symlink() else "there is no such file"
-        if not isinstance(error, FileNotFoundError):
-            reason = error.strerror or "cannot be read"
         raise InputMissing(reason, where=str(path), mend="check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputMissing(reason, where=str(path)[:200], mend="check the path") from error
     if stat.S_ISDIR(found.st_mode):
         raise InputMissing("this is a folder", where=str(path), mend="name a file inside it")
     if not stat.S_ISREG(found.st_mode):
@@ -109,16 +111,15 @@ def _parse(line: bytes, source: str) -> Row | Finding:
         return Finding(code, "error", source, None, message, mend)
 
     try:
-        text = line.decode()
+        text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         message = f"byte {error.start + 1} of the line is not UTF-8"
         return refuse("utf8", message, _guess_encoding(line))
     if "\0" in text:
         return refuse("utf8", "the line holds NUL bytes", "save the file as UTF-8, not UTF-16")
     try:
-        record = _DECODER.decode(text.strip())
-        if "\\u" in text:
-            _refuse_odd_text(record)
+        record = _DECODER.decode(text)
+        _inspect(record)
     except json.JSONDecodeError as error:
         return refuse("json", *_explain(error, text))
     except RecursionError:
@@ -142,7 +143,7 @@ def _guess_encoding(line: bytes) -> str:
 
 
 def _explain(error: json.JSONDecodeError, text: str) -> tuple[str, str]:
-    if "\r" in text.strip():
+    if "\r" in text:
         return "the lines end in CR alone", "save the file with LF line ends"
     if error.msg == "Extra data":
         return f"something follows the object, at column {error.colno}", ONE_OBJECT
@@ -162,16 +163,22 @@ def odd_character(text: str) -> str | None:
     return None
 
 
-def _refuse_odd_text(record: Any) -> None:
-    waiting = [record]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list):
-            waiting += value
-        elif isinstance(value, str) and (odd := odd_character(value)):
-            raise ValueError(f"the text holds {odd}")
+def _inspect(record: Any) -> None:
+    """Refuse what is JSON but would only fail later: odd characters and deep nesting."""
+    level = [record]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and (odd := odd_character(value)):
+                raise ValueError(f"the text holds {odd}")
+        if not inner:
+            return
+        level = inner
+    raise RecursionError
 
 
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -73,10 +73,8 @@ def _sides(record: dict[str, Any], columns: dict[str, str]) -> Sides:
 
     chosen = read_messages(chosen, theirs["chosen"])
     rejected = read_messages(rejected, theirs["rejected"])
-    for name, chat in (("chosen", chosen), ("rejected", rejected)):
-        if chat[-1]["role"] != "assistant":
-            message = f"the last turn is the {chat[-1]['role']}'s, not the assistant's"
-            raise Unfit("role", theirs[name], message, "end each answer with an assistant turn")
+    check_end(chosen, theirs["chosen"])
+    check_end(rejected, theirs["rejected"])
     if prompt is ABSENT and "assistant" in (chosen[0]["role"], rejected[0]["role"]):
         _missing(record, columns, "prompt")
     return _chats(prompt, chosen, rejected, theirs)
@@ -91,11 +89,8 @@ def _chats(prompt: Any, chosen: Chat, rejected: Chat, theirs: dict[str, str]) ->
         count = len(given)
         if whole and chosen[:count] == given == rejected[:count]:
             chosen, rejected = chosen[count:], rejected[count:]
-        for name, chat in (("chosen", chosen), ("rejected", rejected)):
-            if not chat or chat[0]["role"] != "assistant":
-                message = "the answer does not start with an assistant turn"
-                mend = "begin it after the prompt, or repeat the whole prompt in both"
-                raise Unfit("role", theirs[name], message, mend)
+        check_start(chosen, theirs["chosen"])
+        check_start(rejected, theirs["rejected"])
         return given, chosen, rejected
     if prompt is not ABSENT:
         text = read_text(prompt, field)
@@ -120,6 +115,21 @@ def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
         mend = "let both begin with the same messages, up to an assistant turn"
         raise Unfit("prompt", None, message, mend)
     return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def check_start(answer: Chat, field: str) -> None:
+    """Refuse messages that do not begin to answer."""
+    if not answer or answer[0]["role"] != "assistant":
+        message = "the answer does not start with an assistant turn"
+        mend = "begin it after the prompt, or repeat the whole prompt in both answers"
+        raise Unfit("role", field, message, mend)
+
+
+def check_end(answer: Chat, field: str) -> None:
+    """Refuse messages that leave the last word to somebody else."""
+    if answer[-1]["role"] != "assistant":
+        message = f"the last turn is the {answer[-1]['role']}'s, not the assistant's"
+        raise Unfit("role", field, message, "end each answer with an assistant turn")
 
 
 def read_text(value: Any, field: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
-from likelier.data.records import Pair, TokenPair
+from likelier.data.records import Finding, Pair, TokenPair
 from likelier.errors import DataError
 
 P = TypeVar("P", Pair, TokenPair)
@@ -43,3 +43,15 @@ def _key(pair: Pair | TokenPair, seed: int) -> bytes:
     content = unicodedata.normalize("NFC", json.dumps(prompt, ensure_ascii=False, sort_keys=True))
     salt = f"{seed}\n".encode()
     return blake2b(salt + content.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def shared_prompts(train: Sequence[P], held_out: Sequence[P]) -> list[Finding]:
+    """A warning for each held-out pair whose prompt is trained on; it names both rows."""
+    trained = {_key(pair, 0): pair.source for pair in reversed(train)}
+    findings = []
+    for pair in held_out:
+        if source := trained.get(_key(pair, 0)):
+            message = f"the prompt is also in the training data, at {source}"
+            mend = "delete it from one of the two"
+            findings.append(Finding("leak", "warning", pair.source, "prompt", message, mend))
+    return findings

@@ -7,14 +7,16 @@ never sees them so when it generates.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from likelier.data.chat import Segment, as_text, chat_key, cut_answer, render
 from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.fit import Fitted, fit
+from likelier.data.read import odd_character
 from likelier.data.records import Answer, Finding, Message, Pair, TokenPair
-from likelier.data.shapes import Unfit, read_messages
+from likelier.data.shapes import Chat, Unfit, check_end, check_start, read_messages
 from likelier.errors import DataError
 
 __all__ = [
@@ -99,14 +101,7 @@ def encode_answer(
         DataError: they do not fit each other, the template or the tokenizer.
     """
     try:
-        if not isinstance(prompt, str):
-            prompt = read_messages(prompt, "prompt")
-            if isinstance(response, str):
-                response = ({"role": "assistant", "content": response},)
-            response = read_messages(response, "response")
-        elif not isinstance(response, str):
-            message = "the prompt is text, the response is a list of messages"
-            raise Unfit("mixed", "response", message, "give both as text or both as messages")
+        prompt, response = _read_answer(prompt, response)
         draft = _draft(encoder, prompt, (response,), {})
         ids = _Ids(encoder, [draft])
         answer = ids.answer(draft.answers[0])
@@ -119,6 +114,24 @@ def encode_answer(
         empty = "response" if prompt_ids else "prompt"
         raise DataError("it has no token", where=empty, mend="add text")
     return prompt_ids, answer
+
+
+def _read_answer(prompt: Any, response: Any) -> tuple[str, str] | tuple[Chat, Chat]:
+    """Prompt and response checked as rows are, but a text may be empty."""
+    if not isinstance(prompt, str):
+        if isinstance(response, str):
+            response = ({"role": "assistant", "content": response},)
+        turns = read_messages(response, "response")
+        check_start(turns, "response")
+        check_end(turns, "response")
+        return read_messages(prompt, "prompt"), turns
+    if not isinstance(response, str):
+        message = "the prompt is text, the response is not"
+        raise Unfit("mixed", "response", message, "give both as text or both as messages")
+    for field, text in (("prompt", prompt), ("response", response)):
+        if odd := odd_character(text):
+            raise Unfit("text", field, f"the text holds {odd}", "delete that character")
+    return prompt, response
 
 
 def _draft(
@@ -160,9 +173,12 @@ class _Ids:
         scored: list[bool] = []
         for segment in segments:
             if segment.scored:
-                new = (*self._checked(self.tail, segment.text), segment.stop)
-            else:  # begins with the text of the stop that is already there
-                new = self._checked(self.whole, segment.text)[1:]
+                new = [*self._checked(self.tail, segment.text), segment.stop]
+            else:  # its text begins with the stop that the turn before it ended with
+                stop, *new = self._checked(self.whole, segment.text)
+                if stop != tokens[-1]:
+                    message = "a later turn does not begin after the stop of the one before"
+                    raise Unfit("template", None, message, "look at it with `likelier show`")
             tokens += new
             scored += [segment.scored] * len(new)
         return Answer(tuple(tokens), tuple(scored))
