@@ -1,0 +1,66 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first, and only once.
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, a pip.conf) are honoured.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+
+.NOTPARALLEL:
+.PHONY: help demo test lint format environment environment-dev
+
+help:
+	@echo "make demo   make .venv, train a tiny model offline and say where the report is"
+	@echo "make test   make .venv with the development extras and run the tests"
+	@echo "make lint   style, types and import layers"
+	@echo "make format write the style"
+	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k tree -x' goes to pytest"
+
+demo: environment
+	@$(BIN)/python -m likelier demo
+
+# More workers than cores only wait for each other, and so do torch's threads.
+test: environment-dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+lint: environment-dev
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: environment-dev
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+environment:
+	@$(call install,,ready ready-dev)
+
+environment-dev:
+	@$(call install,[dev],ready-dev)
+
+# install(extras, stamps that will do). A stamp says what was installed, from what and where; the
+# last of them is written. .venv is remade if an install did not end, python is gone, or the
+# folder has moved: scripts inside hold its path.
+define install
+	set -eu; \
+	want="$$(cat pyproject.toml constraints.txt | cksum) $(CURDIR)"; \
+	if $(BIN)/python -c '' 2>/dev/null; then \
+	  for stamp in $(2); do \
+	    if [ "$$(cat $(VENV)/$$stamp 2>/dev/null)" = "$$want" ]; then exit 0; fi; \
+	  done; \
+	fi; \
+	if [ -e $(VENV)/unfinished ] \
+	  || ! $(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || ! grep -qF "$(CURDIR)/$(VENV)" $(VENV)/bin/activate; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: likelier needs Python 3.11 or newer; name one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)")'; \
+	  echo "making $(VENV) with $$($(PYTHON) --version)"; \
+	  rm -rf $(VENV); \
+	  $(PYTHON) -m venv $(VENV); \
+	fi; \
+	echo "installing into $(VENV): minutes the first time, torch is large"; \
+	touch $(VENV)/unfinished; \
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.$(1)'; \
+	echo "$$want" > $(VENV)/$(lastword $(if $(1),$(2),ready)); \
+	rm $(VENV)/unfinished
+endef

@@ -1,0 +1,250 @@
+"""The command line: words into calls, and errors into one line and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from likelier.exits import CLOSED_PIPE, INTERRUPTED, say, told, without_secrets
+
+app = typer.Typer(
+    name="likelier",
+    epilog="Start with: likelier demo",
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help takes a tenth of a second longer
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="JSONL or Parquet file of preference pairs.")
+]
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help="Model folder or Hub id.")
+]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="OURS=THEIRS",
+        help="Where a column has another name, such as prompt=question. Once for each.",
+    ),
+]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from likelier import __version__
+
+        print(f"likelier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say the version.", callback=_say_version, is_eager=True),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+    ] = False,
+) -> None:
+    """Train language models by Direct Preference Optimization, with evidence at every step."""
+
+
+@app.command(epilog="Example: likelier demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+) -> None:
+    """Train a tiny model offline, from nothing to a report, in minutes."""
+    _check_versions()
+    from likelier.demo.demo import demo as run_demo
+
+    run_demo(out, seed=seed)
+
+
+@app.command(epilog="Example: likelier check pairs.jsonl --columns prompt=question")
+def check(
+    data: DataArgument,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Also look at the pairs as this model would see them."),
+    ] = None,
+    columns: ColumnsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is wrong with preference data, and where.
+
+    Also what to do about it. Reads the whole file and ends with 65 where there are errors.
+    """
+    if model is not None:
+        _check_versions()
+    from likelier.doctor import examine
+    from likelier.terminal import print_summary
+
+    found = examine(data, _columns(columns), model)
+    print_summary(found, as_json=as_json)
+    if any(kind.severity == "error" for kind in found.kinds):
+        raise typer.Exit(65)
+
+
+@app.command(epilog="Example: likelier show pairs.jsonl --model ./my-model -n 1")
+def show(
+    data: DataArgument,
+    model: ModelOption,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many pairs.")] = 3,
+    columns: ColumnsOption = None,
+) -> None:
+    """Show what the model sees of a pair, token by token."""
+    _check_versions()
+    from likelier.show import show as show_pairs
+
+    show_pairs(data, model, number, _columns(columns))
+
+
+@app.command(epilog="Example: likelier score pairs.jsonl --model ./my-model --out scores.jsonl")
+def score(
+    data: DataArgument,
+    model: ModelOption,
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL file, replaced whole; else to the terminal.")
+    ] = None,
+    columns: ColumnsOption = None,
+) -> None:
+    """Write the log-probs of every chosen and rejected answer.
+
+    One JSON object a row, in file order; log-probs are sums over the answer's tokens, in nats.
+    """
+    _check_versions()
+    from likelier.score import score as score_pairs
+
+    score_pairs(data, model, out, _columns(columns))
+
+
+@app.command(epilog="Example: likelier train config.yaml loss.beta=0.2 out=runs/second")
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="YAML file; may be left out if keys say all.")
+    ],
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="These win over the file."),
+    ] = None,
+) -> None:
+    """Train a model by a config.
+
+    Stop it with Ctrl-C and give the same command again to go on.
+    """
+    from likelier.config import load_config
+
+    only_keys = "=" in config and not Path(config).exists()
+    words = [config, *(keys or ())] if only_keys else keys or []
+    settings = load_config(None if only_keys else Path(config), words)
+    _check_versions()
+    from likelier.run import train as run_train
+
+    run_train(settings)
+
+
+@app.command(epilog="Example: likelier report runs/demo")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+) -> None:
+    """Write a run's report again and say where it is."""
+    from likelier.report.page import write_report
+
+    print(write_report(run))
+
+
+@app.command(epilog="Example: likelier env")
+def env() -> None:
+    """Say the versions and the hardware, for a bug report.
+
+    No variable of the environment is shown but a few harmless ones.
+    """
+    from likelier.config import dump
+    from likelier.environment import environment
+
+    print(dump(environment()), end="")
+
+
+@app.command(epilog="Example: likelier schema > likelier.schema.json")
+def schema() -> None:
+    """Print every config key as JSON Schema, for editors.
+
+    With its type, range, default and meaning.
+    """
+    import json
+
+    from likelier.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _check_versions() -> None:
+    from likelier.compat import check_versions
+
+    check_versions()
+
+
+def _columns(words: Sequence[str] | None) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for word in words or ():
+        ours, equals, theirs = word.partition("=")
+        if not (ours and equals and theirs) or ours in columns:
+            problem = "is given twice" if ours in columns else "is not ours=theirs"
+            raise typer.BadParameter(f"{word!r} {problem}", param_hint="--columns")
+        columns[ours] = theirs
+    return columns
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; nothing but a bug of ours gets past."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        _run([word for word in words if word != "--debug"] or ["--help"])
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "likelier"
+        return say(error.format_message(), f"see `{command} --help`", error.exit_code)
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        return CLOSED_PIPE
+    except SystemExit as stop:  # rich ends the process where its reader has gone
+        if isinstance(stop.__context__, BrokenPipeError):
+            return CLOSED_PIPE
+        raise
+    except KeyboardInterrupt:
+        return say("interrupted", None, INTERRUPTED)
+    except Exception as error:
+        if debug:
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        return say(*told(error))
+
+
+def entry() -> None:
+    """The command ``likelier``."""
+    sys.exit(main())
+
+
+def _run(words: list[str]) -> None:
+    """Parse and call. Not ``app(...)``: that ends the process with codes of its own."""
+    command = typer.main.get_command(app)
+    with command.make_context("likelier", words) as context:
+        command.invoke(context)
+
+
+def _let_go_of_stdout() -> None:
+    """The reader of our output has gone: keep the interpreter from flushing into nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,75 @@
+"""What this machine is, as far as a run or a bug report needs it; no names, no secrets."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from likelier import __version__
+from likelier.cache import cache_dir
+from likelier.compat import packages
+
+# Read by torch, the Hub client or us. Their values are harmless; no other variable is shown.
+SHOWN_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYTORCH_ALLOC_CONF",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and settings, as plain data in the order to show.
+
+    Imports torch. Memory is in bytes.
+    """
+    return {
+        "likelier": __version__,
+        "python": platform.python_version(),
+        "implementation": sys.implementation.name,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {one.name: one.installed for one in packages()},
+        "unfit": [f"{one.name}{one.wanted}" for one in packages() if not one.fits],
+        "cpu": _cpu(),
+        "accelerators": _accelerators(),
+        "cache": _without_home(cache_dir()),
+        "variables": {name: os.environ[name] for name in SHOWN_VARIABLES if name in os.environ},
+    }
+
+
+def _without_home(path: Path) -> str:
+    """A path that does not say who the user is."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+
+
+def _cpu() -> dict[str, Any]:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cores": usable, "threads": torch.get_num_threads(), "memory": _memory()}
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not every system tells
+        return None
+
+
+def _accelerators() -> list[dict[str, Any]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [
+        {
+            "name": torch.cuda.get_device_name(index),
+            "memory": torch.cuda.get_device_properties(index).total_memory,
+            "capability": ".".join(map(str, torch.cuda.get_device_capability(index))),
+            "cuda": torch.version.cuda,
+        }
+        for index in range(torch.cuda.device_count())
+    ]
