@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from likelier.batch.tree import Tree, build_tree
-from likelier.data.records import Answer
+from likelier.data.records import Answer, TokenPair
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ def scored(prompt: tuple[int, ...], answer: Answer) -> Scored:
     if not prompt and answer.scored[0]:
         raise ValueError("an answer needs a prompt of at least one token to predict its first")
     return Scored(prompt + answer.tokens, (False,) * len(prompt) + answer.scored)
+
+
+def answers_of(pair: TokenPair) -> tuple[Scored, Scored]:
+    """The two sequences of a pair."""
+    return scored(pair.prompt, pair.chosen), scored(pair.prompt, pair.rejected)
 
 
 @dataclass(frozen=True)

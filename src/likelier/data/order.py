@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from likelier.config import TrainConfig
 from likelier.data.records import TokenPair
 
 
@@ -36,8 +37,8 @@ class Order:
         return -(-self.total // self.pairs_per_step)
 
     def step(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, index of pair) of every visit of a step; steps count from 0."""
-        first = step * self.pairs_per_step
+        """(epoch, index of pair) of every visit of a step; the first step is 1."""
+        first = (step - 1) * self.pairs_per_step
         visits = range(first, min(first + self.pairs_per_step, self.total))
         return [
             (at // self.num_pairs, _epoch(self, at // self.num_pairs)[at % self.num_pairs])
@@ -57,27 +58,20 @@ def _epoch(order: Order, epoch: int) -> tuple[int, ...]:
     return tuple(index for group in shuffled for index in order.groups[group])
 
 
-def make_order(
-    pairs: Sequence[TokenPair],
-    *,
-    seed: int,
-    pairs_per_step: int,
-    epochs: float | None,
-    steps: int | None,
-) -> Order:
+def make_order(pairs: Sequence[TokenPair], config: TrainConfig) -> Order:
     """The order of a run: ``steps`` steps, or ``epochs`` passes over the pairs."""
     groups: dict[bytes, list[int]] = {}
     for index, pair in enumerate(pairs):
         groups.setdefault(np.asarray(pair.prompt, dtype=np.int64).tobytes(), []).append(index)
-    if steps is not None:
-        total = steps * pairs_per_step
+    if config.steps is not None:
+        total = config.steps * config.pairs_per_step
     else:
-        assert epochs is not None
-        total = max(1, round(epochs * len(pairs)))
+        assert config.epochs is not None  # the config has one of them
+        total = max(1, round(config.epochs * len(pairs)))
     return Order(
-        tuple(tuple(group) for group in groups.values()),
-        tuple(groups),
-        seed,
-        pairs_per_step,
-        total,
+        groups=tuple(tuple(group) for group in groups.values()),
+        keys=tuple(groups),
+        seed=config.seed,
+        pairs_per_step=config.pairs_per_step,
+        total=total,
     )

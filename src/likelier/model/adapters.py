@@ -45,12 +45,6 @@ def attach_lora(
     return replace(policy, model=model.train())
 
 
-def train_everything(policy: Policy) -> Policy:
-    """The policy with every parameter trainable: full fine-tuning."""
-    policy.model.requires_grad_(True)
-    return policy
-
-
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The bare base of a peft model for a while; nothing for a model without adapters.

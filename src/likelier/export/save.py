@@ -1,0 +1,58 @@
+"""Saving what was trained: standard Hugging Face or PEFT files, with tokenizer and template."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from likelier.files import remove_folder, write_folder
+from likelier.model.load import Policy
+
+
+def save_policy(
+    policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, run: Path
+) -> None:
+    """Write ``model/`` or ``adapter/`` into a run folder, as plain ``from_pretrained`` loads it.
+
+    ``masters`` are the float32 copies of what was trained; where ``save_dtype`` is wider than
+    the compute dtype, the weights come from them. ``auto`` is the compute dtype.
+
+    Raises OutputError where the disk refuses; nothing half-written then stands there.
+    """
+    path = run / ("adapter" if policy.has_adapter else "model")
+    if path.exists():  # written by a run that was killed before it could say that it finished
+        remove_folder(path)
+    wanted = policy.causal_lm.dtype if save_dtype == "auto" else getattr(torch, save_dtype)
+
+    def write(target: Path) -> None:
+        if policy.has_adapter:
+            # Without False, peft asks the Hub whether the vocabulary grew.
+            policy.model.save_pretrained(target, save_embedding_layers=False)  # type: ignore[operator]
+        else:
+            _save_model(policy, masters, wanted, target)
+        policy.tokenizer.save_pretrained(target)
+
+    write_folder(path, write, {"format": 1})
+
+
+def _save_model(
+    policy: Policy, masters: Mapping[str, Tensor], save_dtype: torch.dtype, target: Path
+) -> None:
+    model = policy.causal_lm
+    if save_dtype == model.dtype:
+        model.save_pretrained(target)
+        return
+    cast: dict[int, Tensor] = {}  # by storage, so that tied weights stay one tensor
+    weights = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        source = masters.get(name, tensor)
+        if source.is_floating_point() and source.data_ptr() not in cast:
+            cast[source.data_ptr()] = source.detach().to(save_dtype)
+        weights[name] = cast.get(source.data_ptr(), source)
+    before = model.config.dtype
+    model.config.dtype = save_dtype
+    try:
+        model.save_pretrained(target, state_dict=weights)
+    finally:
+        model.config.dtype = before

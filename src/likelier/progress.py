@@ -1,0 +1,55 @@
+"""What a person sees of long work: a bar in a terminal, now and then a plain line in a log."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINES = 20  # plain lines for the whole of a long work
+
+
+def say(line: str) -> None:
+    """One line for the person who waits; on standard error, so that results can be piped."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """Show how far a work of ``total`` parts has come, of which some may be ``done`` already.
+
+    Yields ``advance(parts, text)``: so many more parts are done, and what there is to say.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal or total == 0:
+        yield _plain_lines(label, total, done)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+    ) as shown:
+        task = shown.add_task(label, total=total, completed=done, text="")
+        yield lambda parts, text="": shown.update(task, advance=parts, text=text)
+
+
+def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None]:
+    def advance(parts: int, text: str = "") -> None:
+        nonlocal done
+        before, done = done, done + parts
+        if before * LINES // total != done * LINES // total or done == total:
+            say(f"{label} {done}/{total}{'  ' + text if text else ''}")
+
+    return advance

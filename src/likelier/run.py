@@ -1,0 +1,188 @@
+"""START HERE: the whole road from preferences to a better model, in `train`."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from likelier.config import Config, config_from, learning_rate, live
+from likelier.data.encoder import build_encoder
+from likelier.data.order import Order, make_order
+from likelier.data.prepare import prepare
+from likelier.data.records import TokenPair
+from likelier.errors import LikelierError
+from likelier.evaluation.heldout import HeldOut
+from likelier.evaluation.metrics import metrics
+from likelier.export.save import save_policy
+from likelier.files import read_lines
+from likelier.loss.registry import BoundLoss, bind
+from likelier.model.score import Ready, make_ready
+from likelier.model.scorer import Scorer
+from likelier.progress import bar, say
+from likelier.reference.build import reference_column
+from likelier.reference.column import Column
+from likelier.start import adapt, handed_over, open_reference, open_start
+from likelier.training.determinism import deterministic
+from likelier.training.folder import RunFolder, open_folder
+from likelier.training.gate import pass_gate
+from likelier.training.ledger import Ledger
+from likelier.training.optimizer import MasterAdamW, schedule
+from likelier.training.step import cut_passes, step_gradients
+from likelier.training.stopping import listening
+
+OnStep = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and what it logged."""
+
+    folder: Path
+    metrics: list[dict[str, float]]
+
+    @property
+    def model(self) -> Path:
+        """The trained model folder, or the trained adapter folder."""
+        full = self.folder / "model"
+        return full if full.exists() else self.folder / "adapter"
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.folder / "report.html"
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | Path,
+    model: nn.Module | None = None,
+    tokenizer: Tokenizer | None = None,
+    train: Iterable[Any] | None = None,
+    eval: Iterable[Any] | None = None,
+    loss: Callable[..., torch.Tensor] | None = None,
+    on_step: OnStep | None = None,
+) -> Run:
+    """Train a policy by Direct Preference Optimization, from a config to a run folder.
+
+    Objects replace the matching keys of the config: ``model`` with ``tokenizer``, rows of
+    ``train`` and ``eval``, a ``loss(values) -> (P,)``. A model handed over is trained in place.
+    ``on_step(row)`` hears every row of the log. Run again, it goes on where it stopped, or says
+    that it is finished.
+
+    Raises the errors of `likelier.errors`; nothing is written before the data is known to be
+    good.
+    """
+    config = config_from(config, handed_over(model, tokenizer, train, eval))
+    before = RunFolder(config.out)
+    before.must_fit(live(config))
+    if before.finished:
+        say(f"{config.out} is finished: nothing to do")
+        return _finished(config.out)
+
+    start = open_start(config, model, tokenizer)
+    encoder = build_encoder(
+        start.tokenizer, start.causal_lm.generation_config, config.data.template
+    )
+    data = prepare(config, encoder, train, eval)
+    say(data.told())
+    objective = bind(config.loss.model_dump(), loss)
+    reference = open_reference(config, start)
+    policy = adapt(config, start)
+    ready = make_ready(policy)
+
+    with open_folder(config.out) as folder, deterministic(config.train.deterministic):
+        budget = folder.decide(config, policy)
+        column = reference_column(reference or ready, start, data.pairs, budget, folder.path)
+        gate = pass_gate(ready, data.train, column, objective, budget, reference is None)
+        order = make_order(data.train, config.train)
+        folder.begin(ready, data, column, gate, order.num_steps)
+        held = HeldOut.of(data.eval, column, ready, budget)
+        with ready.running() as scorer:
+            optimizer = _take_steps(
+                config, folder, ready, scorer, data.train, column, order, objective, held, budget,
+                on_step or (lambda row: None),
+            )  # fmt: skip
+        save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
+        folder.finish(order.num_steps)
+    _write_report(config.out)
+    return _finished(config.out)
+
+
+def _take_steps(
+    config: Config,
+    folder: RunFolder,
+    ready: Ready,
+    scorer: Scorer,
+    pairs: Sequence[TokenPair],
+    column: Column,
+    order: Order,
+    objective: BoundLoss,
+    held: HeldOut | None,
+    budget: int,
+    on_step: OnStep,
+) -> MasterAdamW:
+    """Every step from the last checkpoint on: gradient, update, log, now and then more."""
+    optimizer = MasterAdamW(ready.policy.model.named_parameters(), config.optim)
+    rate = schedule(config.optim, learning_rate(config), order.num_steps)
+    ledger = Ledger(folder.path / "ledger", objective.beta)
+    first = folder.go_on(optimizer)
+    ledger.cut_back(first)
+
+    def log(row: dict[str, float]) -> None:
+        folder.log(row)
+        on_step(row)
+
+    def save(step: int) -> None:
+        ledger.write()
+        folder.save(step, optimizer, config.train.keep)
+
+    if held and first == 0:
+        log({"step": 0, **held.evaluate(scorer, objective)})
+    with listening() as stop, bar("train", order.num_steps, first) as show:
+        for step in range(first + 1, order.num_steps + 1):
+            began = time.perf_counter()
+            visits = [(epoch, pairs[index]) for epoch, index in order.step(step)]
+            step_pairs = [pair for _, pair in visits]
+            passes = cut_passes(step_pairs, column, ready.backend, budget, ready.policy.device)
+            values = step_gradients(scorer, passes, objective)
+            norm = optimizer.step(rate(step))
+            row = {"step": step, **metrics(values, objective.beta),
+                   "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
+            ledger.add(step, visits, values)
+            folder.time(step, time.perf_counter() - began, passes, step_pairs)
+            last = step == order.num_steps
+            if last or step % config.train.log_every == 0:
+                log(row)
+            if held and (last or due(step, config.train.eval_every)):
+                log({"step": step, **held.evaluate(scorer, objective)})
+            show(1, f"loss {row['loss']:.4f}  margin {row['rewards/margins']:.3f}")
+            if stop:
+                save(step)
+                raise stop.error(step, str(folder.path))
+            if due(step, config.train.save_every):
+                save(step)
+    ledger.write()
+    return optimizer
+
+
+def due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens now; None is never."""
+    return every is not None and step % every == 0
+
+
+def _finished(out: Path) -> Run:
+    return Run(out, read_lines(out / "metrics.jsonl"))
+
+
+def _write_report(out: Path) -> None:
+    """The report of a run that is safe on disk already: what fails here must not fail the run."""
+    from likelier.report.page import write_report
+
+    try:
+        say(f"report: {write_report(out)}")
+    except LikelierError as error:
+        say(f"no report: {error}")

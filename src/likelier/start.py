@@ -1,0 +1,118 @@
+"""What a run starts from: the policy, its adapter, and the reference where it is another model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from likelier.config import Config
+from likelier.errors import ConfigError, DataError
+from likelier.model.adapters import attach_lora
+from likelier.model.load import Policy, load
+from likelier.model.score import Ready, make_ready
+
+
+def handed_over(
+    model: nn.Module | None,
+    tokenizer: Tokenizer | None,
+    train: Iterable[Any] | None,
+    eval: Iterable[Any] | None,
+) -> list[str]:
+    """The config keys that Python objects replace.
+
+    Raises ConfigError for a model without a tokenizer, or the reverse.
+    """
+    if (model is None) != (tokenizer is None):
+        raise ConfigError(
+            "model and tokenizer go together",
+            where="likelier.train",
+            mend="hand over both, or neither and set model.path",
+        )
+    objects = {"model.path": model, "data.train": train, "data.eval": eval}
+    return [key for key, given in objects.items() if given is not None]
+
+
+def open_start(config: Config, model: nn.Module | None, tokenizer: Tokenizer | None) -> Policy:
+    """The policy as it is before training.
+
+    Raises DataError where a weight is not finite, and what `load` raises.
+    """
+    if model is not None and tokenizer is not None:
+        start = Policy(model.train(), tokenizer)
+    else:
+        start = load(config.model.path, dtype=config.model.dtype, revision=config.model.revision)
+    for name, parameter in start.model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise DataError(
+                f"{name} holds values that are not finite",
+                where=f"model.path: {config.model.path}",
+                mend="the weights are damaged; get them again",
+            )
+    return start
+
+
+def adapt(config: Config, start: Policy) -> Policy:
+    """The policy with what is to be trained: a fresh adapter, its own adapter, or everything.
+
+    Raises ConfigError for a key that this start would not read.
+    """
+    if config.adapter.kind == "none":
+        if start.has_adapter:
+            raise ConfigError(
+                "the start has an adapter, so it cannot be tuned in full",
+                where="adapter.kind",
+                mend="merge the adapter into its base first, or use adapter.kind: lora",
+            )
+        start.model.requires_grad_(True)
+        policy = start
+    else:
+        if config.model.save_dtype != "auto":
+            raise ConfigError(
+                "would not be read: adapters are saved in float32",
+                where="model.save_dtype",
+                mend="take it away",
+            )
+        if start.has_adapter:
+            _keeps_own_adapter(config)
+            policy = start
+        else:
+            targets = config.adapter.targets
+            policy = attach_lora(
+                start,
+                config.adapter.r,
+                config.adapter.alpha,
+                targets if isinstance(targets, str) else list(targets),
+                config.train.seed,
+            )
+    if config.train.gradient_checkpointing:
+        policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
+
+
+def _keeps_own_adapter(config: Config) -> None:
+    given = config.adapter.model_fields_set - {"kind"}
+    if given:
+        raise ConfigError(
+            "would not be read: the start has a trained adapter, which goes on as it is",
+            where=f"adapter.{sorted(given)[0]}",
+            mend="take it away",
+        )
+
+
+def open_reference(config: Config, start: Policy) -> Ready | None:
+    """Another model as the reference, ready to score; None where the start is the reference.
+
+    Raises DataError where its tokenizer is not the start's: ids would mean other text.
+    """
+    if config.reference.path is None:
+        return None
+    policy = load(config.reference.path, dtype=config.model.dtype)
+    if policy.tokenizer.get_vocab() != start.tokenizer.get_vocab():
+        raise DataError(
+            "the reference has another vocabulary than the policy",
+            where="reference.path",
+            mend="give a model with the same tokenizer",
+        )
+    policy.model.requires_grad_(False)
+    return make_ready(policy)

@@ -1,0 +1,1 @@
+"""One step after another: gradients, optimizer, checkpoints, and when to stop."""

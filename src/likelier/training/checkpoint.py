@@ -1,0 +1,99 @@
+"""Checkpoints: taken between steps, written whole with hashes, nothing pickled.
+
+A checkpoint is a folder ``step-00000040`` with four safetensors files and a manifest. It is
+valid only where every hash holds; the latest valid one by step number is gone on from.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from likelier.errors import RunFailed
+from likelier.files import read_manifest, remove_folder, write_folder
+from likelier.training.optimizer import MasterAdamW
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save_checkpoint(
+    folder: Path, step: int, optimizer: MasterAdamW, facts: dict[str, Any], keep: int
+) -> Path:
+    """Write the state after ``step`` steps, then delete all but the newest ``keep`` valid ones.
+
+    ``facts`` go into the manifest (hash of the reference column, identity of the run).
+
+    Raises OutputError where the disk refuses; earlier checkpoints then still stand.
+    """
+    path = folder / f"step-{step:08d}"
+    state = {name: _plain(tensors) for name, tensors in optimizer.state().items()}
+
+    def write(target: Path) -> None:
+        for name, tensors in state.items():
+            save_file(tensors, target / f"{name}.safetensors")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # a damaged one: a valid one of this step would have been gone on from
+        remove_folder(path)
+    write_folder(path, write, {"format": 1, "step": step, **facts})
+    _prune(folder, keep)
+    return path
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that safetensors takes: contiguous, on the CPU, sharing nothing."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """Steps of the checkpoint folders there, valid or not, newest first. Other names are ignored."""
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(m[1]) for name in names if (m := _NAME.fullmatch(name))), reverse=True)
+
+
+def latest_checkpoint(folder: Path, facts: dict[str, Any]) -> tuple[int, Path] | None:
+    """The newest valid checkpoint, or None where there is none at all.
+
+    Raises RunFailed where checkpoints stand there but none is valid, or the newest valid one
+    says other ``facts``.
+    """
+    steps = steps_saved(folder)
+    for step in steps:
+        path = folder / f"step-{step:08d}"
+        manifest = read_manifest(path)
+        if manifest is None or manifest.get("step") != step:
+            continue
+        different = [name for name, value in facts.items() if manifest.get(name) != value]
+        if different:
+            raise RunFailed(
+                f"the checkpoint was made with another {different[0]}",
+                where=str(path),
+                mend="start again with another out folder",
+            )
+        return step, path
+    if steps:
+        raise RunFailed(
+            f"none of the {len(steps)} checkpoints is whole",
+            where=str(folder),
+            mend="delete the folder to start again",
+        )
+    return None
+
+
+def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
+    """Put a checkpoint's state into the optimizer and the model whose parameters it trains."""
+    names = ("masters", "exp_avg", "exp_avg_sq", "count")
+    optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in names})
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Keep the newest valid ones. Invalid ones older than the newest valid go, too."""
+    valid = 0
+    for step in steps_saved(folder):
+        path = folder / f"step-{step:08d}"
+        if valid >= keep:
+            remove_folder(path)
+        elif read_manifest(path) is not None:
+            valid += 1

@@ -1,0 +1,155 @@
+"""Before the first update: the backend equals the plain path, and the policy equals its start.
+
+Either check stops the run and says which failed and the likely cause. No training on numbers
+that are wrong from the beginning.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from likelier.batch.layout import Scored, answers_of
+from likelier.batch.pack import layout
+from likelier.data.records import TokenPair
+from likelier.errors import RunFailed
+from likelier.loss.registry import BoundLoss
+from likelier.model.score import Ready
+from likelier.training.step import PairValues, cut_passes, step_values
+from likelier.reference.column import Column
+
+NUM_PAIRS = 8
+TOLERANCE = 1e-4  # nats an answer, float32 and better
+HALF_FACTOR = 1.5  # half precision: our error against float32 over that of the plain path
+EXPERT_FACTOR = 2.0  # routing flips on a rounding, so single answers may differ more: medians
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What was compared: pairs, the largest difference in nats an answer, and what was allowed.
+
+    ``loss`` and ``largest_reward`` are of the same pairs under the policy as it starts.
+    """
+
+    pairs: int
+    largest_difference: float
+    tolerance: float
+    loss: float
+    largest_reward: float
+
+    def as_record(self) -> dict[str, Any]:
+        """For ``run.json``."""
+        return asdict(self)
+
+
+def pass_gate(
+    ready: Ready,
+    pairs: Sequence[TokenPair],
+    column: Column,
+    loss: BoundLoss,
+    budget: int,
+    start_is_reference: bool,
+) -> GateReport:
+    """Compare on up to 8 real pairs, the longest and two of one prompt among them.
+
+    Raises RunFailed where the backend differs from the plain path, or where the reference is
+    the start and the policy's rewards are not 0.
+    """
+    chosen = _telling_pairs(pairs)
+    sequences = list(dict.fromkeys(answer for pair in chosen for answer in answers_of(pair)))
+    difference, tolerance = _compare_backends(ready, sequences)
+    if not difference <= tolerance:
+        raise RunFailed(
+            f"the {ready.backend} backend differs from the plain path by {difference:.2g} nats an "
+            f"answer; {tolerance:.2g} is allowed",
+            mend="this architecture or kernel is not served rightly: please report it with "
+            "`likelier env`",
+        )
+    with ready.running() as scorer:
+        passes = cut_passes(chosen, column, ready.backend, budget, ready.policy.device)
+        values = step_values(scorer, passes, loss)
+    start_loss, reward = _rewards_at_start(values, loss)
+    # The column was made by the same path, but in other passes: twice the backend's own noise.
+    allowed = loss.beta * 2 * max(tolerance, difference)
+    if start_is_reference and not reward <= allowed:
+        raise RunFailed(
+            f"the policy is the reference, but a reward is {reward:.2g} before the first update; "
+            f"{allowed:.2g} is allowed",
+            mend="the reference column does not belong to this start: empty $LIKELIER_CACHE",
+        )
+    return GateReport(len(chosen), difference, tolerance, start_loss, reward)
+
+
+def _telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    """The longest pairs, two pairs of one prompt where there are any, then the first."""
+    by_length = sorted(
+        range(len(pairs)),
+        key=lambda i: -sum(map(len, (pairs[i].prompt, pairs[i].chosen.tokens,
+                                     pairs[i].rejected.tokens))),
+    )  # fmt: skip
+    first_of: dict[tuple[int, ...], int] = {}
+    shared: list[int] = []
+    for index, pair in enumerate(pairs):
+        if pair.prompt in first_of:
+            shared = [first_of[pair.prompt], index]
+            break
+        first_of[pair.prompt] = index
+    wanted = dict.fromkeys([*by_length[:2], *shared, *range(len(pairs))])
+    return [pairs[index] for index in list(wanted)[:NUM_PAIRS]]
+
+
+@torch.no_grad()
+def _answer_logps(ready: Ready, sequences: Sequence[Scored], backend: str) -> Tensor:
+    with ready.running(backend) as scorer:
+        batch = layout(backend)(sequences).to(ready.policy.device)
+        return batch.answer_logps(scorer(batch)).cpu()
+
+
+def _alone(ready: Ready, sequences: Sequence[Scored]) -> Tensor:
+    """The plain path: one sequence at a time, no padding, the model's own attention."""
+    return torch.cat([_answer_logps(ready, [sequence], "padded") for sequence in sequences])
+
+
+def _compare_backends(ready: Ready, sequences: Sequence[Scored]) -> tuple[float, float]:
+    """(largest difference, largest allowed), in nats an answer."""
+    model = ready.policy.causal_lm
+    is_half = model.dtype in (torch.bfloat16, torch.float16)
+    has_experts = any("expert" in name for name, _ in model.named_modules())
+    ours, plain = _answer_logps(ready, sequences, ready.backend), _alone(ready, sequences)
+    if not is_half:
+        difference = (ours - plain).abs()
+        return float(difference.median() if has_experts else difference.max()), TOLERANCE
+    with _in_float32(model):
+        truth = _alone(ready, sequences)
+    our_error, plain_error = (ours - truth).abs(), (plain - truth).abs()
+    if has_experts:
+        return float(our_error.median()), EXPERT_FACTOR * float(plain_error.median()) + TOLERANCE
+    return float(our_error.max()), HALF_FACTOR * float(plain_error.max()) + TOLERANCE
+
+
+@contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """Half-precision weights as float32 for a while: exact there and exact back."""
+    halves = [
+        (p, p.dtype) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)
+    ]
+    for parameter, _ in halves:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in halves:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _rewards_at_start(values: PairValues, loss: BoundLoss) -> tuple[float, float]:
+    ratios = torch.cat(
+        [
+            values.policy_chosen - values.reference_chosen,
+            values.policy_rejected - values.reference_rejected,
+        ]
+    )
+    return float(values.loss.mean()), float(loss.beta * ratios.abs().max())

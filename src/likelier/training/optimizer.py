@@ -1,0 +1,142 @@
+"""AdamW over float32 masters, the learning-rate schedule, and clipping.
+
+Whatever the compute dtype, every trainable tensor has a float32 master: in bfloat16 an update
+smaller than 1/256 of a weight is rounded away.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from likelier.config import OptimConfig
+from likelier.errors import RunFailed
+
+
+def schedule(config: OptimConfig, peak: float, num_steps: int) -> Callable[[int], float]:
+    """Learning rate of each step (from 1): linear warm-up, then cosine, linear or constant.
+
+    ``warmup`` is a share of the steps, or a whole number of them. The first step of a warm-up of
+    w steps has 1/w of the peak: none is spent on a rate of 0.
+    """
+    whole = isinstance(config.warmup, int)
+    rising = config.warmup if whole else round(config.warmup * num_steps)
+
+    def rate(step: int) -> float:
+        if step <= rising:
+            return peak * step / rising
+        done = (step - 1 - rising) / max(1, num_steps - rising)
+        if config.schedule == "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        return peak * (1 - done) if config.schedule == "linear" else peak
+
+    return rate
+
+
+class MasterAdamW:
+    """AdamW on the masters of the trainable parameters of a model.
+
+    Gradients of half-precision parameters are moved to their float32 masters after every pass,
+    so that sums over passes are float32 sums. Weight decay applies to matrices, not to biases,
+    norms and other vectors.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+    ):
+        self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self.max_grad_norm = config.max_grad_norm
+        self.masters: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                master = parameter.detach().float()
+                master.grad = torch.zeros_like(master)
+                parameter.register_post_accumulate_grad_hook(_hand_over_to(master))
+                self.masters[name] = master
+            else:
+                self.masters[name] = parameter
+        decayed = [m for m in self.masters.values() if m.ndim >= 2]
+        others = [m for m in self.masters.values() if m.ndim < 2]
+        groups = [
+            {"params": params, "weight_decay": decay}
+            for params, decay in ((decayed, config.weight_decay), (others, 0.0))
+            if params
+        ]
+        self.adamw = torch.optim.AdamW(
+            groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True
+        )
+
+    @torch.no_grad()
+    def step(self, lr: float) -> float:
+        """Clip, update at a learning rate, clear the gradients; returns the norm before clipping.
+
+        Raises RunFailed where a gradient is not finite, before anything is changed.
+        """
+        grads = {name: m.grad for name, m in self.masters.items() if m.grad is not None}
+        norm = float(torch.nn.utils.get_total_norm(grads.values()))
+        if not math.isfinite(norm):
+            worst = next(n for n, g in grads.items() if not bool(g.isfinite().all()))
+            raise RunFailed(
+                f"the gradient of {worst} is not finite, so no update was made",
+                mend="look at model.dtype and optim.lr; the last checkpoint is good",
+            )
+        if self.max_grad_norm is not None and norm > self.max_grad_norm:
+            torch._foreach_mul_(list(grads.values()), self.max_grad_norm / norm)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        for name, parameter in self.parameters.items():
+            master = self.masters[name]
+            if master is parameter:
+                parameter.grad = None
+            else:
+                assert master.grad is not None
+                master.grad.zero_()
+                parameter.copy_(master)
+        return norm
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a resumed run needs: masters and AdamW's averages, by parameter name."""
+        moments = {
+            name: self.adamw.state[master]
+            for name, master in self.masters.items()
+            if master in self.adamw.state
+        }
+        return {
+            "masters": {name: m.detach() for name, m in self.masters.items()},
+            "exp_avg": {name: state["exp_avg"] for name, state in moments.items()},
+            "exp_avg_sq": {name: state["exp_avg_sq"] for name, state in moments.items()},
+            "count": {name: state["step"] for name, state in moments.items()},
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Put the state of a checkpoint back.
+
+        Raises RunFailed where it belongs to other parameters.
+        """
+        saved, ours = state["masters"], self.masters
+        if saved.keys() != ours.keys() or any(saved[n].shape != ours[n].shape for n in ours):
+            raise RunFailed("the checkpoint holds other parameters than this model trains")
+        for name, master in ours.items():
+            master.copy_(saved[name])
+            if master is not self.parameters[name]:
+                self.parameters[name].copy_(master)
+            if name in state["exp_avg"]:
+                self.adamw.state[master] = {
+                    "step": state["count"][name].clone(),
+                    "exp_avg": state["exp_avg"][name].clone().to(master.device),
+                    "exp_avg_sq": state["exp_avg_sq"][name].clone().to(master.device),
+                }
+
+
+def _hand_over_to(master: Tensor) -> Callable[[Tensor], None]:
+    def hand_over(parameter: Tensor) -> None:
+        assert parameter.grad is not None and master.grad is not None
+        master.grad += parameter.grad.float()
+        parameter.grad = None
+
+    return hand_over
