@@ -46,7 +46,7 @@ EXAONE4 = (
     "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m.content.strip() }}[|endofturn|]\n{% endfor %}"
     "{% if add_generation_prompt %}[|assistant|]\n<think>\n"
-    "{% if not enable_thinking %}\n</think>\n\n{% endif %}{% endif %}"
+    "{% if not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"

@@ -109,8 +109,9 @@ def build_encoder(
 
 
 def _any_of(texts: Mapping[str, int]) -> re.Pattern[str]:
+    """Finds any of these texts, the longest first, where it is not guarded by a `BREAK`."""
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first)))
+    return re.compile(f"(?:{'|'.join(map(re.escape, longest_first))})(?!{BREAK})")
 
 
 def _ends(tokenizer: Any, generation_config: Any) -> tuple[int, tuple[int, ...]]:

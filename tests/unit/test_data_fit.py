@@ -1,0 +1,165 @@
+"""Too long sequences: dropped, refused or trimmed, always counted, never with a false stop."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
+
+from likelier.data.fit import fit
+from likelier.data.records import Answer, Pair, TokenPair
+from likelier.data.tokens import build_encoder, encode_pair
+from likelier.errors import ConfigError, DataError
+
+TEXT = build_encoder(bos_and_eos())
+CHAT = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
+STOP = TEXT.stop
+
+
+def answer(length: int, token: int = 50) -> Answer:
+    """``length`` tokens, the stop included."""
+    return Answer((token,) * (length - 1) + (STOP,), (True,) * length)
+
+
+def pair(prompt: int, chosen: int, rejected: int, source: str = "a:1") -> TokenPair:
+    head = TEXT.leading[0]
+    tokens = (head, *range(100, 99 + prompt))
+    return TokenPair(tokens, answer(chosen), answer(rejected, 51), source)
+
+
+def test_what_fits_is_left_alone() -> None:
+    pairs = [pair(5, 5, 3), pair(2, 8, 8)]
+    for overlong in ("drop", "error", "trim"):
+        fitted = fit(pairs, 10, overlong, TEXT)
+        assert fitted.pairs == tuple(pairs)
+        assert (fitted.dropped, fitted.trimmed, fitted.findings) == (0, 0, ())
+
+
+def test_drop_counts_and_shows() -> None:
+    pairs = [pair(5, 5, 5, f"a:{n}") for n in range(19)] + [pair(5, 3, 6, "a:19")]
+    fitted = fit(pairs, 10, "drop")
+    assert (len(fitted.pairs), fitted.dropped, fitted.trimmed) == (19, 1, 0)
+    (finding,) = fitted.findings
+    assert (finding.code, finding.severity, finding.source) == ("overlong", "warning", "a:19")
+    assert "11 tokens (prompt 5, chosen 3, rejected 6), max_length is 10" in finding.message
+
+
+def test_drop_stops_at_more_than_one_in_twenty() -> None:
+    pairs = [pair(5, 5, 5)] * 38 + [pair(5, 6, 5, "a:39"), pair(9, 9, 9, "a:40")]
+    assert fit(pairs, 10, "drop").dropped == 2
+    with pytest.raises(DataError, match="3 of 41 pairs are too long") as caught:
+        fit([*pairs, pair(5, 6, 5)], 10, "drop")
+    assert caught.value.where == "a:39"
+
+
+def test_no_pair_left() -> None:
+    with pytest.raises(DataError, match="no pair is left, all 1 are too long"):
+        fit([pair(5, 6, 5)], 10, "drop")
+    with pytest.raises(DataError, match="there is no pair"):
+        fit([], 10, "drop")
+
+
+def test_error_names_the_first() -> None:
+    pairs = [pair(5, 5, 5), pair(5, 6, 5, "a:2"), pair(5, 7, 5, "a:3")]
+    with pytest.raises(DataError, match=r"a:2: 11 tokens.*and 1 more"):
+        fit(pairs, 10, "error")
+
+
+def test_an_unknown_choice() -> None:
+    with pytest.raises(ConfigError, match="cut"):
+        fit([pair(1, 2, 2)], 10, "cut")
+    with pytest.raises(ValueError, match="encoder"):
+        fit([pair(1, 2, 2)], 10, "trim")
+
+
+def test_a_cut_answer_has_no_stop() -> None:
+    fitted = fit([pair(5, 9, 4)], 12, "trim", TEXT)
+    (cut,) = fitted.pairs
+    assert cut.prompt == pair(5, 9, 4).prompt
+    assert cut.chosen == Answer((50,) * 7, (True,) * 7)
+    assert cut.rejected == answer(4, 51)
+    assert (fitted.dropped, fitted.trimmed) == (0, 1)
+    (finding,) = fitted.findings
+    assert finding.message == "trimmed: chosen 9 to 7 tokens"
+
+
+def test_a_long_prompt_loses_its_beginning_but_no_leading_special() -> None:
+    long = pair(30, 4, 4)
+    (cut,) = fit([long], 16, "trim", TEXT).pairs
+    assert cut.prompt == TEXT.leading + long.prompt[-11:]
+    assert (cut.chosen, cut.rejected) == (long.chosen, long.rejected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompt=st.integers(1, 40),
+    lengths=st.lists(st.tuples(st.integers(2, 30), st.integers(2, 30)), min_size=1, max_size=4),
+    limit=st.integers(4, 40),
+)
+def test_trimming_depends_on_the_prompt_and_the_limit_alone(
+    prompt: int, lengths: list[tuple[int, int]], limit: int
+) -> None:
+    pairs = [pair(prompt, *both, f"a:{n}") for n, both in enumerate(lengths)]
+    fitted = fit(pairs, limit, "trim", TEXT)
+    assert len({cut.prompt for cut in fitted.pairs}) == 1
+    assert fitted.dropped == 0
+    for cut, whole in zip(fitted.pairs, pairs, strict=True):
+        assert cut.prompt[0] == TEXT.leading[0]
+        for ours, theirs in ((cut.chosen, whole.chosen), (cut.rejected, whole.rejected)):
+            assert len(cut.prompt) + len(ours.tokens) <= limit
+            assert ours.tokens == theirs.tokens[: len(ours.tokens)]
+            assert (ours.tokens[-1] == STOP) == (ours == theirs)
+
+
+def test_answers_that_become_the_same_are_dropped() -> None:
+    same = Answer((50,) * 20 + (60, STOP), (True,) * 22)
+    other = Answer((50,) * 20 + (61, STOP), (True,) * 22)
+    pairs = [TokenPair((7, 100), same, other, "a:1"), pair(2, 5, 5, "a:2")]
+    fitted = fit(pairs, 16, "trim", TEXT)
+    assert (len(fitted.pairs), fitted.dropped, fitted.trimmed) == (1, 1, 0)
+    assert "same or empty once cut" in fitted.findings[0].message
+
+
+def test_a_cut_ends_in_a_scored_token() -> None:
+    """Context that nothing scored follows is of no use."""
+    scored = (True,) * 3 + (False,) * 6 + (True,) * 3
+    several = Answer((50, 51, STOP, *range(60, 66), 52, 53, STOP), scored)
+    long = dataclasses.replace(pair(2, 4, 4), chosen=several)
+    for limit in (9, 10, 11):
+        (cut,) = fit([long], limit, "trim", TEXT).pairs
+        assert cut.chosen == Answer((50, 51, STOP), (True,) * 3)
+    (cut,) = fit([long], 12, "trim", TEXT).pairs
+    assert cut.chosen.tokens[-1] == 52
+
+
+def chat(*turns: str) -> TokenPair:
+    roles = ("user", "assistant")
+    prompt: Any = tuple({"role": roles[n % 2], "content": c} for n, c in enumerate(turns))
+    answers = (({"role": "assistant", "content": c},) for c in ("언어입니다.", "뱀이지~"))
+    return encode_pair(CHAT, Pair(prompt, *answers, "a:1"))
+
+
+def limit_for(prompt: int) -> int:
+    """The smallest max_length that leaves a prompt of this length alone."""
+    return next(limit for limit in range(1000) if limit - limit // 4 == prompt)
+
+
+def test_a_chat_loses_whole_turns() -> None:
+    whole, last = chat("옛날 질문입니다 " * 5, "옛날 답", "새 질문"), chat("새 질문")
+    (cut,) = fit([whole], limit_for(len(last.prompt)), "trim", CHAT).pairs
+    assert cut.prompt == last.prompt
+    (cut,) = fit([whole], limit_for(len(whole.prompt) - 1), "trim", CHAT).pairs
+    text = CHAT.tokenizer.decode(cut.prompt)
+    assert text.startswith("<|im_start|>assistant\n옛날 답<|im_end|>")
+    assert fit([whole], limit_for(len(whole.prompt)) + 99, "trim", CHAT).pairs == (whole,)
+
+
+def test_a_chat_whose_last_turn_is_too_long_is_dropped() -> None:
+    """Never a header of the answer alone, nor half a turn."""
+    long, short = chat("질문입니다 " * 20), chat("질문")
+    fitted = fit([long, short], 24, "trim", CHAT)
+    assert fitted.pairs == (short,)
+    assert (fitted.dropped, fitted.trimmed) == (1, 0)
+    assert fitted.findings[0].code == "overlong"

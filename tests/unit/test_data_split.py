@@ -1,0 +1,81 @@
+"""Held-out prompts are chosen by content."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from likelier.data.records import Answer, Pair, TokenPair
+from likelier.data.split import shared_prompts, split_by_prompt
+from likelier.errors import DataError
+
+
+def pairs_of(prompts: list[str]) -> list[Pair]:
+    return [Pair(prompt, f"좋은 답 {n}", "나쁜 답", f"a:{n}") for n, prompt in enumerate(prompts)]
+
+
+@given(
+    prompts=st.lists(st.sampled_from("가나다라마바사아"), min_size=2, max_size=30),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 3),
+)
+def test_no_prompt_is_on_both_sides(prompts: list[str], share: float, seed: int) -> None:
+    pairs = pairs_of(prompts)
+    if len(set(prompts)) < 2:
+        with pytest.raises(DataError, match="cannot be split"):
+            split_by_prompt(pairs, share, seed)
+        return
+    train, held_out = split_by_prompt(pairs, share, seed)
+    assert train and held_out
+    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    number = {pair.source: n for n, pair in enumerate(pairs)}
+    for side in (train, held_out):
+        assert [number[p.source] for p in side] == sorted(number[p.source] for p in side)
+    assert len(train) + len(held_out) == len(pairs)
+    count = len({p.prompt for p in held_out})
+    assert abs(count - share * len(set(prompts))) <= 1
+
+
+def test_rows_and_their_order_decide_nothing() -> None:
+    pairs = pairs_of([f"질문 {n}" for n in range(100)])
+    _, held_out = split_by_prompt(pairs, 0.1, 0)
+    shuffled = random.Random(1).sample(pairs, 100)
+    again = split_by_prompt(shuffled, 0.1, 0)[1]
+    assert {p.prompt for p in again} == {p.prompt for p in held_out}
+    assert len(held_out) == 10
+    other = split_by_prompt(pairs, 0.1, 1)[1]
+    assert {p.prompt for p in other} != {p.prompt for p in held_out}
+
+
+def test_the_same_question_written_twice_stays_together() -> None:
+    """Once as a Mac writes Hangul, once as others do, once with a space behind."""
+    prompts = ["한글?", "\u1112\u1161\u11ab\u1100\u1173\u11af?", "한글? "]
+    for seed in range(20):
+        sides = split_by_prompt(pairs_of([*prompts, "a", "b"]), 0.4, seed)
+        assert any({"a:0", "a:1", "a:2"} <= {p.source for p in side} for side in sides)
+
+
+def test_messages_and_tokens_are_split_too() -> None:
+    chats = [
+        Pair(({"role": "user", "content": c},), ({"role": "assistant"},), (), c) for c in "가나다가"
+    ]
+    train, held_out = split_by_prompt(chats, 0.3, 0)
+    assert {len(train), len(held_out)} & {1, 2}
+    answer = Answer((1,), (True,))
+    tokens = [TokenPair((n % 3,), answer, answer, f"a:{n}") for n in range(9)]
+    train_tokens, held_out_tokens = split_by_prompt(tokens, 0.3, 0)
+    assert (len(train_tokens), len(held_out_tokens)) == (6, 3)
+
+
+def test_one_prompt_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="1 distinct prompt"):
+        split_by_prompt(pairs_of(["가", "가"]), 0.5, 0)
+
+
+def test_shared_prompts_name_both_rows() -> None:
+    train = pairs_of(["가", "나", "나"])
+    held_out = [Pair("나 ", "a", "b", "eval:1"), Pair("다", "a", "b", "eval:2")]
+    (finding,) = shared_prompts(train, held_out)
+    assert (finding.code, finding.severity, finding.source) == ("leak", "warning", "eval:1")
+    assert "a:1" in finding.message
