@@ -45,14 +45,14 @@ environment-dev:
 define install
 	set -eu; \
 	want="$$(cat pyproject.toml constraints.txt | cksum) $(CURDIR)"; \
-	if $(BIN)/python -c '' 2>/dev/null; then \
+	if [ ! -e $(VENV)/unfinished ] && $(BIN)/python -c '' 2>/dev/null; then \
 	  for stamp in $(2); do \
 	    if [ "$$(cat $(VENV)/$$stamp 2>/dev/null)" = "$$want" ]; then exit 0; fi; \
 	  done; \
 	fi; \
 	if [ -e $(VENV)/unfinished ] \
 	  || ! $(BIN)/python -m pip --version >/dev/null 2>&1 \
-	  || ! grep -qF "$(CURDIR)/$(VENV)" $(VENV)/bin/activate; then \
+	  || ! grep -qF "$(CURDIR)/$(VENV)" $(VENV)/bin/activate 2>/dev/null; then \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: likelier needs Python 3.11 or newer; name one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)")'; \
 	  echo "making $(VENV) with $$($(PYTHON) --version)"; \
 	  rm -rf $(VENV); \

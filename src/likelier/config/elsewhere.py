@@ -120,6 +120,7 @@ NEEDLESS: dict[str, str] = {
     "attn_implementation": _AUTOMATIC,
     "dataloader_num_workers": _AUTOMATIC,
     "disable_dropout": "leave it out: dropout is always off, so that log-probs compare",
+    "dropout": "leave it out: dropout is always off, so that log-probs compare",
     "fp16": "leave it out: float16 overflows; model.dtype: bfloat16 is the half-size dtype",
     "hub_token": "leave it out: no secret belongs in a config; use the environment's HF_TOKEN",
     "label_smoothing": "leave it out: the sigmoid loss has no smoothing",

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from likelier.config import text
-from likelier.config.elsewhere import answer
+from likelier.config.elsewhere import NEEDLESS, RENAMED, answer
 from likelier.config.schema import json_schema
 from likelier.errors import ConfigError
 
@@ -27,17 +27,17 @@ def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
     problem = problems[0]
     keys = _keys(problem["loc"], given)
     dotted = ".".join(keys)
-    about = _at(keys, given).get("description")
+    about = _at(keys, given).get("description") or NEEDLESS.get(dotted)
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
         return ConfigError("is needed", where=dotted, mend=f"add {dotted}: {about or 'a section'}")
     if problem["type"] == "value_error":
         return ConfigError(str(problem["ctx"]["error"]), where=dotted, mend=about)
     if problem["type"] == "union_tag_invalid":
-        offered = problem["ctx"]["expected_tags"].replace("'", "").replace(", ", " or ")
-        where = f"{dotted}.{problem['ctx']['discriminator'].strip(chr(39))}"
-        return ConfigError(
-            f"{_short(problem['ctx']['tag'])} is not possible; write {offered}", where=where
-        )
+        tag, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        name = problem["ctx"]["discriminator"].strip("'")
+        offered = tags.replace("'", "").replace(", ", " or ")
+        what = f"{_short(tag)} is not possible; write {offered}"
+        return ConfigError(what, where=f"{dotted}.{name}")
     offered = allowed(_at(keys, given))
     what = f"{_short(_value(keys, given))} is not possible; write {offered}"
     return ConfigError(what, where=dotted, mend=about)
@@ -95,15 +95,22 @@ def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
         return f"another kind of {section} has it; {section}={kind} replaces the whole section"
     if (mend := answer(name, value, _value(above, given))) is not None:
         return mend
-    elsewhere = [key for key in known if key.rpartition(".")[2] == name]
+    elsewhere = [key for key in known if _leaf(key) == name]
     if len(elsewhere) == 1 and not isinstance(value, Mapping):
         return f"write {elsewhere[0]}: {_short(value)}"
     siblings = [key for key in known if key.split(".")[:-1] == above]
-    near = get_close_matches(dotted, siblings, n=1) or get_close_matches(dotted, known, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    words = [key.rpartition(".")[2] for key in siblings]
-    return f"{'.'.join(above)} has: {', '.join(words)}" if above else f"keys: {', '.join(words)}"
+    for keys_to_try in (siblings, known):
+        leaves = {_leaf(key): key for key in keys_to_try}
+        if near := get_close_matches(name, leaves, n=1):
+            return f"did you mean {leaves[near[0]]}?"
+    if near := get_close_matches(name, RENAMED, n=1):
+        return f"{near[0]} is called {RENAMED[near[0]][0]} here"
+    words = ", ".join(map(_leaf, siblings))
+    return f"{'.'.join(above)} has: {words}" if above else f"keys: {words}"
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 @cache

@@ -15,7 +15,7 @@ from likelier.errors import ConfigError
 LARGEST_FILE = 1_000_000  # characters; a config has a few dozen keys
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _NESTING = 50
 
@@ -65,6 +65,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _quoted(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML folds line breaks of other styles, and loses some of Unicode's; these it escapes.
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(f"^(?:{_FLOAT.pattern})$"), None
 )
@@ -133,7 +140,12 @@ def argument(text: str, key: str) -> Any:
 def flow(value: Any) -> str:
     """A value on one line, so that ``parse`` gives it back."""
     text = yaml.dump(
-        value, Dumper=_Dumper, default_flow_style=True, width=2**31, allow_unicode=True
+        value,
+        Dumper=_Dumper,
+        default_flow_style=True,
+        width=2**31,
+        allow_unicode=True,
+        sort_keys=False,
     )
     return text.removesuffix("\n").removesuffix("\n...")
 
