@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from likelier.config import Config
-    from likelier.logprob.api import get_logprob
     from likelier.loss.api import dpo_loss
     from likelier.model.load import load
+    from likelier.model.score import get_logprob
     from likelier.run import train
 
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __all__ = ["Config", "__version__", "dpo_loss", "get_logprob", "load", "train"]
 _HOMES = {
     "Config": "likelier.config",
     "dpo_loss": "likelier.loss.api",
-    "get_logprob": "likelier.logprob.api",
+    "get_logprob": "likelier.model.score",
     "load": "likelier.model.load",
     "train": "likelier.run",
 }

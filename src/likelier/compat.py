@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -57,6 +58,15 @@ def check_versions() -> None:
         found = ", ".join(f"{one.name} {one.installed or 'missing'}" for one in unfit)
         names = " ".join(f'"{one.name}{one.wanted}"' for one in unfit)
         raise ConfigError(f"cannot run with {found}", mend=f"run: pip install {names}")
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a transformers model recompute activations in the backward.
+
+    The method got a new name in transformers 5.2x; the old one warns there.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _installed(name: str) -> str | None:
