@@ -42,7 +42,11 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
         console=console,
     ) as shown:
         task = shown.add_task(label, total=total, completed=done, text="")
-        yield lambda parts, text="": shown.update(task, advance=parts, text=text)
+
+        def advance(parts: int, text: str = "") -> None:
+            shown.update(task, advance=parts, text=text)
+
+        yield advance
 
 
 def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None]:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from likelier.compat import checkpoint_activations
 from likelier.config import Config
 from likelier.errors import ConfigError, DataError
 from likelier.model.adapters import attach_lora
@@ -86,7 +87,7 @@ def adapt(config: Config, start: Policy) -> Policy:
                 config.train.seed,
             )
     if config.train.gradient_checkpointing:
-        policy.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(policy.causal_lm)
     return policy
 
 

@@ -24,9 +24,15 @@ _SMALL = {
 def _config(name: str) -> tf.PreTrainedConfig:
     match name:
         case "exaone4":
-            return tf.Exaone4Config(**_SMALL, sliding_window=None, tie_word_embeddings=True)
+            return tf.Exaone4Config(
+                **_SMALL,
+                sliding_window=None,
+                sliding_window_pattern=None,
+                layer_types=["full_attention"] * 4,
+                tie_word_embeddings=True,
+            )
         case "exaone4-sliding":
-            return tf.Exaone4Config(**_SMALL, sliding_window=5, sliding_window_pattern="LLLG")
+            return tf.Exaone4Config(**_SMALL, sliding_window=5, sliding_window_pattern=4)
         case "llama":
             return tf.LlamaConfig(**_SMALL)
         case "qwen3":

@@ -9,6 +9,7 @@ entries, K scored tokens of all answers in order, R answers.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ class Pass:
 
     def to(self, device: torch.device | str) -> "Pass":
         """The same pass with its tensors on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in vars(self).items()
             if isinstance(value, Tensor | Tree)
@@ -140,9 +141,7 @@ def padded_pass(sequences: Sequence[Scored]) -> Pass:
     )
 
 
-def _entries(
-    sequences: Sequence[Scored], places: Iterable[Sequence[int]]
-) -> dict[str, Tensor]:
+def _entries(sequences: Sequence[Scored], places: Iterable[Sequence[int]]) -> dict[str, Tensor]:
     """Number the distinct (predicting position, target token) entries of sequences.
 
     ``places[i][p]`` is the flat position of token p of sequence i.

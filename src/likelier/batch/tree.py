@@ -48,8 +48,9 @@ class Tree:
 
     def to(self, device: torch.device | str) -> "Tree":
         """The same layout with its tensors on another device."""
-        moved = (t.to(device) for t in (self.token_T, self.depth_T, self.end_T))
-        return Tree(*moved, segments=self.segments)
+        return Tree(
+            self.token_T.to(device), self.depth_T.to(device), self.end_T.to(device), self.segments
+        )
 
 
 class _Node:
@@ -183,9 +184,7 @@ def ancestor_mask_TT(tree: Tree, window: int | None = None) -> Tensor:
     return mask_TT
 
 
-def segment_mask_QK(
-    segment: Segment, window: int | None, device: torch.device
-) -> Tensor | None:
+def segment_mask_QK(segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
     """The same predicate for one segment's queries over its ancestors' keys and its own.
 
     Shape (Q, K) with K = tokens above + Q; None where every query sees every key.

@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from likelier.config import TrainConfig
+from likelier.config.schema import TrainConfig
 from likelier.data.records import TokenPair
 
 

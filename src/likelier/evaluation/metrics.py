@@ -13,10 +13,14 @@ def rewards(values: PairValues, beta: float) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
+TIE = 1e-4  # nats of log-ratio margin: below, float32 rounding decides which side is ahead
+
+
 def hits(values: PairValues, beta: float) -> Tensor:
     """1 where the chosen answer has the larger reward, 0 where the rejected, a tie one half."""
     chosen, rejected = rewards(values, beta)
-    return (torch.sign(chosen - rejected) + 1) / 2
+    margin = chosen - rejected
+    return torch.where(margin.abs() < beta * TIE, 0.5, (margin > 0).double())
 
 
 def metrics(values: PairValues, beta: float) -> dict[str, float]:

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from likelier.files import remove_folder, write_folder
 from likelier.model.load import Policy
+from likelier.model.quiet import quietly
 
 
-def save_policy(
-    policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, run: Path
-) -> None:
+def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, run: Path) -> None:
     """Write ``model/`` or ``adapter/`` into a run folder, as plain ``from_pretrained`` loads it.
 
     ``masters`` are the float32 copies of what was trained; where ``save_dtype`` is wider than
@@ -26,12 +26,14 @@ def save_policy(
     wanted = policy.causal_lm.dtype if save_dtype == "auto" else getattr(torch, save_dtype)
 
     def write(target: Path) -> None:
-        if policy.has_adapter:
-            # Without False, peft asks the Hub whether the vocabulary grew.
-            policy.model.save_pretrained(target, save_embedding_layers=False)  # type: ignore[operator]
-        else:
-            _save_model(policy, masters, wanted, target)
-        policy.tokenizer.save_pretrained(target)
+        with quietly():
+            if policy.has_adapter:
+                model: Any = policy.model
+                # Without False, peft asks the Hub whether the vocabulary grew.
+                model.save_pretrained(target, save_embedding_layers=False)
+            else:
+                _save_model(policy, masters, wanted, target)
+            policy.tokenizer.save_pretrained(target)
 
     write_folder(path, write, {"format": 1})
 

@@ -70,7 +70,7 @@ class _ChunkedLogps(torch.autograd.Function):
         return logp_E
 
     @staticmethod
-    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N = ctx.saved_tensors
         head = Head(weight_VD, bias_V, *ctx.shape)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]

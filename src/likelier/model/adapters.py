@@ -9,11 +9,10 @@ from torch import nn
 
 from likelier.errors import ConfigError
 from likelier.model.load import Policy
+from likelier.model.quiet import quietly
 
 
-def attach_lora(
-    policy: Policy, r: int, alpha: float, targets: str | list[str], seed: int
-) -> Policy:
+def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], seed: int) -> Policy:
     """The policy with a fresh LoRA adapter, the only trainable part.
 
     ``targets`` is ``all-linear`` (every linear layer but the head), or names of modules. The
@@ -31,8 +30,7 @@ def attach_lora(
         bias="none",
         task_type="CAUSAL_LM",
     )
-    # CPU generator first: weights are made on the CPU even where the model is on a GPU.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quietly():
         torch.manual_seed(seed)
         try:
             model = peft.get_peft_model(policy.causal_lm, config)

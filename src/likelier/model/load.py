@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.errors import ConfigError, DataError, InputMissing
+from likelier.model.quiet import quietly
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -47,7 +52,9 @@ class Policy:
     @property
     def device(self) -> torch.device:
         """Where the first layers' inputs belong."""
-        return self.causal_lm.get_input_embeddings().weight.device
+        weight = self.causal_lm.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.device
 
 
 def load(
@@ -70,27 +77,45 @@ def load(
     _must_exist(where)
     with _told_plainly(where):
         base_path, base_revision = _base_of_adapter(Path(where)) or (where, revision)
-        arguments = {"revision": base_revision, "trust_remote_code": False}
-        if device_map is not None:
-            arguments["device_map"] = device_map
-        with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+        placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+        with quietly():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 base_path,
                 dtype=parse_dtype(dtype) if isinstance(dtype, str) else dtype,
+                revision=base_revision,
+                trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                **arguments,
+                **placed,
             )
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision,
-                                                      trust_remote_code=False)  # fmt: skip
-        _all_weights_came(where, report)
-        if device_map is None and torch.cuda.is_available():
-            model.to("cuda")
-        if base_path != where:
-            import peft  # slow to import, and only adapters need it
+            model, report = loaded
+            tokenizer = AutoTokenizer.from_pretrained(
+                where, revision=revision, trust_remote_code=False
+            )
+            _all_weights_came(where, report)
+            if device_map is None and torch.cuda.is_available():
+                model.to("cuda")
+            if base_path != where:
+                import peft  # slow to import, and only adapters need it
 
-            model = peft.PeftModel.from_pretrained(model, where, is_trainable=True)
+                model = peft.PeftModel.from_pretrained(model, where, is_trainable=True)
     return Policy(model.train(), tokenizer, where)
+
+
+def load_tokenizer(path: str) -> tuple[Tokenizer, GenerationConfig | None]:
+    """The tokenizer of a model folder or Hub id and its generation config, without its weights.
+
+    Raises as `load`.
+    """
+    where = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
+    _must_exist(where)
+    with _told_plainly(where):
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    try:
+        generation = GenerationConfig.from_pretrained(where)
+    except OSError:  # an optional file
+        generation = None
+    return tokenizer, generation
 
 
 def _must_exist(where: str) -> None:
@@ -145,7 +170,9 @@ def _told_plainly(where: str) -> Iterator[None]:
             mend="check the spelling, the network and, for gated models, HF_TOKEN",
         ) from error
     except (ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise DataError(f"this model cannot be loaded: {_first_line(error)}", where=where) from error
+        raise DataError(
+            f"this model cannot be loaded: {_first_line(error)}", where=where
+        ) from error
     except Exception as error:
         if "safetensor" in type(error).__name__.lower():
             raise DataError(f"damaged weights: {_first_line(error)}", where=where) from error
@@ -154,18 +181,6 @@ def _told_plainly(where: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers' own while loading; ours says what is going on."""
-    was_on = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def _all_weights_came(where: str, report: dict[str, Any]) -> None:

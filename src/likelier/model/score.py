@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,38 +92,42 @@ def score_sequences(
             batch = layout(ready.backend)([sequences[i] for i in indices])
             on_device = batch.to(ready.policy.device)
             logp_K = scorer(on_device)[on_device.entry_K].cpu()
-            for index, logp in zip(indices, logp_K.split(batch.length_R.tolist()), strict=True):
-                yield index, logp
+            yield from zip(indices, logp_K.split(batch.length_R.tolist()), strict=True)
             if on_pass is not None:
                 on_pass(len(indices))
+
+
+Text = str | Sequence[Message]  # plain text, or the messages of a chat
 
 
 def get_logprob(
     model: nn.Module,
     tokenizer: Tokenizer,
-    prompt: str | list[Message] | Sequence[str | list[Message]],
-    response: str | list[Message] | Sequence[str | list[Message]],
+    prompt: Text | Sequence[Text],
+    response: Text | Sequence[Text],
     *,
     stop: bool = True,
     per_token: bool = False,
-) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, list[Tensor]]:
+) -> Any:
     """Log-prob of a response given a prompt, in nats, with gradient: what DPO compares.
 
     One prompt (text, or a list of messages) and one response give a 0-d tensor; a list of R
     prompts and a list of R responses give shape (R,). The sum runs over the response's tokens
-    and its stop token; ``stop=False`` leaves the stop token out. With ``per_token`` a second
-    value holds the log-prob of each token: shape (tokens,), or a list of R such tensors.
+    and its stop token, in float64; ``stop=False`` leaves the stop token out. With ``per_token``
+    a second value holds the log-prob of each token: shape (tokens,), or a list of R of them.
 
     The model is used as it stands: to score without gradient, call it under ``torch.no_grad()``.
     Dropout does not apply. Text is continued as plain text, messages go through the chat
-    template. Summed in float64.
+    template.
+
+    Raises ValueError where the lists differ in length, and DataError where a text cannot be
+    encoded.
     """
-    many = isinstance(response, Sequence) and not isinstance(response, str) and not (
-        response and isinstance(response[0], dict)
-    )
-    prompts, responses = (prompt, response) if many else ([prompt], [response])
-    if len(prompts) != len(responses):
-        raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses")
+    many = not _is_one(response)
+    prompts: Any = prompt if many else [prompt]
+    responses: Any = response if many else [response]
+    if _is_one(prompt) == many or len(prompts) != len(responses):
+        raise ValueError("give one prompt and one response, or two lists of one length")
     policy = Policy(model, tokenizer)
     encoder = build_encoder(tokenizer, policy.causal_lm.generation_config)
     sequences = [
@@ -137,5 +142,10 @@ def get_logprob(
     total = total_R if many else total_R[0]
     if not per_token:
         return total
-    each = list(logp_E[batch.entry_K].split(batch.length_R.tolist()))
-    return total, (each if many else each[0])
+    each = logp_E[batch.entry_K].split(batch.length_R.tolist())
+    return total, (list(each) if many else each[0])
+
+
+def _is_one(text: Text | Sequence[Text]) -> bool:
+    """One text or chat, rather than a list of them."""
+    return isinstance(text, str) or (len(text) > 0 and isinstance(text[0], dict))

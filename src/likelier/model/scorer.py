@@ -49,8 +49,9 @@ class Scorer(nn.Module):
             inputs["attention_mask"] = batch.keep_BL
         if self.rule.own:
             logits_NV = self.model(**inputs).logits.flatten(0, 1)[batch.predict_N]
-            unit = torch.log_softmax(logits_NV.float() if logits_NV.dtype != torch.float64
-                                     else logits_NV, dim=-1)
+            unit = torch.log_softmax(
+                logits_NV.float() if logits_NV.dtype != torch.float64 else logits_NV, dim=-1
+            )
             return unit[batch.row_E, batch.token_E]
         hidden_BLD = self.model.base_model(**inputs).last_hidden_state
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, batch.predict_N)

@@ -59,19 +59,21 @@ def reference_column(
     before = load_column(kept, identity)
     if before is not None and all(answer_key(s) in before.values for s in sequences):
         return before
-    column = _scored(ready, identity, sequences, budget, base_only)
+    column = cached_column(ready, identity, sequences, budget, base_only)
     column.save(kept)
     return column
 
 
-def _scored(
+def cached_column(
     ready: Ready, identity: str, sequences: Sequence[Scored], budget: int, base_only: bool
 ) -> Column:
+    """The column of some sequences: from the cache, and scored now where it lacks them."""
+
     def score(missing: Sequence[Scored]) -> Iterator[tuple[int, Tensor]]:
         with ExitStack() as stack:
             if base_only:
                 stack.enter_context(adapters_off(ready.policy.model))
-            advance = stack.enter_context(bar("reference", len(missing)))
+            advance = stack.enter_context(bar("log-probs", len(missing)))
             yield from score_sequences(
                 ready, missing, budget, on_pass=lambda answers: advance(answers, "")
             )

@@ -48,7 +48,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def steps_saved(folder: Path) -> list[int]:
-    """Steps of the checkpoint folders there, valid or not, newest first. Other names are ignored."""
+    """Steps of the checkpoint folders there, valid or not, newest first; no other names."""
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(m[1]) for name in names if (m := _NAME.fullmatch(name))), reverse=True)
 

@@ -206,9 +206,7 @@ def open_folder(path: Path) -> Iterator[RunFolder]:
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror}", where=f"out: {path}"
-        ) from error
+        raise OutputError(f"cannot be written: {error.strerror}", where=f"out: {path}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -18,8 +18,8 @@ from likelier.data.records import TokenPair
 from likelier.errors import RunFailed
 from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
-from likelier.training.step import PairValues, cut_passes, step_values
 from likelier.reference.column import Column
+from likelier.training.step import PairValues, cut_passes, step_values
 
 NUM_PAIRS = 8
 TOLERANCE = 1e-4  # nats an answer, float32 and better

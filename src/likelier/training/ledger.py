@@ -55,9 +55,7 @@ class Ledger:
         self.folder, self.beta = folder, beta
         self.rows: list[Row] = []
 
-    def add(
-        self, step: int, visits: Sequence[tuple[int, TokenPair]], values: PairValues
-    ) -> None:
+    def add(self, step: int, visits: Sequence[tuple[int, TokenPair]], values: PairValues) -> None:
         """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``."""
         self.rows += ledger_rows(step, visits, values, self.beta)
         if step % MOST_STEPS == 0:

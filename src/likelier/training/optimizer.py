@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from likelier.config import OptimConfig
+from likelier.config.schema import OptimConfig
 from likelier.errors import RunFailed
 
 

@@ -126,9 +126,7 @@ def step_values(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> 
     return _in_step_order(passes, policy, [loss.per_pair(_joined(passes, policy))])
 
 
-def _with_gradient(
-    values: AnswerValues, loss: BoundLoss, num_pairs: int
-) -> tuple[Tensor, Tensor]:
+def _with_gradient(values: AnswerValues, loss: BoundLoss, num_pairs: int) -> tuple[Tensor, Tensor]:
     """dL/d logp_R for L = sum of the pairs' losses / num_pairs, and the losses."""
     policy_R = values.policy_R.detach().requires_grad_()
     given = {field.name: getattr(values, field.name) for field in fields(values)}
