@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         _run([word for word in words if word != "--debug"] or ["--help"])
-        sys.stdout.flush()
+        print(end="", flush=True)  # also where stdout is closed
         return 0
     except typer.Exit as stop:
         return stop.exit_code
@@ -219,7 +220,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = context.command_path if context else "likelier"
         return say(error.format_message(), f"see `{command} --help`", error.exit_code)
     except BrokenPipeError:
-        _let_go_of_stdout()
         return CLOSED_PIPE
     except SystemExit as stop:  # rich ends the process where its reader has gone
         if isinstance(stop.__context__, BrokenPipeError):
@@ -234,8 +234,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The command ``likelier``."""
-    sys.exit(main())
+    """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not under every embedding
+            stream.reconfigure(errors="backslashreplace")
+    code = main()
+    try:
+        print(end="", flush=True)
+    except OSError:  # said by main already; the interpreter must not try again and say more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> None:
@@ -243,8 +251,3 @@ def _run(words: list[str]) -> None:
     command = typer.main.get_command(app)
     with command.make_context("likelier", words) as context:
         command.invoke(context)
-
-
-def _let_go_of_stdout() -> None:
-    """The reader of our output has gone: keep the interpreter from flushing into nothing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

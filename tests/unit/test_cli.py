@@ -1,0 +1,393 @@
+"""Commands turn words into calls, and everything that can go wrong into one line and a code."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from likelier import errors
+from likelier.cli import app, main
+from likelier.config import json_schema
+from likelier.data.check import Kind, Summary
+from likelier.data.records import Finding
+from likelier.exits import without_secrets
+from likelier.terminal import print_summary, visible
+
+COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
+GOOD = {"prompt": "파이썬이 뭐야?", "chosen": "배우기 쉬운 언어입니다.", "rejected": "뱀이지~"}
+
+
+def run(*words: str, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "likelier", *words], capture_output=True, text=True, **settings
+    )
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    def write(*rows: dict | str) -> str:
+        path = tmp_path / "pairs.jsonl"
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Replace a module that a command imports by one whose function notes how it is called."""
+
+    def replace(module: str, name: str, effect=None):
+        calls = []
+
+        def called(*args, **kwargs):
+            calls.append((*args, kwargs) if kwargs else args)
+            if isinstance(effect, BaseException):
+                raise effect
+            return effect
+
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: called}))
+        return calls
+
+    return replace
+
+
+# ---- help --------------------------------------------------------------------------------------
+
+
+def test_the_commands_are_the_published_ones():
+    assert {"demo", "check", "show", "score", "train", "report", "env", "schema"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does_with_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"Example: likelier {command}" in said
+    assert main(["--help"]) == 0
+    first = next(
+        c.callback.__doc__ for c in app.registered_commands if c.callback.__name__ == command
+    )
+    assert first.splitlines()[0] in capsys.readouterr().out, "its line is not cut"
+
+
+def test_no_words_show_the_help(capsys):
+    assert main([]) == 0
+    assert "likelier demo" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from likelier.cli import main\n"
+        f"for words in [[]] + [[c] for c in {COMMANDS}]: assert main([*words, '--help']) == 0\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'plotly', 'pyarrow'}\n"
+        "print('heavy:', sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_help_answers_in_under_half_a_second():
+    """By processor time of the best of five, so that a busy machine does not fail the test."""
+
+    def seconds() -> float:
+        before = os.times()
+        assert run("--help").returncode == 0
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_version(capsys):
+    from likelier import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"likelier {__version__}\n"
+
+
+# ---- wrong words -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["xyzzy"], "No such command 'xyzzy'"),
+        (["--verzion"], "No such option"),
+        (["train"], "Missing argument 'CONFIG'"),
+        (["score", "a.jsonl"], "Missing option '--model'"),
+        (["check", "a.jsonl", "--modle", "m"], "--model"),
+        (["show", "a.jsonl", "--model", "m", "-n", "0"], "'-n'"),
+        (["demo", "--seed", "x"], "'--seed'"),
+        (["check", "a.jsonl", "--columns", "prompt"], "'prompt' is not ours=theirs"),
+        (["check", "a", "--columns", "prompt=q", "--columns", "prompt=r"], "given twice"),
+        (["train", "loss.beta=0.1"], "model: is needed"),
+        (["train", "learning_rate=1e-6"], "write optim.lr: 1.0e-06"),
+    ],
+)
+def test_wrong_words_are_usage_errors(words, said, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and said in err
+    assert "Traceback" not in err and len(err.splitlines()) <= 3
+
+
+def test_a_missing_config_file_is_missing_input(capsys):
+    assert main(["train", "absent.yaml"]) == 66
+    assert capsys.readouterr().err.startswith("error: absent.yaml: there is no such file\n")
+
+
+# ---- what commands call ------------------------------------------------------------------------
+
+
+def test_demo(stand_in):
+    calls = stand_in("likelier.demo.demo", "demo")
+    assert main(["demo", "--out", "runs/x", "--seed", "3"]) == 0
+    assert main(["demo"]) == 0
+    assert calls == [(Path("runs/x"), {"seed": 3}), (Path("runs/demo"), {"seed": 0})]
+
+
+def test_train_reads_the_config_before_anything_else(stand_in, tmp_path):
+    calls = stand_in("likelier.run", "train")
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {path: m}\ndata: {train: a.jsonl}\nout: runs/a\n")
+    assert main(["train", str(path), "loss.beta=0.3", "out=runs/b"]) == 0
+    assert main(["train", "model.path=m", "data.train=a", "out=b"]) == 0
+    assert main(["train", str(path), "loss.beta=-1"]) == 2
+    assert [(c.model.path, c.loss.beta, c.out) for (c,) in calls] == [
+        ("m", 0.3, Path("runs/b")),
+        ("m", 0.1, Path("b")),
+    ]
+
+
+def test_train_takes_a_file_whose_name_holds_an_equals_sign(stand_in, tmp_path, monkeypatch):
+    calls = stand_in("likelier.run", "train")
+    monkeypatch.chdir(tmp_path)
+    Path("beta=0.3").write_text("model: {path: m}\ndata: {train: a}\nout: o\n")
+    assert main(["train", "beta=0.3"]) == 0
+    assert calls[0][0].out == Path("o")
+
+
+def test_show_and_score(stand_in):
+    shown, scored = stand_in("likelier.show", "show"), stand_in("likelier.score", "score")
+    columns = ["--columns", "prompt=질문", "--columns", "chosen=a=b"]
+    assert main(["show", "a.jsonl", "--model", "m", "-n", "2", *columns]) == 0
+    assert main(["score", "a.jsonl", "--model", "m", "--out", "o.jsonl"]) == 0
+    assert main(["score", "a.jsonl", "--model", "m"]) == 0
+    assert shown == [(Path("a.jsonl"), "m", 2, {"prompt": "질문", "chosen": "a=b"})]
+    assert scored == [
+        (Path("a.jsonl"), "m", Path("o.jsonl"), {}),
+        (Path("a.jsonl"), "m", None, {}),
+    ]
+
+
+def test_report_says_where_it_is(stand_in, capsys):
+    calls = stand_in("likelier.report.page", "write_report", Path("runs/a/report.html"))
+    assert main(["report", "runs/a"]) == 0
+    assert calls == [(Path("runs/a"),)]
+    assert capsys.readouterr().out == "runs/a/report.html\n"
+
+
+def test_versions_are_checked_before_work(stand_in, monkeypatch, capsys):
+    calls = stand_in("likelier.demo.demo", "demo")
+    monkeypatch.setattr("likelier.compat._installed", lambda name: "0.1")
+    assert main(["demo"]) == 2
+    assert calls == [] and "torch 0.1" in capsys.readouterr().err
+
+
+def test_schema_is_the_configs(capsys):
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+def test_env_is_text_for_people_and_machines():
+    done = run("env", env={**os.environ, "HF_TOKEN": "hf_canary012345"})
+    told = yaml.safe_load(done.stdout)
+    assert done.returncode == 0 and done.stderr == ""
+    assert str(told["packages"]["torch"]).startswith("2.")
+    assert "canary" not in done.stdout
+
+
+# ---- check -------------------------------------------------------------------------------------
+
+
+def test_check_of_good_data(pairs, capsys):
+    assert main(["check", pairs(GOOD)]) == 0
+    assert capsys.readouterr().out == "1 of 1 rows can be used\n"
+
+
+def test_check_names_places_and_ends_with_65(pairs, capsys):
+    path = pairs(GOOD, '{"prompt": ', {**GOOD, "rejected": None})
+    assert main(["check", path]) == 65
+    said = capsys.readouterr().out
+    assert f"error {path}:2" in said and f"error {path}:3 rejected: " in said
+    assert "1 of 3 rows can be used" in said
+
+
+def test_check_as_json(pairs, capsys):
+    path = pairs(GOOD, GOOD, "{")
+    assert main(["check", path, "--json"]) == 65
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["usable"]) == (3, 2)
+    assert {(kind["severity"], kind["count"]) for kind in told["kinds"]} == {
+        ("error", 1),
+        ("warning", 1),
+    }
+    assert [place["source"] for place in told["places"]] == [f"{path}:3", f"{path}:2"]
+
+
+def test_check_with_other_column_names(pairs, capsys):
+    path = pairs({"질문": "q", "chosen": "a", "rejected": "b"})
+    assert main(["check", path]) == 65
+    assert main(["check", path, "--columns", "prompt=질문"]) == 0
+
+
+def test_check_of_a_file_that_is_not_there(capsys):
+    assert main(["check", "absent.jsonl"]) == 66
+    assert capsys.readouterr().err.startswith("error: absent.jsonl: ")
+
+
+def test_a_long_place_stays_on_one_line(capsys):
+    place = Finding("x", "error", "a/" * 200 + "f.jsonl:7", "chosen", "m" * 300, "mend it")
+    print_summary(Summary(30, 0, (Kind("x", "error", 30),), (place,)), as_json=False)
+    said = capsys.readouterr().out
+    assert f"error {place.where}: {place.message}\n" in said
+    assert "and 29 more\n0 of 30 rows can be used\n" in said
+
+
+def test_data_cannot_drive_the_terminal(capsys):
+    place = Finding("x", "error", "f:1", None, "\x1b[31mred [bold]x[/] \u202ereversed", "\r\n가")
+    print_summary(Summary(1, 0, (Kind("x", "error", 1),), (place,)), as_json=False)
+    said = capsys.readouterr().out
+    assert r"\x1b[31mred [bold]x[/] \u202ereversed" in said and r"\r\n가" in said
+    assert "\x1b" not in said and "\r" not in said
+    assert visible("가\u200d나 é") == "가\u200d나 é"
+
+
+# ---- errors and exit codes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.RunFailed, 1),
+        (errors.ConfigError, 2),
+        (errors.GateMissed, 3),
+        (errors.DataError, 65),
+        (errors.InputMissing, 66),
+        (errors.OutputError, 73),
+        (errors.StoppedEarly, 75),
+        (errors.Interrupted, 130),
+    ],
+)
+def test_our_errors_are_a_message_and_their_code(kind, code, stand_in, capsys):
+    stand_in("likelier.demo.demo", "demo", kind("is wrong", where="a.jsonl:3", mend="mend it"))
+    assert main(["demo"]) == code
+    assert capsys.readouterr().err == "error: a.jsonl:3: is wrong\n  mend it\n"
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys):
+    stand_in("likelier.demo.demo", "demo", errors.DataError("is wrong"))
+    for words in (["--debug", "demo"], ["demo", "--debug"]):
+        assert main(words) == 65
+        said = capsys.readouterr().err
+        assert said.startswith("Traceback") and said.endswith("error: is wrong\n")
+
+
+def test_a_bug_is_one_line_and_70(stand_in, capsys):
+    stand_in("likelier.demo.demo", "demo", KeyError("no\nmany lines"))
+    assert main(["demo"]) == 70
+    said = capsys.readouterr().err
+    assert said.startswith("error: KeyError: ") and "--debug" in said
+    assert len(said.splitlines()) == 2 and "Traceback" not in said
+
+
+def test_a_full_disk_is_73(stand_in, capsys):
+    stand_in("likelier.demo.demo", "demo", OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
+    assert main(["demo"]) == 73
+    assert capsys.readouterr().err.startswith("error: runs/demo/x: No space left\n")
+
+
+def test_other_os_errors_are_bugs(stand_in):
+    stand_in("likelier.demo.demo", "demo", OSError(errno.EIO, "Input/output error"))
+    assert main(["demo"]) == 70
+
+
+def test_secrets_are_starred_out(stand_in, capsys):
+    leak = "401 for https://me:canary@host/x with hf_CANARYcanary123"
+    stand_in("likelier.demo.demo", "demo", RuntimeError(leak))
+    assert main(["demo", "--debug"]) == 70
+    said = capsys.readouterr().err
+    assert "canary" not in said.lower() and "401 for https://***@host/x with ***" in said
+    assert without_secrets("hf_hub and shf_abc") == "hf_hub and shf_abc"
+
+
+def test_an_interrupt_is_130_without_a_traceback(stand_in, capsys):
+    stand_in("likelier.demo.demo", "demo", KeyboardInterrupt())
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_ctrl_c_on_the_real_process():
+    code = (
+        "import sys, time, types\n"
+        "def demo(out, seed):\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+        "sys.modules['likelier.demo.demo'] = types.SimpleNamespace(demo=demo)\n"
+        "sys.argv = ['likelier', 'demo']\n"
+        "from likelier.cli import entry; entry()"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("words", [["schema"], ["check"]])
+def test_a_reader_that_has_gone_is_no_error(words, pairs):
+    if words == ["check"]:
+        words = ["check", pairs(*["{" for _ in range(30)])]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "likelier", *words],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 141 and done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_output_onto_a_full_disk_is_73():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "likelier", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 73
+    assert done.stderr.startswith("error: output: No space left") and "Exc" not in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_escapes(pairs):
+    done = run(
+        "check",
+        pairs({"질문": "q", "chosen": "a"}),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 65 and done.stderr == ""
+    assert r"\uc9c8\ubb38" in done.stdout
