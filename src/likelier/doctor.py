@@ -20,10 +20,9 @@ def examine(path: Path, columns: dict[str, str], model: str | None = None) -> Su
         return summary(loaded)
     from likelier.data.encoder import build_encoder
     from likelier.data.tokens import encode_pairs
-    from likelier.model.load import load
+    from likelier.model.load import load_tokenizer
 
-    policy = load(model)
-    encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
+    encoder = build_encoder(*load_tokenizer(model))
     token_pairs, findings = encode_pairs(encoder, loaded.pairs)
     usable = {pair.source for pair in token_pairs}
     return summary(
