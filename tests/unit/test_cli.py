@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from tests.support.tiny import tiny_tokenizer
 
 from likelier import errors
 from likelier.cli import app, main
@@ -249,6 +250,27 @@ def test_check_with_other_column_names(pairs, capsys):
     path = pairs({"질문": "q", "chosen": "a", "rejected": "b"})
     assert main(["check", path]) == 65
     assert main(["check", path, "--columns", "prompt=질문"]) == 0
+
+
+def test_check_for_a_model_finds_what_its_template_cannot_do(pairs, tmp_path, capsys):
+    chat = [{"role": "user", "content": "파이썬이 뭐야?"}]
+    answers = {
+        side: [{"role": "assistant", "content": GOOD[side]}] for side in GOOD if side != "prompt"
+    }
+    path = pairs(GOOD, {"prompt": chat, **answers})
+    folder = tmp_path / "model"
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "exaone4", "eos_token_id": 1}')
+    assert main(["check", path, "--model", str(folder)]) == 0
+    assert "2 of 2 rows can be used" in capsys.readouterr().out
+    (folder / "chat_template.jinja").unlink()
+    assert main(["check", path]) == 0, "without the model there is nothing wrong"
+    capsys.readouterr()
+    assert main(["check", path, "--model", str(folder)]) == 65
+    said = capsys.readouterr().out
+    assert f"error {path}:2" in said and "1 of 2 rows can be used" in said
+    assert main(["check", path, "--model", str(tmp_path / "absent")]) == 66
 
 
 def test_check_of_a_file_that_is_not_there(capsys):
