@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likelier.config import (
@@ -530,6 +530,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.from_regex("[a-z_]{1,8}", fullmatch=True), JSON, min_size=1, max_size=4))
 def test_every_tree_reads_back_as_it_was_written(tree):
     written = yaml_text.document(tree)
