@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,14 @@ FLAGS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
+# The browser reads commands from file descriptor 3 and writes to 4. Both are copied out of the
+# way first, since either may be the number that the other is to get.
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3), os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 PATIENCE = 60.0  # seconds for any one answer
 
 
@@ -33,14 +42,26 @@ class Tab:
         self._buffer = b""
         self._number = 0
         self._session: str | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Close the page, if one is open, and start with an empty tab."""
+        if self._session is not None:
+            self.call("Page.close")
+        self._session = None
         self._loaded = False
-        self.requests: list[str] = []
+        self._requests: dict[str, str] = {}
         self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.call(f"{domain}.enable")
+
+    @property
+    def requests(self) -> list[str]:
+        """The addresses asked for, without those that the page's own policy stopped."""
+        return list(self._requests.values())
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and wait for its answer, noting what happens meanwhile."""
@@ -81,9 +102,13 @@ class Tab:
         return dict(json.loads(message))
 
     def _note(self, event: dict[str, Any]) -> None:
+        if event.get("sessionId") != self._session:
+            return
         match event.get("method"), event.get("params"):
             case "Network.requestWillBeSent", params:
-                self.requests.append(params["request"]["url"])
+                self._requests[params["requestId"]] = params["request"]["url"]
+            case "Network.loadingFailed", {"blockedReason": "csp", "requestId": request}:
+                self._requests.pop(request, None)
             case "Log.entryAdded", params:
                 self.complaints.append(params["entry"]["text"])
             case "Runtime.consoleAPICalled", params:
@@ -100,17 +125,19 @@ def browser_tab(profile: Path) -> Iterator[Tab]:
     assert CHROMIUM is not None
     to_browser, write = os.pipe()
     read, from_browser = os.pipe()
-    # The browser reads commands from file descriptor 3 and writes to 4.
-    command = ["sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', CHROMIUM, *FLAGS]
+    ends = (to_browser, from_browser)
     process = subprocess.Popen(
-        [*command, f"--user-data-dir={profile}", "about:blank"],
-        pass_fds=(to_browser, from_browser),
+        [
+            *(sys.executable, "-c", LAUNCH, *map(str, ends)),
+            *(CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"),
+        ],
+        pass_fds=ends,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    os.close(to_browser)
-    os.close(from_browser)
+    for end in ends:
+        os.close(end)
     try:
         yield Tab(read, write)
     finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 from likelier.report.plot import Series, add_level, figure, in_words, series, table
 from likelier.report.read import RunFolder, number, section
-from likelier.report.verdict import held_out_accuracy
+from likelier.report.verdict import held_out_accuracy, log_ratio
 from likelier.report.words import short, signed
 
 
@@ -99,10 +99,9 @@ def draw_rewards(run: RunFolder) -> Chart | None:
 def _displacement(run: RunFolder, rows: Any, prefix: str) -> str:
     """What the last chosen reward means in nats, where beta is known."""
     rewards = [row[f"{prefix}rewards/chosen"] for row in rows if f"{prefix}rewards/chosen" in row]
-    beta = number(section(run.config, "loss").get("beta"))
-    if not rewards or not beta:
+    change = log_ratio(run, rewards)
+    if change is None:
         return "A chosen line below zero means that even the chosen answers became less likely."
-    change = rewards[-1] / beta
     told = f"At the end a chosen answer's log-prob is {signed(change)} nats against the reference"
     if change < 0:
         return f"{told}: even the chosen answers became less likely."
@@ -162,11 +161,9 @@ def draw_learning_rate(run: RunFolder) -> Chart | None:
 
 def draw_speed(run: RunFolder) -> Chart | None:
     """Tokens per second by step."""
-    rows = tuple(
-        {"step": row["step"], "speed": row["tokens"] / row["seconds"]}
-        for row in run.timing
-        if row.get("seconds", 0) > 0 and "tokens" in row
-    )
+    timed = [row for row in run.timing if row.get("seconds", 0) > 0 and "tokens" in row]
+    speeds = [(row["step"], number(row["tokens"] / row["seconds"])) for row in timed]
+    rows = tuple({"step": step, "speed": speed} for step, speed in speeds if speed is not None)
     return _chart(
         "speed",
         "Speed",

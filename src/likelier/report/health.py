@@ -71,21 +71,19 @@ def check_chosen(run: RunFolder) -> Check:
         "the run: the answers that the model should like became less likely than at the start."
     )
     if drift is None or drift >= DRIFT_ALARM:
-        small = (
-            "" if drift is None else f" The change is small here, {signed(drift, 3)} nats a token."
-        )
+        told = "" if drift is None else f" That is {signed(drift, 3)} nats a training token."
         return Check(
             "look",
             "The chosen answers lose probability",
-            f"{reason}{small} This is common and often harmless: the loss looks at the difference "
+            f"{reason}{told} This is common and often harmless: the loss looks at the difference "
             "only.",
             "Read the samples. If they got worse, use a larger loss.beta or a smaller optim.lr.",
         )
     return Check(
         "look",
         "The chosen answers lose much of their probability",
-        f"{reason} At {signed(drift, 3)} nats a token that is more than is usual, and other "
-        "answers, in no pair, gain what both lose.",
+        f"{reason} At {signed(drift, 3)} nats a token that is more than usual, and the "
+        "probability goes to answers that stand in no pair.",
         "Read the samples; use a larger loss.beta or a smaller optim.lr, and look for pairs whose "
         "two answers are nearly the same.",
     )

@@ -116,13 +116,12 @@ def add_level(fig: dict[str, Any], level: float, text: str) -> None:
 
 def table(lines: list[Series]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the same numbers, thinned to a page's worth, the ends always kept."""
-    values = [dict(zip(line.x, line.y, strict=True)) for line in lines]
+    values = [dict(zip(line.x, _cells(line), strict=True)) for line in lines]
     # Steps where the rarest line has a value say most: held-out points stand beside training's.
     rarest = min((line.x for line in lines if line.x), key=len, default=())
     ends = {x for line in lines if line.x for x in (line.x[0], line.x[-1])}
     steps = sorted(set(_spread(rarest, MOST_TABLE_ROWS)) | ends)
-    cells = [[short(found[x]) if x in found else "" for found in values] for x in steps]
-    body = [[f"{x:,.0f}", *row] for x, row in zip(steps, cells, strict=True)]
+    body = [[f"{x:,.0f}", *(found.get(x, "") for found in values)] for x in steps]
     return ["step", *(line.name for line in lines)], body
 
 
@@ -160,6 +159,14 @@ def _trace(line: Series) -> dict[str, Any]:
             "color": look["line"]["color"],
         }
     return trace
+
+
+def _cells(line: Series) -> list[str]:
+    """The values as a table shows them, with their intervals where there are any."""
+    if not line.high:
+        return [short(y) for y in line.y]
+    ends = zip(line.y, line.low, line.high, strict=True)
+    return [f"{short(y)} ({low:.3f} to {high:.3f})" for y, low, high in ends]
 
 
 def _spread(items: tuple[float, ...], most: int) -> tuple[float, ...]:

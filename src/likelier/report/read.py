@@ -1,7 +1,6 @@
 """A run folder as the report reads it: what is there, and a plain word for what is not."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,12 @@ import yaml
 from likelier.errors import InputMissing
 from likelier.report.ledger import Ledger, read_ledger
 
+LOST = {
+    "config.yaml": "the settings of this run are",
+    "metrics.jsonl": "losses and rewards are",
+    "timing.jsonl": "its speed is",
+}
+LARGEST = 1e100  # beyond it nothing was measured, and sums and squares of it stay finite
 Row = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
 
 
@@ -55,6 +60,9 @@ def read_run(path: Path) -> RunFolder:
     """
     record = read_record(path)
     gaps: list[str] = []
+    for name, lost in LOST.items():
+        if not (path / name).exists():
+            gaps.append(f"There is no {name}, so {lost} not known.")
     config, config_text = _read_config(path / "config.yaml", gaps)
     metrics = _read_rows(path / "metrics.jsonl", gaps)
     return RunFolder(
@@ -112,10 +120,7 @@ def number(value: Any) -> float | None:
     """``value`` as a finite float, or None where it is anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond the range of floats
-        return None
+    return float(value) if abs(value) <= LARGEST else None  # False for NaN too
 
 
 def count(value: Any) -> int | None:
@@ -164,16 +169,18 @@ def _one_a_step(rows: Any) -> tuple[Row, ...]:
 
 
 def _read_config(path: Path, gaps: list[str]) -> tuple[dict[str, Any], str | None]:
+    text = config = None
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         config = yaml.safe_load(text)
     except FileNotFoundError:
-        gaps.append("There is no config.yaml, so the settings of this run are not known.")
         return {}, None
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        gaps.append("config.yaml could not be read, so the settings of this run are not known.")
-        return {}, None
-    return (config, text) if isinstance(config, dict) else ({}, text)
+        pass
+    if isinstance(config, dict):
+        return config, text
+    gaps.append("config.yaml could not be read, so the settings of this run are not known.")
+    return {}, text
 
 
 def _read_outcome(path: Path, gaps: list[str]) -> dict[str, Share]:
@@ -195,4 +202,6 @@ def share(value: Any) -> Share | None:
     n = count(value.get("n"))
     if middle is None or low is None or high is None or not n:
         return None
-    return Share(middle, low, high, n)
+    slack = 1e-9  # an end that should equal the value may miss it by a rounding
+    ordered = low - slack <= middle <= high + slack and min(low, middle) >= 0
+    return Share(middle, low, high, n) if ordered and max(middle, high) <= 1 else None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from likelier.report.read import Row, RunFolder, Share, count, number, section
+from likelier.report.read import Row, RunFolder, Share, count, number, section, share
 from likelier.report.words import (
     difference,
     duration,
@@ -47,9 +47,19 @@ def held_out_accuracy(row: Row) -> Share | None:
     value, n = row.get("eval_rewards/accuracies"), count(row.get("eval_pairs"))
     if value is None or not n or not 0 <= value <= 1:
         return None
-    low = row.get("eval_rewards/accuracies_low")
-    high = row.get("eval_rewards/accuracies_high")
-    return wilson(value, n) if low is None or high is None else Share(value, low, high, n)
+    written = {
+        "value": value,
+        "low": row.get("eval_rewards/accuracies_low"),
+        "high": row.get("eval_rewards/accuracies_high"),
+        "n": n,
+    }
+    return share(written) or wilson(value, n)
+
+
+def log_ratio(run: RunFolder, rewards: list[float]) -> float | None:
+    """The last reward over beta: the change of log-prob from the reference, nats an answer."""
+    beta = number(section(run.config, "loss").get("beta"))
+    return number(rewards[-1] / beta) if rewards and beta else None
 
 
 def progress(run: RunFolder) -> tuple[int | None, int | None]:
@@ -72,8 +82,10 @@ def _status(run: RunFolder) -> str:
         return f"Finished{steps}."
     if run.record.get("status") == "stopped":
         return f"Stopped early{steps}. Start the same command again and it goes on from there."
+    if done is None:
+        return "Not finished: no step has been logged yet."
     return (
-        f"Not finished: the last figures are{steps or ' not there yet'}. "
+        f"Not finished: these are the figures{steps}. "
         "If nothing is running, start the same command again and it goes on."
     )
 
@@ -179,27 +191,24 @@ def _loss(run: RunFolder) -> Card | None:
 
 def _chosen(run: RunFolder) -> Card | None:
     """How much likelier the chosen answers are than under the reference: the displacement."""
-    beta = number(section(run.config, "loss").get("beta"))
-    if not beta:
-        return None
     rows, key = (run.held_out, "eval_rewards/chosen")
     if not any(key in row for row in rows):
         rows, key = (run.train, "rewards/chosen")
-    values = [row[key] for row in rows if key in row]
-    if not values:
+    change = log_ratio(run, [row[key] for row in rows if key in row])
+    if change is None:
         return None
     where = "held-out" if key.startswith("eval_") else "training"
-    label = "Chosen answers, log-prob"
-    return Card(label, f"{signed(values[-1] / beta)} nats", f"against the reference, {where} pairs")
+    detail = f"against the reference, {where} pairs"
+    return Card("Chosen answers, log-prob", f"{signed(change)} nats", detail)
 
 
 def _time(run: RunFolder) -> Card | None:
-    seconds = [row["seconds"] for row in run.timing if "seconds" in row]
-    if not seconds:
+    seconds = sum(row.get("seconds", 0) for row in run.timing)
+    if seconds <= 0:
         return None
     pairs = sum(row.get("pairs", 0) for row in run.timing)
-    speed = f"{short(pairs / sum(seconds))} pairs a second" if pairs and sum(seconds) else ""
-    return Card("Time in training steps", duration(sum(seconds)), speed)
+    speed = f"{short(pairs / seconds)} pairs a second" if pairs else ""
+    return Card("Time in training steps", duration(seconds), speed)
 
 
 def _sharing(run: RunFolder) -> Card | None:

@@ -20,7 +20,9 @@ def wilson(value: float, n: int) -> Share:
     """
     centre = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     spread = Z95 * math.sqrt(value * (1 - value) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
-    return Share(value, max(0.0, centre - spread), min(1.0, centre + spread), n)
+    # At 0 and 1 the interval ends there, which rounding would miss by a hair.
+    low, high = min(value, centre - spread), max(value, centre + spread)
+    return Share(value, max(0.0, low), min(1.0, high), n)
 
 
 def difference(before: Share, after: Share) -> tuple[float, float, float]:
@@ -61,10 +63,16 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def short(value: float) -> str:
-    """A number in four significant digits, without needless zeros."""
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:.3g}"
+    """A number in four significant digits (three far from 1), without needless zeros."""
+    if value == 0:
+        return "0"
+    if 1e4 <= abs(value) < 1e6:
+        text = f"{value:,.0f}"
+    elif 1e-3 <= abs(value) < 1e4:
+        text = f"{value:,.4g}"
+    else:
+        text = f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,165 @@
+"""The report in a real browser: curves drawn, nothing complains, nothing is requested."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.browser import CHROMIUM, Tab, browser_tab
+from tests.support.report_runs import add_demo, build_run, samples, write_jsonl
+
+from likelier.report import write_report
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium browser is installed"),
+    pytest.mark.slow,
+]
+
+TROUBLE = """<!doctype html><meta charset="utf-8"><title>t</title>
+<img src="http://127.0.0.1:9/picture.png"><script>console.error("aloud"); nowhere()</script>"""
+ATTACK = (
+    '</script><img src="http://127.0.0.1:9/1.png" onerror="console.error(1)">'
+    '<script src="http://127.0.0.1:9/2.js"></script><style>body{display:none}</style>'
+    "<iframe src='http://127.0.0.1:9/3'></iframe><svg onload=console.error(4)>"
+)
+WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+TEXT_COLOUR = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browser_tab(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+@pytest.fixture
+def tab(browser: Tab) -> Tab:
+    browser.renew()
+    return browser
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(add_demo(build_run(tmp_path_factory.mktemp("runs") / "demo")))
+
+
+def changed(page: Path, folder: Path, old: str, new: str) -> Path:
+    """A copy of the page with the first match of a pattern replaced."""
+    text, count = re.subn(old, lambda _: new, page.read_text(encoding="utf-8"), count=1)
+    assert count == 1
+    copy = folder / "report.html"
+    copy.write_text(text, encoding="utf-8")
+    return copy
+
+
+def test_trouble_would_be_noticed(tab: Tab, tmp_path: Path) -> None:
+    """The instruments work: a page that loads and complains is seen to do both."""
+    page = tmp_path / "trouble.html"
+    page.write_text(TROUBLE, encoding="utf-8")
+    tab.open(page)
+    assert "http://127.0.0.1:9/picture.png" in tab.requests
+    assert "console.error" in tab.complaints and "Uncaught" in tab.complaints
+
+
+def test_the_curves_are_drawn_in_silence(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    assert tab.complaints == []
+    assert tab.requests == [page.as_uri()]
+    drawn = tab.evaluate(
+        """[...document.querySelectorAll(".plot")].map(plot => ({
+            chart: plot.dataset.chart,
+            size: plot.querySelector(".main-svg").getBoundingClientRect().height,
+            lines: [...plot.querySelectorAll(".scatterlayer .js-line")]
+                .map(line => line.getAttribute("d")),
+            words: [...plot.querySelectorAll("text")].map(text => text.textContent),
+            folded: !plot.parentElement.querySelector("details").open,
+        }))"""
+    )
+    assert [chart["chart"] for chart in drawn] == [
+        "loss",
+        "accuracy",
+        "rewards",
+        "drift",
+        "gradient",
+        "learning-rate",
+        "speed",
+    ]
+    for chart in drawn:
+        assert chart["size"] > 200 and chart["folded"] and "step" in chart["words"]
+        assert chart["lines"] and all(line.startswith("M") for line in chart["lines"])
+    assert [len(chart["lines"]) for chart in drawn] == [2, 2, 3, 2, 1, 1, 1]
+    assert "ln 2 = 0.693: no preference learned" in drawn[0]["words"]
+
+
+def test_a_curve_answers_the_pointer(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    where = tab.evaluate(
+        """(() => { const plot = document.querySelector(".plot");
+            plot.scrollIntoView({behavior: "instant", block: "center"});
+            const box = plot.getBoundingClientRect();
+            return {x: box.x + box.width / 2, y: box.y + box.height / 2}; })()"""
+    )
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", **where)
+    tab.evaluate("new Promise(done => setTimeout(done, 300))")
+    told = tab.evaluate("document.querySelector('.plot .hoverlayer').textContent")
+    assert "training" in told and "held-out" in told
+
+
+def test_no_width_makes_the_page_scroll_sideways(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    for width in (1280, 700, 320):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **size)
+        tab.evaluate("new Promise(done => setTimeout(done, 500))")  # the curves follow the page
+        assert tab.evaluate("innerWidth") == width
+        assert tab.evaluate(WIDER) <= 0, width
+
+
+def test_light_dark_and_paper(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    colours = {}
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        tab.call("Emulation.setEmulatedMedia", features=features)
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        colours[scheme] = (background, tab.evaluate(TEXT_COLOUR))
+    for one, other in zip(*colours.values(), strict=True):
+        assert one != other
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert tab.complaints == []
+
+
+def test_an_attack_stays_text(tab: Tab, tmp_path: Path) -> None:
+    run = add_demo(build_run(tmp_path / "run", steps=5, planned=5))
+    rows = [{**row, "prompt": ATTACK, "before": ATTACK, "after": ATTACK} for row in samples()]
+    write_jsonl(run / "samples.jsonl", rows)
+    page = write_report(run)
+    tab.open(page)
+    assert tab.complaints == [] and tab.requests == [page.as_uri()]
+    said = tab.evaluate("[...document.querySelectorAll('.said')].map(p => p.textContent)")
+    assert said == [ATTACK] * 3 * len(rows)
+    assert tab.evaluate("document.querySelectorAll('.main-svg').length") >= 7
+    assert tab.evaluate("getComputedStyle(document.body).display") == "block"
+
+
+def test_the_policy_holds_even_if_text_got_through(tab: Tab, page: Path, tmp_path: Path) -> None:
+    """The second wall: an element that should not be there loads and runs nothing."""
+    page = changed(page, tmp_path, "<main>", f"<main>{ATTACK}</iframe></svg>")
+    tab.open(page)
+    assert "console.error" not in tab.complaints
+    assert tab.evaluate("getComputedStyle(document.body).display") == "block"
+    assert any("Content Security Policy" in line for line in tab.complaints)
+    # The browser's own "blocked" sign in the frame brings its picture as data.
+    assert [url for url in tab.requests if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_without_scripts_the_numbers_are_open(tab: Tab, page: Path, tmp_path: Path) -> None:
+    tab.open(changed(page, tmp_path, r"script-src [^;]*;", "script-src 'none';"))
+    shown = tab.evaluate(
+        """[...document.querySelectorAll("figure")].map(figure => [
+            figure.querySelector(".plot").hidden, figure.querySelector("details").open,
+            figure.querySelector("table").getBoundingClientRect().height > 100])"""
+    )
+    assert shown == [[True, True, True]] * 7

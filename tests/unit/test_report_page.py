@@ -1,0 +1,320 @@
+"""The page: complete, offline, harmless whatever a model or a user wrote, and written whole."""
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.report_runs import (
+    CONFIG,
+    add_demo,
+    build_run,
+    record,
+    write_json,
+    write_jsonl,
+    write_part,
+)
+
+from likelier.errors import InputMissing, OutputError
+from likelier.report import write_report
+from likelier.report.charts import draw_charts
+from likelier.report.page import render
+from likelier.report.read import read_run
+
+HOSTILE = "</script><script>console.error('in')</script>\"><img src=x onerror=alert(1)>'&amp;\u202e"
+VOID = {"meta", "img", "link", "br", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page in order, with their attributes and own text."""
+
+    def __init__(self, source: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.texts.setdefault(tag, []).append("")
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open[-1] == tag, f"</{tag}> closes {self._open[-3:]}"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts[self._open[-1]][-1] += data
+
+    def attributes(self, name: str) -> list[str | None]:
+        return [attrs[name] for _, attrs in self.elements if name in attrs]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return add_demo(build_run(tmp_path_factory.mktemp("runs") / "demo"))
+
+
+def test_the_whole_page(demo: Path) -> None:
+    path = write_report(demo)
+    assert path == demo / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert Counter(page.attributes("data-chart")) == Counter(
+        ["loss", "accuracy", "rewards", "drift", "gradient", "learning-rate", "speed"]
+    )
+    assert page.texts["h1"] == [""] and page.texts["bdi"][0] == "demo"
+    assert page.texts["title"] == ["demo · likelier report"]
+    text = path.read_text(encoding="utf-8")
+    for expected in ("97.5% of the sampled answers", "51% before", "바다가 뭐야?", "4 more"):
+        assert expected in text
+    assert "pairs.jsonl:33" in text  # the smallest margin of the ledger
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    links = page.attributes("href")
+    assert links and all(link and link[1:] in ids for link in links)
+
+
+def test_korean_text_says_that_it_is_korean(demo: Path) -> None:
+    page = Page(render(read_run(demo)))
+    texts = [attrs for tag, attrs in page.elements if attrs.get("class") == "said"]
+    assert len(texts) == 36  # twelve samples: prompt, before, after
+    assert sum(attrs.get("lang") == "ko" for attrs in texts) == 24
+
+
+def test_the_policy_allows_these_very_scripts_and_nothing_else(demo: Path) -> None:
+    page = Page(render(read_run(demo)))
+    policy = next(a["content"] for t, a in page.elements if "http-equiv" in a)
+    assert policy is not None and policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy and "http" not in policy
+    scripts = [attrs for tag, attrs in page.elements if tag == "script"]
+    kinds = [attrs.get("type") for attrs in scripts]
+    assert kinds == ["application/json", None, None] and not page.attributes("src")
+    digests = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in page.texts["script"][1:] + page.texts["style"]
+    ]
+    assert len(digests) == 3
+    assert sorted(digests) == sorted(re.findall(r"'sha256-([^']+)'", policy))
+    # What a policy by digest forbids would be dropped in silence, so it must not be there.
+    assert not page.attributes("style")
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+
+
+def test_nothing_is_loaded(demo: Path) -> None:
+    page = Page(render(read_run(demo)))
+    used = {tag for tag, _ in page.elements}
+    assert not used & {"link", "img", "iframe", "object", "embed", "base", "form", "audio", "video"}
+    assert all(str(link).startswith("#") for link in page.attributes("href"))
+    assert "url(" not in page.texts["style"][0] and "@import" not in page.texts["style"][0]
+
+
+def hostile_run(path: Path) -> Path:
+    run = add_demo(build_run(path, steps=3, planned=3))
+    config = {**CONFIG, "model": {"path": HOSTILE}, "loss": {"name": HOSTILE, HOSTILE: HOSTILE}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    said = {"prompt": HOSTILE, "topic": HOSTILE, "before": HOSTILE, "after": HOSTILE}
+    write_jsonl(run / "samples.jsonl", [said])
+    row = {
+        "step": 2,
+        "epoch": 0,
+        "source": HOSTILE,
+        **dict.fromkeys(("chosen_logp", "reference_chosen_logp"), -1.0),
+        **dict.fromkeys(("rejected_logp", "reference_rejected_logp"), -2.0),
+        **dict.fromkeys(("chosen_tokens", "rejected_tokens"), 3),
+        "margin": -99.0,
+    }
+    write_part(run, "000002.parquet", [row])
+    about = record(3, 3, HOSTILE)
+    about |= {key: HOSTILE for key in ("command", "device", "backend", "backend_reason")}
+    about["versions"] = {HOSTILE: HOSTILE}
+    about["data"]["findings"] = {HOSTILE: HOSTILE}
+    about["reference"]["identity"] = HOSTILE
+    write_json(run / "run.json", about)
+    return run
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    hostile = Page(render(read_run(hostile_run(tmp_path / "<img src=x onerror=alert(1)>"))))
+    used = Counter(tag for tag, _ in hostile.elements)
+    assert used["script"] == 3 and used["style"] == 1 and used["img"] == 0
+    assert not [name for _, attrs in hostile.elements for name in attrs if name.startswith("on")]
+    shown = HOSTILE.replace("\u202e", "⟨U+202E⟩")
+    said = [text for text in hostile.texts["p"] if text == shown]
+    assert len(said) == 3  # prompt, before, after: whole and unchanged but for the mark
+    assert shown in hostile.texts["bdi"]  # the source of a pair
+    assert "<img src=x onerror=alert(1)>" in hostile.texts["bdi"]  # the folder's own name
+    facts = " ".join(hostile.texts["dd"])
+    assert facts.count(shown) >= 6
+    assert shown.splitlines()[0] in hostile.texts["pre"][0]
+
+
+def test_reordering_marks_and_control_characters_are_shown(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", steps=2, planned=2)
+    lines = (
+        '{"prompt": "a\\u202eb\\u2066c\\u0000d", "before": "\\ud800", "after": "가👩\u200d🚀"}\n'
+    )
+    (run / "samples.jsonl").write_text(lines, encoding="utf-8")
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "a⟨U+202E⟩b⟨U+2066⟩c⟨U+0000⟩d" in text and "⟨U+D800⟩" in text
+    assert "가👩\u200d🚀" in text  # joiners belong to letters and signs, and stay
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", text.split("<script>")[0])
+
+
+def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
+    run = read_run(demo)
+    charts = draw_charts(run)
+    for chart in charts:
+        go.Figure(chart.figure)  # raises on an attribute that plotly does not know
+        assert chart.reading and chart.alt and len(chart.rows) <= 14
+        assert all(len(row) == len(chart.header) for row in chart.rows)
+    stored = Page(render(run)).texts["script"][0]
+    assert "<" not in stored
+    assert json.loads(stored) == {chart.id: chart.figure for chart in charts}
+    loss = json.loads(stored)["loss"]
+    assert loss["data"][0]["x"] == list(range(1, 61)) and loss["data"][0]["y"][0] == pytest.approx(
+        0.693147, abs=1e-6
+    )
+    assert loss["layout"]["shapes"][0]["y0"] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_the_same_folder_gives_the_same_bytes(demo: Path, tmp_path: Path) -> None:
+    first = write_report(demo).read_bytes()
+    copy = tmp_path / "demo"
+    shutil.copytree(demo, copy)
+    assert write_report(copy).read_bytes() == first == write_report(demo).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("config.yaml", "There is no config.yaml"),
+        ("metrics.jsonl", "There is no metrics.jsonl, so losses and rewards are not known."),
+        ("timing.jsonl", "There is no timing.jsonl, so its speed is not known."),
+        ("ledger", "There is no ledger in this folder"),
+        ("outcome.json", "moving at random gives 50%"),
+        ("samples.jsonl", "No sampled answers in this folder"),
+    ],
+)
+def test_whatever_is_missing_is_said(demo: Path, tmp_path: Path, missing: str, said: str) -> None:
+    run = tmp_path / "demo"
+    shutil.copytree(demo, run)
+    gone = run / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    text = write_report(run).read_text(encoding="utf-8")
+    assert said in text
+    assert ('data-chart="speed"' in text) == (missing != "timing.jsonl")
+
+
+def test_a_run_with_nothing_yet(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {})
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "No step has been written yet, so there is nothing to judge." in page.texts["p"]
+    assert "script" not in page.texts
+
+
+def test_a_run_of_one_step_draws_points(tmp_path: Path) -> None:
+    run = read_run(build_run(tmp_path / "run", steps=1, planned=400, status="running"))
+    charts = {chart.id: chart for chart in draw_charts(run)}
+    assert charts["loss"].figure["data"][0]["mode"] == "lines+markers"
+    assert "step 1 of 400" in render(run)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "null"])
+def test_no_run_folder(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputMissing) as caught:
+        write_report(tmp_path)
+    assert caught.value.exit_code == 66 and str(tmp_path) in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+    with pytest.raises(InputMissing, match="no such run folder"):
+        write_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("failing", ["replace", "fsync"])
+def test_the_page_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    run = build_run(tmp_path / "run", steps=2, planned=2)
+    (run / "report.html").write_text("the old page", encoding="utf-8")
+    before = sorted(run.iterdir())
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        write_report(run)
+    assert caught.value.exit_code == 73
+    assert (run / "report.html").read_text(encoding="utf-8") == "the old page"
+    assert sorted(run.iterdir()) == before
+
+
+def test_no_torch_is_imported() -> None:
+    code = (
+        "import sys, likelier.report; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_no_content_of_the_files_breaks_the_page(tmp_path: Path, data: st.DataObject) -> None:
+    def anything_like(sound: Any) -> Any:
+        """The same tree with any of its values replaced by any other."""
+        if isinstance(sound, dict) and data.draw(st.booleans()):
+            return {key: anything_like(value) for key, value in sound.items()}
+        return data.draw(st.just(sound) | json_values)
+
+    run = tmp_path / "run"
+    if not run.exists():
+        add_demo(build_run(run, steps=2, planned=2))
+    about = anything_like(record(2, 2, "finished"))
+    write_json_ascii(run / "run.json", about if isinstance(about, dict) else {})
+    (run / "config.yaml").write_text(json.dumps(anything_like(CONFIG)), encoding="utf-8")
+    for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl"):
+        rows = [json.loads(line) for line in (run / name).read_text(encoding="utf-8").splitlines()]
+        lines = [json.dumps(anything_like(row)) for row in rows[:2]]
+        (run / f"{name}.odd").write_text("\n".join(lines), encoding="utf-8")
+    write_json_ascii(run / "outcome.json", anything_like({"preferred_after": {"value": 1.0}}))
+    odd = tmp_path / "odd"
+    odd.mkdir(exist_ok=True)
+    for name in ("run.json", "config.yaml", "outcome.json"):
+        shutil.copy(run / name, odd / name)
+    for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl"):
+        shutil.copy(run / f"{name}.odd", odd / name)
+    text = write_report(odd).read_text(encoding="utf-8")
+    Page(text.split('<script type="application/json"')[0].removesuffix("</html>\n"))
+
+
+def write_json_ascii(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

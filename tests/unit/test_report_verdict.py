@@ -1,0 +1,274 @@
+"""The verdict claims no more than its interval, and each check fires on its own case alone."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from tests.support.report_runs import (
+    CONFIG,
+    add_demo,
+    build_run,
+    evaluation,
+    metrics,
+    record,
+    write_json,
+    write_jsonl,
+)
+
+from likelier.report.health import health
+from likelier.report.read import RunFolder, Share, read_run
+from likelier.report.verdict import give_verdict, held_out_accuracy, key_figures
+from likelier.report.words import (
+    difference,
+    duration,
+    language,
+    percent,
+    points,
+    short,
+    signed,
+    visible,
+    wilson,
+)
+
+
+def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") -> RunFolder:
+    """A run of 60 planned steps that holds these metric rows and nothing measured besides."""
+    path.mkdir(exist_ok=True)
+    (path / "config.yaml").write_text(str(CONFIG), encoding="utf-8")  # flow style is YAML too
+    write_json(path / "run.json", record(60, 60, status))
+    write_jsonl(path / "metrics.jsonl", rows)
+    return read_run(path)
+
+
+def test_wilson_and_newcombe_give_the_published_intervals() -> None:
+    # Newcombe 1998: 81 of 263 has the Wilson interval .2553 to .3662; the difference of 56/70
+    # and 48/80, his first example, has .0524 to .3339 by the hybrid score method (his method 10).
+    single = wilson(81 / 263, 263)
+    assert (single.low, single.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    change = difference(wilson(48 / 80, 80), wilson(56 / 70, 70))
+    assert change == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert wilson(0.0, 10).low == 0.0 and wilson(1.0, 10).high == 1.0
+    assert 0.69 < wilson(1.0, 10).low < 0.73
+
+
+@pytest.mark.parametrize(
+    ("after", "tone", "words"),
+    [
+        (0.975, "better", "97.5% of the sampled answers"),
+        (0.55, "same", "not distinguishable from the start"),
+        (0.3, "worse", "down from 51% before"),
+    ],
+)
+def test_the_demo_verdict(tmp_path: Path, after: float, tone: str, words: str) -> None:
+    run = read_run(add_demo(build_run(tmp_path / "run", steps=2, planned=2), after=after))
+    verdict = give_verdict(run)
+    assert verdict.tone == tone and words in verdict.sentence
+    assert "n = 200" in verdict.sentence and "95% interval" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "n", "tone", "words"),
+    [
+        (0.62, 200, "better", "towards the chosen answer more than the rejected one in 62%"),
+        (0.62, 20, "same", "not distinguishable from the start"),
+        (0.5, 5000, "same", "not distinguishable from the start"),
+        (0.38, 200, "worse", "the wrong way"),
+    ],
+)
+def test_the_held_out_verdict(
+    tmp_path: Path, accuracy: float, n: int, tone: str, words: str
+) -> None:
+    row = {"step": 60, "eval_rewards/accuracies": accuracy, "eval_pairs": n}
+    verdict = give_verdict(with_rows(tmp_path, [evaluation(0), row]))
+    assert verdict.tone == tone and words in verdict.sentence and f"n = {n:,}" in verdict.sentence
+
+
+def test_the_interval_of_a_row_wins_over_wilsons(tmp_path: Path) -> None:
+    row = {"step": 1, "eval_rewards/accuracies": 0.7, "eval_pairs": 50}
+    assert held_out_accuracy(row) == wilson(0.7, 50)
+    written = {"eval_rewards/accuracies_low": 0.48, "eval_rewards/accuracies_high": 0.85}
+    assert held_out_accuracy(row | written) == Share(0.7, 0.48, 0.85, 50)
+    assert held_out_accuracy({"step": 1, "eval_rewards/accuracies": 0.7}) is None
+    assert give_verdict(with_rows(tmp_path, [row | written])).tone == "same"
+
+
+def test_without_held_out_pairs_nothing_is_claimed(tmp_path: Path) -> None:
+    rows = [row for row in metrics(60) if "loss" in row]
+    verdict = give_verdict(with_rows(tmp_path, rows))
+    assert verdict.tone == "unknown"
+    assert "from 0.6931 to 0.2161" in verdict.sentence and "is not known" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("finished", "Finished at step 60 of 60."),
+        ("stopped", "Stopped early at step 60 of 60."),
+        ("running", "Not finished: these are the figures at step 60 of 60."),
+    ],
+)
+def test_the_status_is_said(tmp_path: Path, status: str, words: str) -> None:
+    assert give_verdict(with_rows(tmp_path, metrics(60), status)).status.startswith(words)
+
+
+def test_key_figures_are_those_of_the_folder(tmp_path: Path) -> None:
+    run = read_run(build_run(tmp_path / "run"))
+    cards = {card.label: card for card in key_figures(run)}
+    assert list(cards) == [
+        "Held-out accuracy",
+        "Held-out loss",
+        "Chosen answers, log-prob",
+        "Time in training steps",
+        "Tokens saved by sharing",
+    ]
+    last = run.held_out[-1]
+    assert cards["Held-out accuracy"].value == percent(last["eval_rewards/accuracies"])
+    # Rewards are beta (0.1) times the log-ratio, so the change in nats is ten times the reward.
+    nats = signed(10 * last["eval_rewards/chosen"])
+    assert cards["Chosen answers, log-prob"].value == f"{nats} nats"
+    assert cards["Tokens saved by sharing"].value == percent(1 - 158_112 / 301_440)
+
+
+def looked_at(run: RunFolder) -> set[str]:
+    return {check.title for check in health(run) if check.state == "look"}
+
+
+def test_a_healthy_run_has_nothing_to_look_at(tmp_path: Path) -> None:
+    run = read_run(add_demo(build_run(tmp_path / "run")))
+    assert {check.state for check in health(run)} == {"fine"}
+    assert {c.state for c in health(with_rows(tmp_path / "empty", []))} == {"fine", "unknown"}
+
+
+def changed(change: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | change(row) for row in metrics(60)]
+
+
+def falling_chosen(row: dict[str, Any]) -> dict[str, Any]:
+    return {"eval_rewards/chosen": -0.01 * row["step"]} if "eval_loss" in row else {}
+
+
+def told_apart_at_once(row: dict[str, Any]) -> dict[str, Any]:
+    if "loss" in row:
+        return {"rewards/accuracies": 1.0 if row["step"] > 1 else 0.5}
+    return {}
+
+
+def clipped(row: dict[str, Any]) -> dict[str, Any]:
+    return {"grad_norm": 4.0 if row["step"] <= 31 else 0.5} if "loss" in row else {}
+
+
+def no_gradient(row: dict[str, Any]) -> dict[str, Any]:
+    return {"grad_norm": 0.0, "loss": math.log(2)} if "loss" in row else {}
+
+
+def rising(row: dict[str, Any]) -> dict[str, Any]:
+    return {"eval_loss": 0.4 + 0.01 * abs(row["step"] - 30)} if "eval_loss" in row else {}
+
+
+@pytest.mark.parametrize(
+    ("change", "title", "words"),
+    [
+        (falling_chosen, "The chosen answers lose probability", "became less likely"),
+        (told_apart_at_once, "The pairs were told apart almost at once", "Accuracy was 100%"),
+        (clipped, "The gradients are clipped most of the time", "51.7% of the steps"),
+        (no_gradient, "Nothing is being learned", "0 in all 60 steps"),
+        (rising, "The held-out loss kept rising", "after 0.4 at step 30"),
+    ],
+)
+def test_each_check_fires_on_its_own_case(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], title: str, words: str
+) -> None:
+    run = with_rows(tmp_path, changed(change))
+    assert looked_at(run) == {title}
+    first = health(run)[0]
+    assert first.title == title and words in first.reason and first.fix
+
+
+def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
+    def half_clipped(row: dict[str, Any]) -> dict[str, Any]:
+        return {"grad_norm": 4.0 if row["step"] <= 30 else 1.0} if "loss" in row else {}
+
+    def rising_twice(row: dict[str, Any]) -> dict[str, Any]:
+        return {"eval_loss": 0.4 + 0.01 * abs(row["step"] - 40)} if "eval_loss" in row else {}
+
+    def below_zero_but_recovering(row: dict[str, Any]) -> dict[str, Any]:
+        return {"eval_rewards/chosen": -1 + 0.01 * row["step"]} if "eval_loss" in row else {}
+
+    def right_later(row: dict[str, Any]) -> dict[str, Any]:
+        return {"rewards/accuracies": 1.0} if "loss" in row and row["step"] > 6 else {}
+
+    for i, change in enumerate(
+        (half_clipped, rising_twice, below_zero_but_recovering, right_later)
+    ):
+        assert looked_at(with_rows(tmp_path / str(i), changed(change))) == set(), change
+
+
+def test_a_strong_drift_is_told_from_a_small_one(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run")
+    write_jsonl(run / "metrics.jsonl", changed(falling_chosen))
+    small = next(check for check in health(read_run(run)) if check.state == "look")
+    assert "That is +0.126 nats a training token." in small.reason
+    # The same fall with few tokens an answer is a large one.
+    for part in sorted((run / "ledger").iterdir()):
+        table = pq.read_table(part)
+        fallen = pc.subtract(table["reference_chosen_logp"], 6.0)
+        at = table.schema.get_field_index("chosen_logp")
+        pq.write_table(table.set_column(at, "chosen_logp", pa.chunked_array(fallen)), part)
+    large = next(check for check in health(read_run(run)) if check.state == "look")
+    assert large.title == "The chosen answers lose much of their probability"
+
+
+def test_dropped_rows_and_lost_topics(tmp_path: Path) -> None:
+    run = add_demo(build_run(tmp_path / "run"))
+    about = record(60, 60, "finished")
+    about["data"] |= {"rows": 1000, "dropped": 51}
+    write_json(run / "run.json", about)
+    shares = {
+        name: {"value": value, "low": value - 0.04, "high": value + 0.04, "n": 200}
+        for name, value in (("named_before", 0.91), ("named_after", 0.8))
+    }
+    write_json(run / "outcome.json", shares)
+    assert looked_at(read_run(run)) == {
+        "Many rows of the data were dropped",
+        "Something else got worse",
+    }
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [percent(v) for v in (0, 0.0004, 0.5, 0.975, 0.9996, 1)] == [
+        "0%",
+        "<0.1%",
+        "50%",
+        "97.5%",
+        ">99.9%",
+        "100%",
+    ]
+    assert [points(v) for v in (0.465, -0.01, 0.0001)] == ["+46.5", "−1", "0"]
+    assert [signed(v, 2) for v in (1.234, -1.0, -0.001)] == ["+1.23", "−1.00", "0.00"]
+    assert [short(v) for v in (0.69314718, -0.0, 12345.6, 3.1e-6, -2.5, 1234.5678)] == [
+        "0.6931",
+        "0",
+        "12,346",
+        "3.1e−06",
+        "−2.5",
+        "1,235",
+    ]
+    assert [duration(s) for s in (8.44, 185, 3599.6, 7620)] == [
+        "8.4 s",
+        "3 min 05 s",
+        "1 h 00 min",
+        "2 h 07 min",
+    ]
+    assert [language(t) for t in ("바다 sea", "海です", "大海", "sea", "")] == [
+        "ko",
+        "ja",
+        "zh",
+        "",
+        "",
+    ]
+    assert visible("a\u202e\n\t\x1b") == "a⟨U+202E⟩\n\t⟨U+001B⟩" and visible(None) == ""
