@@ -84,11 +84,13 @@ class _ChunkedLogps(torch.autograd.Function):
             # d logp[row, token] / d logits = onehot(token) - softmax(logits[row]), summed over
             # the entries of a row.
             total_C = grad_e.new_zeros(len(logits_CV)).index_add_(0, at_E, grad_e)
-            grad_CV = torch.exp(logits_CV - lse_N[rows, None]).mul_(-total_C[:, None])
+            slope_CV = 1 - (logits_CV / head.softcap) ** 2 if head.softcap is not None else None
+            # In place from here on: one chunk of logits is the memory of the backward.
+            grad_CV = logits_CV.sub_(lse_N[rows, None]).exp_().mul_(-total_C[:, None])
             # (row, token) entries are distinct, so nothing is added twice to one place.
             grad_CV[at_E, token_E[entries]] += grad_e
-            if head.softcap is not None:
-                grad_CV *= 1 - (logits_CV / head.softcap) ** 2
+            if slope_CV is not None:
+                grad_CV *= slope_CV
             if head.scale != 1.0:
                 grad_CV *= head.scale
             if grad_bias_V is not None:
