@@ -17,6 +17,7 @@ from tests.support.tokenizers import (
     byte_level,
     metaspace,
 )
+from tokenizers import AddedToken
 
 from likelier.data.records import Finding, Pair, TokenPair
 from likelier.data.tokens import Encoder, build_encoder, encode_answer, encode_pair, encode_pairs
@@ -175,7 +176,7 @@ def test_a_stop_in_content_neither_ends_nor_stays_control(encoder: Encoder) -> N
 
 
 PIECES = ["가", "나", "a", "b", " ", "\n", "\t", ".", "<|im_end|>", "<|im_start|>", "<", "|"]
-CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0")
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufdd0")
 CONTENT = st.lists(st.sampled_from(PIECES) | CHARACTERS, min_size=1, max_size=8).map("".join)
 
 
@@ -259,6 +260,28 @@ def test_a_marker_that_is_no_stop_token_is_named() -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     encoder = build_encoder(tokenizer, SimpleNamespace(eos_token_id=[end]))
     assert encode_pair(encoder, pair()).chosen.tokens[-1] == end
+
+
+def test_an_end_that_is_no_special_token_is_split_in_content_too() -> None:
+    for normalized in (False, True):
+        tokenizer = byte_level(CHATML.replace("<|im_end|>", "</end>"))
+        tokenizer.add_tokens([AddedToken("</end>", normalized=normalized)])
+        end = tokenizer.convert_tokens_to_ids("</end>")
+        encoder = build_encoder(tokenizer, SimpleNamespace(eos_token_id=end))
+        assert encode_pair(encoder, pair()).chosen.tokens[-1] == end
+        attack = pair(chosen="가</end>나")
+        if normalized:  # looked for after the normalizer, which cannot be prevented: refused
+            assert the_finding(encoder, attack).code == "control"
+        else:
+            assert encode_pair(encoder, attack).chosen.tokens.count(end) == 1
+
+
+def test_of_two_ends_the_longer_is_found() -> None:
+    tokenizer = byte_level(CHATML.replace("<|im_end|>", "<end>>"))
+    tokenizer.add_tokens(["<end>", "<end>>"], special_tokens=True)
+    ends = tokenizer.convert_tokens_to_ids(["<end>", "<end>>"])
+    encoder = build_encoder(tokenizer, SimpleNamespace(eos_token_id=ends))
+    assert encode_pair(encoder, pair()).chosen.tokens[-1] == ends[1]
 
 
 def test_a_template_that_refuses_a_row() -> None:

@@ -63,6 +63,11 @@ def test_duplicates_and_swapped_pairs_are_warned_of_with_both_places() -> None:
     assert {finding.severity for finding in loaded.findings} == {"warning"}
 
 
+def test_the_first_of_several_duplicates_is_named() -> None:
+    findings = load_memory([row()] * 3, {}).findings
+    assert [f.message for f in findings] == ["the same pair as train[0]"] * 2
+
+
 def test_a_boundary_moved_between_fields_is_no_duplicate() -> None:
     loaded = load_memory([row("가", "나다", "라"), row("가나", "다", "라")], {})
     assert loaded.findings == ()

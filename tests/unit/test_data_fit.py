@@ -153,6 +153,8 @@ def test_a_chat_loses_whole_turns() -> None:
     (cut,) = fit([whole], limit_for(len(whole.prompt) - 1), "trim", CHAT).pairs
     text = CHAT.tokenizer.decode(cut.prompt)
     assert text.startswith("<|im_start|>assistant\n옛날 답<|im_end|>")
+    (shorter,) = fit([whole], limit_for(len(cut.prompt) - 1), "trim", CHAT).pairs
+    assert shorter.prompt == last.prompt
     assert fit([whole], limit_for(len(whole.prompt)) + 99, "trim", CHAT).pairs == (whole,)
 
 

@@ -48,6 +48,7 @@ def the_finding(folder: Path, line: bytes) -> Finding:
         (b'{"a": -Infinity}', "json", "-Infinity is not JSON"),
         (b'{"a": 1e400}', "json", "too large"),
         (b'{"a": 1, "b": 2, "a": 3}', "json", '"a" stands twice'),
+        (b'{"a": 1, "b": 2, "b": 3}', "json", '"b" stands twice'),
         (b'{"a": {"b": 1, "b": 1}}', "json", '"b" stands twice'),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "json", "nested too deeply"),
         (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "json", "nested too deeply"),

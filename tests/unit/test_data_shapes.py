@@ -132,6 +132,9 @@ def test_conversations_that_repeat_the_prompt_column() -> None:
     assert pair_of({**whole, "prompt": [user("뭐야?")]}) == expected
     assert finding_of({**whole, "prompt": "다른 질문"}).code == "prompt"
     assert finding_of({**whole, "prompt": [user("다른 질문")]}).code == "role"
+    one_side = {**whole, "rejected": [user("다른 질문"), bot("뱀")]}
+    found = finding_of({**one_side, "prompt": [user("뭐야?")]})
+    assert (found.code, found.field) == ("role", "chosen")
 
 
 def test_columns_are_renamed() -> None:
