@@ -230,8 +230,9 @@ def test_rows_in_memory() -> None:
 
 
 def test_rows_of_a_dataset() -> None:
-    datasets = pytest.importorskip("datasets")
-    rows = rows_from_memory(datasets.Dataset.from_list([{"a": "가"}, {"a": "나"}]), "eval")
+    from datasets import Dataset  # slow to import
+
+    rows = rows_from_memory(Dataset.from_list([{"a": "가"}, {"a": "나"}]), "eval")
     assert list(rows) == [Row("eval[0]", {"a": "가"}), Row("eval[1]", {"a": "나"})]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from likelier.data.chat import Segment, as_text, chat_key, cut_answer, render
-from likelier.data.encoder import Encoder, build_encoder
+from likelier.data.encoder import BREAK, Encoder, build_encoder
 from likelier.data.fit import Fitted, fit
 from likelier.data.read import odd_character
 from likelier.data.records import Answer, Finding, Message, Pair, TokenPair
@@ -221,7 +221,7 @@ def _assemble(encoder: Encoder, ids: _Ids, draft: _Draft, source: str) -> TokenP
 def _warnings(encoder: Encoder, draft: _Draft, pair: TokenPair) -> list[Finding]:
     findings = []
     texts = [draft.prompt, *(s.text for answer in draft.answers for s in answer)]
-    if any("\ufdd0" in text for text in texts):
+    if any(BREAK in text for text in texts):
         message = "control tokens stand in the text; they are encoded as text"
         mend = "delete them, unless the text is about them"
         findings.append(Finding("control", "warning", pair.source, None, message, mend))
