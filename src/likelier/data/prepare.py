@@ -13,8 +13,8 @@ from likelier.config import Config
 from likelier.data.check import Loaded, load_memory, load_pairs, refuse
 from likelier.data.encoder import Encoder
 from likelier.data.fit import fit
-from likelier.data.records import TokenPair
-from likelier.data.split import split_by_prompt
+from likelier.data.records import Pair, TokenPair
+from likelier.data.split import shared_prompts, split_by_prompt
 from likelier.data.tokens import encode_pairs
 
 
@@ -38,6 +38,9 @@ class Prepared:
             if self.counts[name]:
                 parts.append(f"{self.counts[name]} of {self.counts['rows']} rows {name}")
         findings = ", ".join(f"{n} {code}" for code, n in self.counts["findings"].items())
+        leaks = self.counts.get("eval", {}).get("findings", {}).get("leak", 0)
+        if leaks:
+            parts.append(f"{leaks} held-out prompts are also trained on")
         return "; ".join(parts) + (f" ({findings})" if findings else "")
 
 
@@ -51,29 +54,45 @@ def prepare(
 
     Raises DataError and InputMissing as the parts do: nothing is dropped without being counted.
     """
-    train, counts = _token_pairs(config, encoder, config.data.train, train_rows, "train")
+    train, counts = _read_tokens(config, encoder, config.data.train, train_rows, "train")
     if eval_rows is not None or config.data.eval_path:
-        held, held_counts = _token_pairs(
-            config, encoder, config.data.eval_path or "", eval_rows, "eval"
-        )
-        counts["eval"] = held_counts
-    elif config.data.eval_share:
-        train, held = split_by_prompt(train, config.data.eval_share, config.train.seed)
-    else:
-        held = []
-    return Prepared(tuple(train), tuple(held), counts)
+        path = config.data.eval_path or ""
+        held, counts["eval"] = _read_tokens(config, encoder, path, eval_rows, "eval")
+        leaks = shared_prompts(train.pairs, held.pairs)
+        if leaks:
+            counts["eval"]["findings"]["leak"] = len(leaks)
+        return Prepared(train.tokens, held.tokens, counts)
+    if config.data.eval_share is None:
+        return Prepared(train.tokens, (), counts)
+    # By the text of the prompts, so that copies that differ in spaces stay on one side.
+    _, held_out = split_by_prompt(train.pairs, config.data.eval_share, config.train.seed)
+    rows = {pair.source for pair in held_out}
+    sides = (
+        tuple(pair for pair in train.tokens if (pair.source in rows) is wanted)
+        for wanted in (False, True)
+    )
+    return Prepared(*sides, counts)
 
 
-def _token_pairs(
+@dataclass(frozen=True)
+class _Tokens:
+    """Pairs as read, and those of them that became tokens and fit."""
+
+    pairs: tuple[Pair, ...]
+    tokens: tuple[TokenPair, ...]
+
+
+def _read_tokens(
     config: Config, encoder: Encoder, path: str, rows: Iterable[Any] | None, name: str
-) -> tuple[list[TokenPair], dict[str, Any]]:
+) -> tuple[_Tokens, dict[str, Any]]:
     loaded = read(path, config.data.columns, rows, name)
     bad = refuse(loaded.findings, config.data.on_bad_row, usable=len(loaded.pairs))
     encoded, found = encode_pairs(encoder, loaded.pairs)
     bad_tokens = refuse(found, config.data.on_bad_row, usable=len(encoded))
     fitted = fit(encoded, config.data.max_length, config.data.overlong, encoder)
     findings = Counter(f.code for f in (*loaded.findings, *found, *fitted.findings))
-    return list(fitted.pairs), {
+    used = {pair.source for pair in fitted.pairs}
+    return _Tokens(tuple(p for p in loaded.pairs if p.source in used), fitted.pairs), {
         "rows": loaded.rows,
         "used": len(fitted.pairs),
         "dropped": sum(bad.values()) + sum(bad_tokens.values()) + fitted.dropped,
