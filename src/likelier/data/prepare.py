@@ -67,11 +67,11 @@ def prepare(
     # By the text of the prompts, so that copies that differ in spaces stay on one side.
     _, held_out = split_by_prompt(train.pairs, config.data.eval_share, config.train.seed)
     rows = {pair.source for pair in held_out}
-    sides = (
-        tuple(pair for pair in train.tokens if (pair.source in rows) is wanted)
-        for wanted in (False, True)
+    return Prepared(
+        train=tuple(pair for pair in train.tokens if pair.source not in rows),
+        eval=tuple(pair for pair in train.tokens if pair.source in rows),
+        counts=counts,
     )
-    return Prepared(*sides, counts)
 
 
 @dataclass(frozen=True)
