@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from likelier.batch.layout import Pass
 from likelier.logprob.chunked import token_logps
-from likelier.logprob.head import Head, head_logits
+from likelier.logprob.head import Head, at_least_float32, head_logits
+from likelier.model.dropout import without_dropout
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,8 @@ class Scorer(nn.Module):
             inputs["attention_mask"] = batch.keep_BL
         if self.rule.own:
             logits_NV = self.model(**inputs).logits.flatten(0, 1)[batch.predict_N]
-            unit = torch.log_softmax(
-                logits_NV.float() if logits_NV.dtype != torch.float64 else logits_NV, dim=-1
-            )
-            return unit[batch.row_E, batch.token_E]
+            logp_NV = torch.log_softmax(at_least_float32(logits_NV), dim=-1)
+            return logp_NV[batch.row_E, batch.token_E]
         hidden_BLD = self.model.base_model(**inputs).last_hidden_state
         hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, batch.predict_N)
         return token_logps(hidden_ND, self._head(), batch.row_E, batch.token_E, self.chunk)
@@ -76,14 +75,14 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
         scale /= float(divisor)
     rule = HeadRule(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
     tokens_BL = torch.arange(8, device=layer.weight.device)[None] % text.vocab_size
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        hidden_BLD = model.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state
+    with torch.no_grad(), without_dropout(model):
+        backbone = model.base_model(input_ids=tokens_BL, use_cache=False)
         expected = model(input_ids=tokens_BL, use_cache=False).logits[0].double()
-    model.train(was_training)
-    head = Head(layer.weight, layer.bias, rule.scale, rule.softcap)
-    found = head_logits(hidden_BLD[0].detach(), head).double()
+        hidden_BLD = getattr(backbone, "last_hidden_state", None)
+        if hidden_BLD is None:
+            return HeadRule(own=True, reason="its backbone is not a module of its own")
+        head = Head(layer.weight, layer.bias, rule.scale, rule.softcap)
+        found = head_logits(hidden_BLD[0], head).double()
     tolerance = 1e-2 if layer.weight.dtype in (torch.bfloat16, torch.float16) else 1e-5
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         worst = float((found - expected).abs().max())
