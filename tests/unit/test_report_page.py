@@ -32,8 +32,10 @@ from tests.support.report_runs import (
 from likelier.errors import InputMissing, OutputError
 from likelier.report import write_report
 from likelier.report.charts import draw_charts
-from likelier.report.page import render
+from likelier.report.facts import run_facts
+from likelier.report.page import embedded_json, render
 from likelier.report.read import read_run
+from likelier.report.words import signed
 
 HOSTILE = "</script><script>console.error('in')</script>\"><img src=x onerror=alert(1)>'&amp;\u202e"
 VOID = {"meta", "img", "link", "br", "input"}
@@ -85,7 +87,8 @@ def test_the_whole_page(demo: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for expected in ("97.5% of the sampled answers", "51% before", "바다가 뭐야?", "4 more"):
         assert expected in text
-    assert "pairs.jsonl:33" in text  # the smallest margin of the ledger
+    smallest = read_run(demo).ledger.smallest[0]  # type: ignore[union-attr]
+    assert f"<bdi>{smallest.source}</bdi>" in text and signed(smallest.margin, 3) in text
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
     links = page.attributes("href")
@@ -193,6 +196,41 @@ def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
         0.693147, abs=1e-6
     )
     assert loss["layout"]["shapes"][0]["y0"] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_json_cannot_end_its_script() -> None:
+    hostile = {"</script>": "<!--<script>&\u2028\ud800"}
+    stored = embedded_json(hostile)
+    assert not set("<>&\u2028") & set(stored) and stored.isascii()
+    assert json.loads(stored) == hostile
+    with pytest.raises(ValueError):
+        embedded_json(float("nan"))  # NaN is no JSON: a browser would refuse all of it
+
+
+def test_what_the_run_was(demo: Path) -> None:
+    facts = dict(run_facts(read_run(demo)))
+    assert facts["Size"] == "98,304 of 1,310,720 parameters trained (7.5%)"
+    assert facts["Adapter"] == "lora, r 16, alpha 32, targets all-linear"
+    assert facts["Learning rate"] == "0.0001, schedule cosine, warmup 0.1"
+    assert facts["Rows"] == "2,130 read, 2,120 used, 10 dropped"
+    assert facts["Pairs"] == "1,920 to train on, 200 held out"
+    assert facts["Noticed in the data"] == "duplicate: 10"
+    assert facts["Tokens"].startswith("158,112 computed;") and "1.91 times" in facts["Tokens"]
+    assert facts["Checked before step 1"] == (
+        "8 pairs scored by the fast and by the plain path differ by 3.1e−06 nats an answer at "
+        "most; 0.0001 is allowed"
+    )
+    assert facts["At the start"] == "loss 0.693147 (ln 2 is 0.693147), largest reward 0"
+    assert "torch 2.13.0" in facts["Versions"] and facts["Backend"] == "segments"
+    assert all(facts.values())
+
+
+def test_judgements_stand_by_their_answer(demo: Path) -> None:
+    text = render(read_run(demo))
+    sample = text.split('<article class="sample">')[1]
+    before, after = sample.split("<h4>After</h4>")
+    assert "✗ not in the preferred manner" in before and "✓ topic named" in before
+    assert "✓ preferred manner" in after and "✗" not in after
 
 
 def test_the_same_folder_gives_the_same_bytes(demo: Path, tmp_path: Path) -> None:

@@ -87,19 +87,43 @@ def test_the_ledger_keeps_the_last_visit_of_each_pair(tmp_path: Path) -> None:
     write_json(path / "run.json", {})
     # The second part holds the earlier visits: order comes from the steps, not from the files.
     write_part(path, "0.parquet", [visit("b", 9, 3.0), visit("a", 8, -1.0, chosen=-2.0)])
-    write_part(path, "1.parquet", [visit("a", 1, 7.0, chosen=2.0), visit("c", 1, 0.5)])
+    write_part(path, "1.parquet", [visit("a", 1, 7.0, chosen=2.0), visit("c", 5, 0.5)])
     ledger = read_run(path).ledger
     assert ledger is not None and (ledger.pairs, ledger.visits) == (3, 4)
     # Three pairs: no pair stands at both ends.
     assert [(p.source, p.step, p.margin) for p in ledger.smallest] == [
         ("a", 8, -1.0),
-        ("c", 1, 0.5),
+        ("c", 5, 0.5),
     ]
     assert [p.source for p in ledger.largest] == ["b"]
     assert ledger.smallest[0].chosen_change == pytest.approx(-2.0)
-    # Per token of the answer (4), averaged over the step's pairs: a +2 and c 0 at step 1.
+    # Per token of the answer, which has 4.
     drift = [(row["step"], row["chosen_change_token"]) for row in ledger.drift]
-    assert drift == [(1, pytest.approx(0.25)), (8, pytest.approx(-0.5)), (9, pytest.approx(0.0))]
+    assert drift == [
+        (1, pytest.approx(0.5)),
+        (5, 0.0),
+        (8, pytest.approx(-0.5)),
+        (9, pytest.approx(0.0)),
+    ]
+
+
+def test_the_drift_is_a_mean_over_the_pairs_of_a_step(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {})
+    visits = [visit("a", 1, 0.0, chosen=2.0), visit("b", 1, 0.0, chosen=-1.0)]
+    write_part(tmp_path, "0.parquet", visits)
+    ledger = read_run(tmp_path).ledger
+    assert ledger is not None
+    row = {"step": 1, "chosen_change_token": 0.125, "rejected_change_token": 0.0}
+    assert ledger.drift == (pytest.approx(row),)
+
+
+def test_pairs_seen_only_early_are_not_at_the_ends(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {})
+    write_part(tmp_path, "0.parquet", [visit(f"{i}", i, -float(i)) for i in range(1, 11)])
+    ledger = read_run(tmp_path).ledger
+    assert ledger is not None and ledger.pairs == 10
+    assert [p.step for p in ledger.smallest] == [10, 9, 8]
+    assert [p.step for p in ledger.largest] == [6, 7]
 
 
 def test_both_ends_of_a_long_ledger(tmp_path: Path) -> None:

@@ -199,12 +199,20 @@ def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
     def below_zero_but_recovering(row: dict[str, Any]) -> dict[str, Any]:
         return {"eval_rewards/chosen": -1 + 0.01 * row["step"]} if "eval_loss" in row else {}
 
+    def falling_above_zero(row: dict[str, Any]) -> dict[str, Any]:
+        return {"eval_rewards/chosen": 2 - 0.01 * row["step"]} if "eval_loss" in row else {}
+
     def right_later(row: dict[str, Any]) -> dict[str, Any]:
         return {"rewards/accuracies": 1.0} if "loss" in row and row["step"] > 6 else {}
 
-    for i, change in enumerate(
-        (half_clipped, rising_twice, below_zero_but_recovering, right_later)
-    ):
+    nearly = (
+        half_clipped,
+        rising_twice,
+        below_zero_but_recovering,
+        falling_above_zero,
+        right_later,
+    )
+    for i, change in enumerate(nearly):
         assert looked_at(with_rows(tmp_path / str(i), changed(change))) == set(), change
 
 

@@ -33,37 +33,46 @@ def _what(run: RunFolder) -> list[Fact]:
 
 
 def _settings(run: RunFolder) -> list[Fact]:
+    """The settings that most decide a run; config.yaml, shown below them, has all."""
     adapter, loss = section(run.config, "adapter"), section(run.config, "loss")
     optim, train = section(run.config, "optim"), section(run.config, "train")
     return [
-        ("Adapter", _options("kind", adapter)),
-        ("Loss", _options("name", loss)),
-        ("Optimizer", _options("schedule", optim)),
-        ("Training", _options("", train)),
+        ("Adapter", _options(adapter, "kind", *(key for key in adapter if key != "kind"))),
+        ("Loss", _options(loss, "name", *(key for key in loss if key != "name"))),
+        ("Learning rate", _options(optim, "lr", "schedule", "warmup")),
+        ("Length", _options(train, "", "epochs", "steps", "pairs_per_step", "seed")),
     ]
 
 
-def _options(first: str, options: dict[str, Any]) -> str:
-    """``lora, r 16, alpha 32``: the section's kind, then its keys with their values."""
-    kind = [_text(options[first])] if options.get(first) else []
-    others = [f"{key} {_text(value)}" for key, value in options.items() if key != first]
-    return ", ".join(kind + others)
+def _options(options: dict[str, Any], bare: str, *named: str) -> str:
+    """``lora, r 16, alpha 32``: the value of ``bare``, then each key with its value."""
+    first = [_text(options[bare])] if options.get(bare) is not None else []
+    return ", ".join(first + [f"{key} {_text(options[key])}" for key in named if key in options])
 
 
 def _data(run: RunFolder) -> list[Fact]:
     data = section(run.record, "data")
-    rows, used, dropped = (count(data.get(key)) for key in ("rows", "used", "dropped"))
-    counts = [(rows, "rows read"), (used, "used"), (dropped, "dropped")]
+    held_out = section(data, "eval")
     pairs = [
         (count(run.record.get("pairs")), "to train on"),
         (count(run.record.get("eval_pairs")), "held out"),
     ]
-    findings = section(data, "findings")
     return [
-        ("Rows", _counted(counts)),
+        ("Rows", _rows(data)),
+        ("Rows held out", _rows(held_out)),
         ("Pairs", _counted(pairs)),
-        ("Noticed in the data", ", ".join(f"{c}: {_text(n)}" for c, n in findings.items())),
+        ("Noticed in the data", _findings(data)),
+        ("Noticed in the held-out data", _findings(held_out)),
     ]
+
+
+def _rows(counts: dict[str, Any]) -> str:
+    words = {"rows": "read", "used": "used", "dropped": "dropped", "trimmed": "trimmed"}
+    return _counted([(count(counts.get(key)), word) for key, word in words.items()])
+
+
+def _findings(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{code}: {_text(n)}" for code, n in section(counts, "findings").items())
 
 
 def _counted(counts: list[tuple[int | None, str]]) -> str:
@@ -87,7 +96,7 @@ def _sharing(run: RunFolder) -> list[Fact]:
     shared = ""
     if plain and tree:
         shared = (
-            f"{tree:,} tokens computed an epoch; without sharing common beginnings "
+            f"{tree:,} computed; without sharing common beginnings "
             f"{plain:,}, which is {plain / tree:.2f} times as many"
         )
     reason = _text(run.record.get("backend_reason"))

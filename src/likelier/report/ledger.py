@@ -30,7 +30,10 @@ class PairRow:
 
 @dataclass(frozen=True)
 class Ledger:
-    """``drift`` has a row a step: mean change of log-prob from the reference, nats a token."""
+    """``smallest`` and ``largest`` are of the pairs last seen in the second half of the steps.
+
+    ``drift`` has a row a step: mean change of log-prob from the reference, nats a token.
+    """
 
     pairs: int
     visits: int
@@ -48,11 +51,14 @@ def read_ledger(folder: Path, gaps: list[str]) -> Ledger | None:
     visits = _with_changes(pa.concat_tables(tables))
     if visits.num_rows == 0:
         return None
-    last = _last_visits(visits)
+    pairs = _last_visits(visits)
+    # A pair last seen early had no time to learn: its margin says nothing about the pair.
+    middle = pc.max(visits["step"]).as_py() / 2
+    last = pairs.filter(pc.greater(pairs["step_last"], middle))
     most = min(SHOWN, last.num_rows // 2)
     least = min(SHOWN, last.num_rows - most)
     return Ledger(
-        pairs=last.num_rows,
+        pairs=pairs.num_rows,
         visits=visits.num_rows,
         smallest=_pair_rows(last.slice(0, least)),
         largest=tuple(reversed(_pair_rows(last.slice(last.num_rows - most)))),

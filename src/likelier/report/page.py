@@ -3,11 +3,9 @@
 import base64
 import hashlib
 import json
-import os
 import re
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from likelier.errors import OutputError
+from likelier.files import write_text
 from likelier.report.charts import draw_charts
 from likelier.report.facts import run_facts
 from likelier.report.health import health
 from likelier.report.read import RunFolder, read_run
-from likelier.report.verdict import give_verdict, is_finished, key_figures
+from likelier.report.verdict import give_verdict, key_figures
 from likelier.report.words import language, signed, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,7 +68,7 @@ def write_report(run: Path) -> Path:
     """
     folder = read_run(Path(run))
     path = folder.path / "report.html"
-    _replace(path, render(folder))
+    write_text(path, render(folder))
     return path
 
 
@@ -88,11 +86,10 @@ def render(run: RunFolder) -> str:
         script=Markup(script),
         plotly=Markup(plotly),
         guards=PLOTLY_STYLE_GUARD.findall(plotly),
-        figures=_json({chart.id: chart.figure for chart in charts}),
+        figures=embedded_json({chart.id: chart.figure for chart in charts}),
         charts=charts,
         verdict=give_verdict(run),
         cards=key_figures(run),
-        finished=is_finished(run),
         samples=samples[:SHOWN_SAMPLES],
         more_samples=samples[SHOWN_SAMPLES:],
         checks=health(run),
@@ -103,6 +100,7 @@ def render(run: RunFolder) -> str:
     )
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
@@ -138,7 +136,7 @@ def _template_text(name: str) -> str:
     return _newlines((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
-def _json(value: Any) -> Markup:
+def embedded_json(value: Any) -> Markup:
     """JSON that can stand in a script element: ASCII, and no ``<`` that could end it."""
     text = json.dumps(value, allow_nan=False)
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
@@ -171,27 +169,3 @@ def _text(value: Any) -> Text:
     text = "" if value is None else str(value)
     shown = text[:LONGEST_SAMPLE]
     return Text(shown, language(shown), len(text) - len(shown))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=".report.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # temporary files are made for their owner's eyes only
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
-        raise OutputError(
-            f"the report cannot be written ({error.strerror or error})",
-            where=str(path),
-            mend="Make the folder writable, or free some space on its disk.",
-        ) from error

@@ -61,7 +61,7 @@ def thinned(line: Series) -> Series:
 
 def figure(lines: list[Series], y_title: str, **y_axis: Any) -> dict[str, Any]:
     """A plotly figure of lines over steps. Colours of text and grid come from the style sheet."""
-    axis = {"zeroline": False, "ticklabelstandoff": 6}
+    axis = {"zeroline": False, "ticklabelstandoff": 6, "automargin": True}
     return {
         "data": [_trace(line) for line in lines],
         "layout": {

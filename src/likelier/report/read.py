@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from likelier.errors import InputMissing
+from likelier.files import read_json
 from likelier.report.ledger import Ledger, read_ledger
 
 LOST = {
@@ -88,8 +89,8 @@ def read_record(path: Path) -> dict[str, Any]:
     file = path / "run.json"
     if not file.is_file():
         raise InputMissing("no run.json here, so this is no run folder", where=str(path), mend=mend)
-    record = _load_json(file)
-    if not isinstance(record, dict):
+    record = read_json(file)
+    if record is None:
         raise InputMissing("not a complete JSON object", where=str(file), mend=mend)
     return record
 
@@ -142,13 +143,6 @@ def _parse(text: str) -> Any:
         return None
 
 
-def _load_json(path: Path) -> Any:
-    try:
-        return _parse(path.read_bytes().decode("utf-8", errors="replace"))
-    except OSError:
-        return None
-
-
 def _read_rows(path: Path, gaps: list[str]) -> list[Row]:
     """Rows that have a step, with their finite numbers; what is not finite is counted."""
     rows, odd = [], 0
@@ -186,8 +180,8 @@ def _read_config(path: Path, gaps: list[str]) -> tuple[dict[str, Any], str | Non
 def _read_outcome(path: Path, gaps: list[str]) -> dict[str, Share]:
     if not path.exists():
         return {}
-    content = _load_json(path)
-    if not isinstance(content, dict):
+    content = read_json(path)
+    if content is None:
         gaps.append("outcome.json could not be read.")
         return {}
     shares = {name: share(value) for name, value in content.items()}

@@ -70,15 +70,10 @@ def progress(run: RunFolder) -> tuple[int | None, int | None]:
     return done, count(run.record.get("steps"))
 
 
-def is_finished(run: RunFolder) -> bool:
-    """Whether the run says that it reached its end."""
-    return run.record.get("status") == "finished"
-
-
 def _status(run: RunFolder) -> str:
     done, planned = progress(run)
     steps = "" if done is None else f" at step {done:,}" + (f" of {planned:,}" if planned else "")
-    if is_finished(run):
+    if run.record.get("status") == "finished":
         return f"Finished{steps}."
     if run.record.get("status") == "stopped":
         return f"Stopped early{steps}. Start the same command again and it goes on from there."
@@ -216,5 +211,5 @@ def _sharing(run: RunFolder) -> Card | None:
     plain, tree = count(tokens.get("plain")), count(tokens.get("tree"))
     if not plain or not tree:
         return None
-    detail = f"{tree:,} tokens an epoch in place of {plain:,}"
+    detail = f"{tree:,} computed in place of {plain:,}"
     return Card("Tokens saved by sharing", percent(1 - tree / plain), detail)
