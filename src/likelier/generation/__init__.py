@@ -1,0 +1,1 @@
+"""Answers sampled from a model, with the settings that made them."""

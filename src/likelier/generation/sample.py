@@ -1,0 +1,143 @@
+"""Sampling answers: every decoding setting explicit, nothing of the model or of torch changed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from likelier.data.chat import as_text, render
+from likelier.data.encoder import Encoder, build_encoder
+from likelier.data.records import Message
+from likelier.data.shapes import Unfit, read_messages
+from likelier.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer; ``stopped`` is whether it ended with a stop token rather than at the limit."""
+
+    text: str
+    stopped: bool
+
+
+def decoding(temperature: float, max_new_tokens: int, end_ids: Sequence[int]) -> dict[str, Any]:
+    """The settings of `sample`, to be written down beside what was sampled.
+
+    Nothing is cut off the distribution (``top_k`` 0, ``top_p`` 1); temperature 0 is greedy.
+
+    Raises ConfigError where a number makes no sense.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"{temperature} is no temperature", where="temperature", mend="0 or more")
+    if max_new_tokens < 1:
+        raise ConfigError(f"{max_new_tokens} is too few", where="max_new_tokens", mend="1 or more")
+    drawn = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
+    return {
+        **(drawn if temperature > 0 else {"do_sample": False}),
+        "num_beams": 1,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": list(end_ids),
+    }
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[Message]],
+    *,
+    temperature: float = 1.0,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = 128,
+) -> list[Sample]:
+    """One answer to each prompt, in their order, without special tokens.
+
+    A prompt of messages goes through the chat template with the header of the assistant's turn;
+    text is continued as it is. Both become the very tokens that training sees. An answer ends at
+    any end id of the generation config or tokenizer. The same seed and batch size give the same
+    answers; torch's own random state, the model's mode and its generation config are as before.
+
+    Raises DataError where a prompt cannot be encoded, ConfigError for impossible settings.
+    """
+    encoder = build_encoder(tokenizer, model.generation_config)
+    settings = decoding(temperature, max_new_tokens, sorted(encoder.end_ids.values()))
+    ids = [prompt_ids(encoder, prompt) for prompt in prompts]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.stop
+    samples: list[Sample] = []
+    with _only_these(model, GenerationConfig(**settings, pad_token_id=pad)), _seeded(model, seed):
+        for start in range(0, len(ids), batch_size):
+            new_BL = _generate(model, ids[start : start + batch_size], pad)
+            samples += [_read(encoder, tokens) for tokens in new_BL.tolist()]
+    return samples
+
+
+def prompt_ids(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[int, ...]:
+    """The tokens of a prompt, as scoring and training have them.
+
+    Raises DataError where it is empty, no chat, or refused by the template.
+    """
+    try:
+        if isinstance(prompt, str):
+            text, leading = as_text(encoder, prompt), encoder.leading
+        else:
+            text, leading = render(encoder, read_messages(prompt, "prompt"), generate=True), ()
+    except Unfit as unfit:
+        raise DataError(unfit.message, where=unfit.field, mend=unfit.mend) from unfit
+    ids = (*leading, *encoder.whole.encode(text, add_special_tokens=False).ids)
+    if not ids:
+        raise DataError("it has no token", where="prompt", mend="add text")
+    return ids
+
+
+def _generate(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: int) -> Tensor:
+    """New tokens after each prompt, shape (prompts, longest answer); padded behind their end."""
+    longest = max(map(len, prompts))
+    tokens_BL = torch.full((len(prompts), longest), pad)
+    keep_BL = torch.zeros_like(tokens_BL)
+    for row, prompt in enumerate(prompts):  # on the left, so that every answer begins at the edge
+        tokens_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
+        keep_BL[row, longest - len(prompt) :] = 1
+    device = model.get_input_embeddings().weight.device
+    whole_BL = model.generate(tokens_BL.to(device), attention_mask=keep_BL.to(device))
+    return whole_BL[:, longest:]
+
+
+def _read(encoder: Encoder, tokens: list[int]) -> Sample:
+    ends = set(encoder.end_ids.values())
+    length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    text = encoder.whole.decode(tokens[:length], skip_special_tokens=True)
+    return Sample(text, stopped=length < len(tokens))
+
+
+@contextmanager
+def _only_these(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Generate by ``settings`` and nothing else, in eval mode.
+
+    The model's own generation config is taken away for the time: transformers fills in from it
+    what ours leaves open (a repetition penalty, say), so that samples would depend on it unseen.
+    """
+    before = model.generation_config
+    training = [module for module in model.modules() if module.training]
+    model.generation_config = settings
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.generation_config = before
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    device = model.get_input_embeddings().weight.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
