@@ -196,6 +196,9 @@ def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
     def rising_twice(row: dict[str, Any]) -> dict[str, Any]:
         return {"eval_loss": 0.4 + 0.01 * abs(row["step"] - 40)} if "eval_loss" in row else {}
 
+    def rising_now_and_then(row: dict[str, Any]) -> dict[str, Any]:
+        return {"eval_loss": 0.5 + 0.1 * (row["step"] % 20 == 0)} if "eval_loss" in row else {}
+
     def below_zero_but_recovering(row: dict[str, Any]) -> dict[str, Any]:
         return {"eval_rewards/chosen": -1 + 0.01 * row["step"]} if "eval_loss" in row else {}
 

@@ -96,7 +96,8 @@ def _with_changes(table: pa.Table) -> pa.Table:
     finite = pc.is_finite(table["margin"])
     for side in ("chosen", "rejected"):
         finite = pc.and_(finite, pc.is_finite(table[f"{side}_change"]))
-    return table.filter(finite).sort_by([("step", "ascending")])
+    kept = ["step", "source", "margin", *(name for name in table.column_names if "change" in name)]
+    return table.select(kept).filter(finite).sort_by([("step", "ascending")])
 
 
 def _last_visits(visits: pa.Table) -> pa.Table:
