@@ -24,6 +24,7 @@ from likelier.config import (
 from likelier.config import text as yaml_text
 from likelier.config.elsewhere import NEEDLESS, RENAMED
 from likelier.config.explain import _known_keys
+from likelier.config.schema import NoAdapter
 from likelier.errors import ConfigError, InputMissing
 
 LEAST = {"model": {"path": "m"}, "data": {"train": "pairs.jsonl"}, "out": "runs/a"}
@@ -614,6 +615,7 @@ def test_difference_names_every_key_with_both_values():
     assert "adapter.kind: lora before, none now" in found
     assert "out: runs/a before, runs/b now" in found
     assert len(found) == 8, found
+    assert difference({"a": {"b": None}}, {}) == ["a.b: null before, nothing now"]
 
 
 # ---- values given as Python objects ------------------------------------------------------------
@@ -631,6 +633,12 @@ def test_objects_keep_dead_keys_dead():
     config = config_from(with_keys(data={"eval": None}, adapter={"kind": "none"}))
     again = config_from(config, in_memory=["model.path"])
     assert again.data.eval is None and again.adapter.kind == "none"
+
+
+def test_objects_keep_what_was_built_in_python():
+    least = config_from(LEAST)
+    config = Config(model=least.model, data=least.data, out=least.out, adapter=NoAdapter())
+    assert config_from(config, in_memory=["model.path"]).adapter == NoAdapter()
 
 
 def test_a_run_with_objects_cannot_be_run_from_its_file(file):

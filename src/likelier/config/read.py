@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
         what = "is not a file" if path.exists() else "there is no such file"
         raise InputMissing(what, where=str(path), mend="give the path of a YAML config")
     try:
-        tree = text.parse(path.read_text(encoding="utf-8-sig"), str(path))
+        tree = text.parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8 text", where=str(path)) from None
     except OSError as error:
