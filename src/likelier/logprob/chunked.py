@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from likelier.logprob.head import Head, at_least_float32, head_logits
 
@@ -22,9 +23,9 @@ def token_logps(
 ) -> Tensor:
     """``log softmax(head(hidden[row]))[token]`` for every entry, in nats, shape (E,).
 
-    ``row_E`` indexes rows of ``hidden_ND`` in ascending order, several entries a row at a fork.
-    ``chunk`` is the number of rows whose logits exist at once. Gradients go to the hidden
-    states, the weight and the bias.
+    ``row_E`` indexes rows of ``hidden_ND`` in ascending order, several entries a row at a fork;
+    no (row, token) stands twice. ``chunk`` is the number of rows whose logits exist at once.
+    Gradients go to the hidden states, the weight and the bias.
     """
     chunk = chunk or max(1, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
     edge_C = torch.arange(0, len(hidden_ND) + chunk, chunk, device=row_E.device)
@@ -70,6 +71,7 @@ class _ChunkedLogps(torch.autograd.Function):
         return logp_E
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N = ctx.saved_tensors
         head = Head(weight_VD, bias_V, *ctx.shape)

@@ -79,7 +79,7 @@ def _failed_probe(policy: Policy, scorer: Scorer) -> str | None:
     and say nothing: only numbers tell. The median forgives experts, whose routing may flip on a
     rounding.
     """
-    vocabulary = policy.causal_lm.get_input_embeddings().weight.shape[0]
+    vocabulary = policy.causal_lm.config.get_text_config().vocab_size
     probe = [Scored(tuple(t % vocabulary for t in s.tokens), s.scored) for s in _PROBE]
     logps = []
     try:

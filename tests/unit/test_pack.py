@@ -1,0 +1,71 @@
+"""Packing: no unit is cut, lost or repeated, the budget holds, and no pass is wasted."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from likelier.batch.layout import Scored, padded_pass, tree_pass
+from likelier.batch.pack import Unit, layout, pack
+from tests.support.numerics import sequence
+
+words = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
+one = st.tuples(words, words).map(lambda both: sequence(*both))
+
+
+@st.composite
+def pair(draw: st.DrawFn) -> Unit:
+    prompt = draw(words)
+    return sequence(prompt, draw(words)), sequence(prompt, draw(words))
+
+
+units = st.lists(one.map(lambda s: (s,)), max_size=10) | st.lists(pair(), max_size=10)
+
+
+def tokens_of(given_units: Sequence[Unit], places: Sequence[int], backend: str) -> int:
+    sequences: list[Scored] = [s for place in places for s in given_units[place]]
+    return layout(backend)(sequences).num_tokens
+
+
+@given(units, st.integers(1, 60))
+@example([(sequence((1, 2), (0, 1)), sequence((1, 2), (0, 2)))] * 2, 3)
+def test_trees_take_units_in_order_up_to_the_budget(given_units: list[Unit], budget: int) -> None:
+    passes = pack(given_units, budget, "segments")
+    assert [place for places in passes for place in places] == list(range(len(given_units)))
+    assert all(passes)
+    for places in passes:
+        assert tokens_of(given_units, places, "segments") <= budget or len(places) == 1
+    for places, following in zip(passes, passes[1:], strict=False):
+        assert tokens_of(given_units, [*places, following[0]], "segments") > budget
+
+
+@given(units, st.integers(1, 60))
+def test_rows_are_taken_by_length_up_to_the_budget(given_units: list[Unit], budget: int) -> None:
+    passes = pack(given_units, budget, "padded")
+    order = [place for places in passes for place in places]
+    assert sorted(order) == list(range(len(given_units)))
+    lengths = [max(len(s.inputs) for s in given_units[place]) for place in order]
+    assert lengths == sorted(lengths)
+    for places in passes:
+        assert tokens_of(given_units, places, "padded") <= budget or len(places) == 1
+    for places, following in zip(passes, passes[1:], strict=False):
+        joined = [s for place in (*places, following[0]) for s in given_units[place]]
+        # Rows are counted as if all differed; repeated sequences then share one.
+        assert len(joined) * max(len(s.inputs) for s in joined) > budget
+
+
+def test_a_unit_beyond_the_budget_goes_alone_and_the_others_go_on() -> None:
+    short, long = sequence((1,), (2, 0)), sequence((2,), (1,) * 20)
+    assert pack([(short,), (long,), (short,), (short,)], 5, "segments") == [[0], [1], [2, 3]]
+    assert pack([(short,), (long,), (short,), (short,)], 8, "padded") == [[0, 2, 3], [1]]
+
+
+@pytest.mark.parametrize("backend", ["segments", "padded"])
+def test_nothing_needs_no_pass(backend: str) -> None:
+    assert pack([], 10, backend) == []
+
+
+def test_layouts_by_name() -> None:
+    assert layout("padded") is padded_pass
+    assert layout("segments") is layout("dense") is layout("flex") is tree_pass
