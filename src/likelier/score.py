@@ -13,7 +13,8 @@ from likelier.files import write_text
 from likelier.model.load import load
 from likelier.model.score import make_ready
 from likelier.progress import say
-from likelier.reference.build import cached_column, reference_identity
+from likelier.reference.build import cached_column
+from likelier.reference.identity import reference_identity
 from likelier.training.budget import tokens_per_pass
 
 
@@ -33,10 +34,7 @@ def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) 
     ready = make_ready(policy)
     if ready.backend_reason:
         say(f"one row a sequence, because {ready.backend_reason}")
-    answers = sorted(
-        {answer for pair in pairs for answer in answers_of(pair)},
-        key=lambda answer: (answer.tokens, answer.scored),
-    )
+    answers = {answer for pair in pairs for answer in answers_of(pair)}
     identity = reference_identity(ready, base_only=False)
     column = cached_column(ready, identity, answers, tokens_per_pass(policy), base_only=False)
     lines = []

@@ -1,11 +1,15 @@
 """Filling a column: what the cache holds is read, what it lacks is scored and added.
 
-The cache is a folder per identity with one file per batch of new values, each written whole and
-named by its content; nothing in it is ever changed. A file that cannot be read is passed over.
+The same answer differs in its last bits when it shares a pass with others. A cached value is
+therefore found by its answer and by all the answers of the pass that made it: a run then gets
+the bits that it would have made itself, whatever was scored here before.
+
+The cache is a folder per identity with one file per batch of new values, each written whole;
+nothing in it is ever changed. A file that cannot be read is passed over.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,9 +17,10 @@ from torch import Tensor
 from likelier.batch.layout import Scored
 from likelier.cache import cache_dir
 from likelier.errors import OutputError, RunFailed
-from likelier.reference.column import Column, answer_key, load_column
+from likelier.reference.column import KEY_BYTES, Column, answer_key, load_column
 
-Score = Callable[[Sequence[Scored]], Iterator[tuple[int, Tensor]]]
+Passes = Sequence[Sequence[Scored]]
+Score = Callable[[Passes], Iterator[tuple[Scored, Tensor]]]
 
 _ANSWERS_PER_FILE = 4096
 _SPOT_CHECKS = 8
@@ -31,34 +36,29 @@ def cached_values(identity: str) -> dict[bytes, Tensor]:
     return values
 
 
-def fill(
-    identity: str,
-    sequences: Iterable[Scored],
-    score: Score,
-    tolerance: float,
-) -> Column:
-    """The column of some sequences under an identity; only what the cache lacks is scored.
+def fill(identity: str, passes: Passes, score: Score, tolerance: float) -> Column:
+    """The column of some passes under an identity; only those that the cache lacks are scored.
 
-    ``score`` yields (index, log-probs per token) as `model.score.score_sequences` does. New
-    values are added to the cache as they come, so that a stopped pass is not lost. Some of the
-    values that were there are scored again: ``tolerance`` is the mean difference per token, in
-    nats, that is let pass.
+    ``score`` yields (answer, log-probs per token). New values are added to the cache as they
+    come, so that a stopped work is not lost. Some of the values that were there are scored
+    again: ``tolerance`` is the mean difference per token, in nats, that is let pass.
 
     Raises RunFailed where a log-prob is not finite, or a cached value is not what a live pass
     gives.
     """
     values = cached_values(identity)
-    wanted = {answer_key(sequence): sequence for sequence in sequences}
-    missing = [(key, s) for key, s in wanted.items() if key not in values]
-    _spot_check([(key, s) for key, s in wanted.items() if key in values], values, score, tolerance)
+    keys = {s: key for answers in passes for s, key in zip(answers, _keys(answers), strict=True)}
+    missing = [answers for answers in passes if any(keys[s] not in values for s in answers)]
+    there = [s for answers in passes for s in answers if keys[s] in values]
+    _spot_check(there, [values[keys[s]] for s in there], score, tolerance)
     fresh: dict[bytes, Tensor] = {}
-    for index, logps in score([sequence for _, sequence in missing]):
+    for sequence, logps in score(missing):
         if not logps.isfinite().all():
             raise RunFailed(
                 "the reference gives a log-prob that is not finite",
                 mend="the weights may be damaged, or overflow in this model.dtype",
             )
-        fresh[missing[index][0]] = logps
+        fresh[keys[sequence]] = logps
         if len(fresh) == _ANSWERS_PER_FILE:
             _keep(Column(identity, fresh))
             values.update(fresh)
@@ -66,18 +66,23 @@ def fill(
     if fresh:
         _keep(Column(identity, fresh))
         values.update(fresh)
-    return Column(identity, {key: values[key] for key in wanted})
+    return Column(identity, {answer_key(s): values[key] for s, key in keys.items()})
+
+
+def _keys(answers: Sequence[Scored]) -> list[bytes]:
+    """Where the cache keeps the answers of a pass."""
+    alone = [answer_key(answer) for answer in answers]
+    together = hashlib.sha256(b"".join(alone)).digest()
+    return [hashlib.blake2b(key + together, digest_size=KEY_BYTES).digest() for key in alone]
 
 
 def _spot_check(
-    cached: Sequence[tuple[bytes, Scored]],
-    values: dict[bytes, Tensor],
-    score: Score,
-    tolerance: float,
+    cached: Sequence[Scored], values: Sequence[Tensor], score: Score, tolerance: float
 ) -> None:
-    some = cached[:: max(1, len(cached) // _SPOT_CHECKS)][:_SPOT_CHECKS]
-    for index, logps in score([sequence for _, sequence in some]):
-        difference = float((logps - values[some[index][0]]).abs().mean())
+    every = max(1, len(cached) // _SPOT_CHECKS)
+    some = dict(zip(cached[::every][:_SPOT_CHECKS], values[::every], strict=False))
+    for sequence, logps in score([list(some)] if some else []):
+        difference = float((logps - some[sequence]).abs().mean())
         if not difference <= tolerance:
             raise RunFailed(
                 f"cached reference log-probs differ from a live pass by {difference:.2g} nats a "

@@ -5,7 +5,6 @@ or a path. One column belongs to one identity: the weights and settings that mad
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from likelier.batch.layout import Scored
 from likelier.files import write_file
@@ -45,10 +44,9 @@ class Column:
         """
         return float(self.values[answer_key(sequence)].double().sum())
 
-    def only(self, sequences: Iterable[Scored]) -> "Column":
-        """The part of a column that some sequences use."""
-        keys = {answer_key(sequence) for sequence in sequences}
-        return Column(self.identity, {key: self.values[key] for key in keys})
+    def holds(self, sequences: Iterable[Scored]) -> bool:
+        """Whether these are all the answers it has values of."""
+        return {answer_key(sequence) for sequence in sequences} == self.values.keys()
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file, in the order of the keys: same content, same bytes."""
@@ -59,44 +57,31 @@ class Column:
             "lengths": torch.tensor([len(self.values[key]) for key in keys], dtype=torch.int32),
             "values": torch.cat([self.values[key] for key in keys]),
         }
-        write_file(path, lambda file: save_file(tensors, file, {"identity": self.identity}))
+        # One entry: safetensors writes several in an order of its own each time.
+        sealed = {"identity": f"{self.identity} {_seal(tensors)}"}
+        write_file(path, lambda file: save_file(tensors, file, sealed))
 
 
 def load_column(path: Path, identity: str | None = None) -> Column | None:
     """Read a column; None where the file is damaged or belongs to another identity."""
     try:
         with safe_open(path, framework="pt") as file:
-            of = (file.metadata() or {}).get("identity", "")
+            of, _, seal = (file.metadata() or {}).get("identity", "").partition(" ")
             if identity is not None and of != identity:
                 return None
-            flat = file.get_tensor("keys").numpy().tobytes()
-            lengths = file.get_tensor("lengths").tolist()
-            values = file.get_tensor("values").split(lengths)
+            tensors = {name: file.get_tensor(name) for name in ("keys", "lengths", "values")}
+        if _seal(tensors) != seal:
+            return None
+        flat = tensors["keys"].numpy().tobytes()
+        values = tensors["values"].split(tensors["lengths"].tolist())
     except (SafetensorError, OSError, RuntimeError, ValueError):
         return None
     keys = [flat[i : i + KEY_BYTES] for i in range(0, len(flat), KEY_BYTES)]
     return Column(of, dict(zip(keys, values, strict=True)))
 
 
-def weights_identity(model: nn.Module, base_only: bool = False) -> str:
-    """SHA-256 over names, types, shapes and bytes of all weights and saved buffers.
-
-    ``base_only`` leaves LoRA's own tensors out and gives what the bare base gives.
-    """
+def _seal(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    named = {
-        name.replace(".base_layer", "") if base_only else name: tensor
-        for name, tensor in model.state_dict().items()
-        if not (base_only and ".lora_" in name)
-    }
-    for name, tensor in sorted(named.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def column_identity(weights: str, **settings: object) -> str:
-    """The identity of the values that given weights make under given scoring settings."""
-    content = json.dumps({"weights": weights, **settings}, sort_keys=True, default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
