@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +15,29 @@ from likelier.errors import OutputError
 MANIFEST = "MANIFEST.json"
 
 
+_RUST_OS_ERROR = re.compile(r"(?P<what>[^:]*) \(os error \d+\)")
+
+
 @contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises into one line.
+
+    Libraries written in Rust (safetensors, tokenizers) raise classes of their own for it.
+    """
     try:
         yield
-    except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
+    except Exception as error:
+        if isinstance(error, OSError):
+            what = error.strerror or str(error)
+        elif found := _RUST_OS_ERROR.search(str(error)):
+            what = found["what"].strip()
+        else:
+            raise
+        raise OutputError(
+            f"cannot write: {what}",
+            where=str(path),
+            mend="make room or choose another folder; what was complete is kept",
+        ) from error
 
 
 def sync(path: Path) -> None:
@@ -108,6 +126,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest if whole else None
+
+
+def sweep(folder: Path) -> None:
+    """Delete what writers that were killed left behind; nobody may be writing there now."""
+    for left in [*folder.glob(".*.tmp"), *folder.glob(".*.trash")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
