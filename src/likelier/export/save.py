@@ -45,13 +45,14 @@ def _save_model(
     if save_dtype == model.dtype:
         model.save_pretrained(target)
         return
-    cast: dict[int, Tensor] = {}  # by storage, so that tied weights stay one tensor
+    # A master has one name; the parameter that it belongs to has several where weights are tied.
+    master_of = {id(p): masters[name] for name, p in model.named_parameters() if name in masters}
+    cast: dict[int, Tensor] = {}  # by parameter, so that tied weights stay one tensor
     weights = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        source = masters.get(name, tensor)
-        if source.is_floating_point() and source.data_ptr() not in cast:
-            cast[source.data_ptr()] = source.detach().to(save_dtype)
-        weights[name] = cast.get(source.data_ptr(), source)
+        if tensor.is_floating_point() and id(tensor) not in cast:
+            cast[id(tensor)] = master_of.get(id(tensor), tensor).detach().to(save_dtype)
+        weights[name] = cast.get(id(tensor), tensor)
     before = model.config.dtype
     model.config.dtype = save_dtype
     try:
