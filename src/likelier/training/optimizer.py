@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from likelier.config.schema import OptimConfig
 from likelier.errors import RunFailed
@@ -39,7 +40,7 @@ class MasterAdamW:
 
     Gradients of half-precision parameters are moved to their float32 masters after every pass,
     so that sums over passes are float32 sums. Weight decay applies to matrices, not to biases,
-    norms and other vectors.
+    norms and other vectors. `close` lets go of the model.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class MasterAdamW:
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.max_grad_norm = config.max_grad_norm
         self.masters: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
         for name, parameter in self.parameters.items():
+            parameter.grad = None  # a model handed over may bring gradients of its own
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 master = parameter.detach().float()
                 master.grad = torch.zeros_like(master)
-                parameter.register_post_accumulate_grad_hook(_hand_over_to(master))
+                hook = parameter.register_post_accumulate_grad_hook(_hand_over_to(master))
+                self._hooks.append(hook)
                 self.masters[name] = master
             else:
                 self.masters[name] = parameter
@@ -97,6 +101,23 @@ class MasterAdamW:
                 master.grad.zero_()
                 parameter.copy_(master)
         return norm
+
+    def must_be_finite(self) -> None:
+        """Called before anything is saved: a damaged weight never reaches the disk.
+
+        Raises RunFailed with its name.
+        """
+        for name, master in self.masters.items():
+            if not bool(master.isfinite().all()):
+                raise RunFailed(
+                    f"{name} is not finite after an update, so it is not saved",
+                    mend="look at optim.lr and optim.eps; the last checkpoint is good",
+                )
+
+    def close(self) -> None:
+        """Take the hooks off the model, so that it can be trained again."""
+        for hook in self._hooks:
+            hook.remove()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything a resumed run needs: masters and AdamW's averages, by parameter name."""
