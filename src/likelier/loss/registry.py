@@ -57,10 +57,23 @@ def bind(
     given = dict(parameters)
     name = given.pop("name")
     if function is not None:
-        return BoundLoss(getattr(function, "__name__", "own"), function, given["beta"], True)
+        own = partial(_one_a_pair, function)
+        return BoundLoss(getattr(function, "__name__", "own"), own, given["beta"], True)
     if name not in LOSSES:
         raise ConfigError(
             f"no loss is called {name}", where="loss.name", mend=f"there are: {', '.join(LOSSES)}"
         )
     loss = LOSSES[name]
     return BoundLoss(name, partial(loss.function, **given), given["beta"], loss.couples)
+
+
+def _one_a_pair(function: Callable[[AnswerValues], Tensor], values: AnswerValues) -> Tensor:
+    """A caller's loss. Its mean would be divided by the pairs of the step a second time."""
+    loss_P = function(values)
+    if loss_P.shape != values.chosen_P.shape:
+        raise ConfigError(
+            f"it gives shape {tuple(loss_P.shape)} for {len(values.chosen_P)} pairs",
+            where="loss (the function handed over)",
+            mend="give one value a pair, without a mean",
+        )
+    return loss_P

@@ -103,7 +103,7 @@ def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) 
     if loss.couples:
         with torch.no_grad():
             policy = [item.batch.answer_logps(scorer(item.batch)) for item in passes]
-        whole, loss_P = _with_gradient(_joined(passes, policy), loss, num_pairs)
+        whole, loss_P = _with_gradient(scorer, _joined(passes, policy), loss, num_pairs)
         grads = whole.split([len(item.reference_R) for item in passes])
         for item, grad_R in zip(passes, grads, strict=True):
             _backward(scorer(item.batch), item.batch, grad_R)
@@ -112,7 +112,7 @@ def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) 
     for item in passes:
         logp_E = scorer(item.batch)
         policy_R = item.batch.answer_logps(logp_E.detach())
-        grad_R, loss_P = _with_gradient(item.values(policy_R), loss, num_pairs)
+        grad_R, loss_P = _with_gradient(scorer, item.values(policy_R), loss, num_pairs)
         _backward(logp_E, item.batch, grad_R)
         policy.append(policy_R)
         losses.append(loss_P)
@@ -121,24 +121,40 @@ def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) 
 
 @torch.no_grad()
 def step_values(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> PairValues:
-    """The same values without any gradient."""
+    """The same values without any gradient.
+
+    Raises RunFailed where a log-prob or the loss is not finite.
+    """
     policy = [item.batch.answer_logps(scorer(item.batch)) for item in passes]
-    return _in_step_order(passes, policy, [loss.per_pair(_joined(passes, policy))])
+    values = _joined(passes, policy)
+    loss_P = loss.per_pair(values)
+    _must_be_finite(scorer, values.policy_R, loss_P)
+    return _in_step_order(passes, policy, [loss_P])
 
 
-def _with_gradient(values: AnswerValues, loss: BoundLoss, num_pairs: int) -> tuple[Tensor, Tensor]:
+def _with_gradient(
+    scorer: Scorer, values: AnswerValues, loss: BoundLoss, num_pairs: int
+) -> tuple[Tensor, Tensor]:
     """dL/d logp_R for L = sum of the pairs' losses / num_pairs, and the losses."""
     policy_R = values.policy_R.detach().requires_grad_()
     given = {field.name: getattr(values, field.name) for field in fields(values)}
     with torch.enable_grad():
         loss_P = loss.per_pair(AnswerValues(**{**given, "policy_R": policy_R}))
         (grad_R,) = torch.autograd.grad(loss_P.sum() / num_pairs, policy_R)
-    if not (loss_P.isfinite().all() and grad_R.isfinite().all()):
-        raise RunFailed(
-            "the loss is not finite, so no update was made",
-            mend="look at model.dtype and optim.lr; the last checkpoint is good",
-        )
+    _must_be_finite(scorer, values.policy_R, loss_P, grad_R)
     return grad_R, loss_P.detach()
+
+
+def _must_be_finite(scorer: Scorer, logp_R: Tensor, *loss: Tensor) -> None:
+    """A log-prob of -inf can have a loss of 0, so both are looked at."""
+    for what, values in (("log-prob", logp_R), *(("loss", values) for values in loss)):
+        if not bool(values.isfinite().all()):
+            weights = (name for name, p in scorer.named_parameters() if not p.isfinite().all())
+            because = next((f" because {name} is not" for name in weights), "")
+            raise RunFailed(
+                f"a {what} is not finite{because}, so no update was made",
+                mend="look at model.dtype and optim.lr; the last checkpoint is good",
+            )
 
 
 def _backward(logp_E: Tensor, batch: Pass, grad_R: Tensor) -> None:
