@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from likelier.batch.layout import Scored, answers_of
+from likelier.batch.layout import Scored, answers_of, padded_pass
 from likelier.batch.pack import layout
 from likelier.data.records import TokenPair
 from likelier.errors import RunFailed
 from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
+from likelier.model.scorer import HeadRule, Scorer
 from likelier.reference.column import Column
 from likelier.training.step import PairValues, cut_passes, step_values
 
@@ -102,15 +103,20 @@ def _telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
 
 
 @torch.no_grad()
-def _answer_logps(ready: Ready, sequences: Sequence[Scored], backend: str) -> Tensor:
-    with ready.running(backend) as scorer:
-        batch = layout(backend)(sequences).to(ready.policy.device)
+def _by_backend(ready: Ready, sequences: Sequence[Scored]) -> Tensor:
+    """Log-probs of answers in one pass of the backend, as training makes them."""
+    with ready.running() as scorer:
+        batch = layout(ready.backend)(sequences).to(ready.policy.device)
         return batch.answer_logps(scorer(batch)).cpu()
 
 
-def _alone(ready: Ready, sequences: Sequence[Scored]) -> Tensor:
-    """The plain path: one sequence at a time, no padding, the model's own attention."""
-    return torch.cat([_answer_logps(ready, [sequence], "padded") for sequence in sequences])
+@torch.no_grad()
+def _plainly(ready: Ready, sequences: Sequence[Scored]) -> Tensor:
+    """One sequence at a time, no padding, the model's own attention and its own head."""
+    plain = Scorer(ready.policy.causal_lm, HeadRule(own=True))
+    with ready.running("padded"):
+        batches = (padded_pass([one]).to(ready.policy.device) for one in sequences)
+        return torch.cat([batch.answer_logps(plain(batch)).cpu() for batch in batches])
 
 
 def _compare_backends(ready: Ready, sequences: Sequence[Scored]) -> tuple[float, float]:
@@ -118,12 +124,12 @@ def _compare_backends(ready: Ready, sequences: Sequence[Scored]) -> tuple[float,
     model = ready.policy.causal_lm
     is_half = model.dtype in (torch.bfloat16, torch.float16)
     has_experts = any("expert" in name for name, _ in model.named_modules())
-    ours, plain = _answer_logps(ready, sequences, ready.backend), _alone(ready, sequences)
+    ours, plain = _by_backend(ready, sequences), _plainly(ready, sequences)
     if not is_half:
         difference = (ours - plain).abs()
         return float(difference.median() if has_experts else difference.max()), TOLERANCE
     with _in_float32(model):
-        truth = _alone(ready, sequences)
+        truth = _plainly(ready, sequences)
     our_error, plain_error = (ours - truth).abs(), (plain - truth).abs()
     if has_experts:
         return float(our_error.median()), EXPERT_FACTOR * float(plain_error.median()) + TOLERANCE
