@@ -1,7 +1,8 @@
 """START HERE: the whole road from preferences to a better model, in `train`."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from likelier.config import Config, config_from, learning_rate, live
+from likelier.config import Config, config_from, learning_rate
 from likelier.data.encoder import build_encoder
 from likelier.data.order import Order, make_order
-from likelier.data.prepare import prepare
-from likelier.data.records import TokenPair
+from likelier.data.prepare import Prepared, prepare
 from likelier.errors import LikelierError
 from likelier.evaluation.heldout import HeldOut
 from likelier.evaluation.metrics import metrics
@@ -33,7 +33,7 @@ from likelier.training.gate import pass_gate
 from likelier.training.ledger import Ledger
 from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.step import cut_passes, step_gradients
-from likelier.training.stopping import listening
+from likelier.training.stopping import StopRequest, listening
 
 OnStep = Callable[[dict[str, float]], None]
 
@@ -77,11 +77,8 @@ def train(
     good.
     """
     config = config_from(config, handed_over(model, tokenizer, train, eval))
-    before = RunFolder(config.out)
-    before.must_fit(live(config))
-    if before.finished:
-        say(f"{config.out} is finished: nothing to do")
-        return _finished(config.out)
+    if RunFolder(config.out).finished(config):
+        return _nothing_to_do(config.out)
 
     start = open_start(config, model, tokenizer)
     encoder = build_encoder(
@@ -90,26 +87,34 @@ def train(
     data = prepare(config, encoder, train, eval)
     say(data.told())
     objective = bind(config.loss.model_dump(), loss)
-    reference = open_reference(config, start)
+    other = open_reference(config, start)
     policy = adapt(config, start)
     ready = make_ready(policy)
 
     with open_folder(config.out) as folder, deterministic(config.train.deterministic):
-        budget = folder.decide(config, policy)
-        column = reference_column(reference or ready, start, data.pairs, budget, folder.path)
-        gate = pass_gate(ready, data.train, column, objective, budget, reference is None)
+        if folder.finished(config):  # by another process, meanwhile
+            return _nothing_to_do(config.out)
+        budget = folder.settle(config, data, ready, objective)
+        column = reference_column(
+            other or ready, start, data.pairs, budget, folder.path, folder.goes_on
+        )
+        del other  # a second model has said all that it is needed for
+        own = config.reference.path is None
+        gate = pass_gate(ready, data.train, column, objective, budget, own)
         order = make_order(data.train, config.train)
         folder.begin(ready, data, column, gate, order.num_steps)
-        held = HeldOut.of(data.eval, column, ready, budget)
-        with ready.running() as scorer:
-            optimizer = _take_steps(
-                config, folder, ready, scorer, data.train, column, order, objective, held, budget,
-                on_step or (lambda row: None),
-            )  # fmt: skip
-        save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
-        folder.finish(order.num_steps)
+        adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
+        with listening() as stop, closing(adamw) as optimizer:
+            with ready.running() as scorer:
+                _take_steps(
+                    config, folder, ready, scorer, data, column, order, objective, budget,
+                    optimizer, stop, on_step or (lambda row: None),
+                )  # fmt: skip
+            optimizer.must_be_finite()
+            save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
+            folder.finish(order.num_steps)
     _write_report(config.out)
-    return _finished(config.out)
+    return _result(config.out)
 
 
 def _take_steps(
@@ -117,16 +122,17 @@ def _take_steps(
     folder: RunFolder,
     ready: Ready,
     scorer: Scorer,
-    pairs: Sequence[TokenPair],
+    data: Prepared,
     column: Column,
     order: Order,
     objective: BoundLoss,
-    held: HeldOut | None,
     budget: int,
+    optimizer: MasterAdamW,
+    stop: StopRequest,
     on_step: OnStep,
-) -> MasterAdamW:
+) -> None:
     """Every step from the last checkpoint on: gradient, update, log, now and then more."""
-    optimizer = MasterAdamW(ready.policy.model.named_parameters(), config.optim)
+    held = HeldOut.of(data.eval, column, ready, budget)
     rate = schedule(config.optim, learning_rate(config), order.num_steps)
     ledger = Ledger(folder.path / "ledger", objective.beta)
     first = folder.go_on(optimizer)
@@ -137,15 +143,16 @@ def _take_steps(
         on_step(row)
 
     def save(step: int) -> None:
+        optimizer.must_be_finite()
         ledger.write()
         folder.save(step, optimizer, config.train.keep)
 
     if held and first == 0:
         log({"step": 0, **held.evaluate(scorer, objective)})
-    with listening() as stop, bar("train", order.num_steps, first) as show:
+    with bar("train", order.num_steps, first) as show:
         for step in range(first + 1, order.num_steps + 1):
             began = time.perf_counter()
-            visits = [(epoch, pairs[index]) for epoch, index in order.step(step)]
+            visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
             step_pairs = [pair for _, pair in visits]
             passes = cut_passes(step_pairs, column, ready.backend, budget, ready.policy.device)
             values = step_gradients(scorer, passes, objective)
@@ -166,7 +173,6 @@ def _take_steps(
             if due(step, config.train.save_every):
                 save(step)
     ledger.write()
-    return optimizer
 
 
 def due(step: int, every: int | None) -> bool:
@@ -174,7 +180,12 @@ def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _finished(out: Path) -> Run:
+def _nothing_to_do(out: Path) -> Run:
+    say(f"{out} is finished: nothing to do")
+    return _result(out)
+
+
+def _result(out: Path) -> Run:
     return Run(out, read_lines(out / "metrics.jsonl"))
 
 

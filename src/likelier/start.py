@@ -10,7 +10,7 @@ from likelier.compat import checkpoint_activations
 from likelier.config import Config
 from likelier.errors import ConfigError, DataError
 from likelier.model.adapters import attach_lora
-from likelier.model.load import Policy, load
+from likelier.model.load import Policy, load, parse_dtype
 from likelier.model.score import Ready, make_ready
 
 
@@ -37,10 +37,12 @@ def handed_over(
 def open_start(config: Config, model: nn.Module | None, tokenizer: Tokenizer | None) -> Policy:
     """The policy as it is before training.
 
-    Raises DataError where a weight is not finite, and what `load` raises.
+    Raises DataError where a weight is not finite, ConfigError for a key that a model handed over
+    does not follow, and what `load` raises.
     """
     if model is not None and tokenizer is not None:
         start = Policy(model.train(), tokenizer)
+        _fits_config(start, config)
     else:
         start = load(config.model.path, dtype=config.model.dtype, revision=config.model.revision)
     for name, parameter in start.model.named_parameters():
@@ -51,6 +53,22 @@ def open_start(config: Config, model: nn.Module | None, tokenizer: Tokenizer | N
                 mend="the weights are damaged; get them again",
             )
     return start
+
+
+def _fits_config(start: Policy, config: Config) -> None:
+    """A model that was handed over is taken as it is: keys that say otherwise are an error."""
+    if config.model.revision is not None:
+        raise ConfigError(
+            "would not be read: the model was handed over",
+            where="model.revision",
+            mend="take it away",
+        )
+    if parse_dtype(config.model.dtype) not in ("auto", start.causal_lm.dtype):
+        raise ConfigError(
+            f"the model handed over computes in {start.causal_lm.dtype}",
+            where=f"model.dtype: {config.model.dtype}",
+            mend="take the key away, or hand over model.to(…)",
+        )
 
 
 def adapt(config: Config, start: Policy) -> Policy:
@@ -86,6 +104,12 @@ def adapt(config: Config, start: Policy) -> Policy:
                 targets if isinstance(targets, str) else list(targets),
                 config.train.seed,
             )
+    if not any(parameter.requires_grad for parameter in policy.model.parameters()):
+        raise ConfigError(
+            "the adapter of the model handed over is frozen, so nothing would be trained",
+            where="model",
+            mend="load it with is_trainable=True",
+        )
     if config.train.gradient_checkpointing:
         checkpoint_activations(policy.causal_lm)
     return policy

@@ -14,8 +14,8 @@ import torch
 
 from likelier import __version__
 from likelier.compat import packages
-from likelier.config import Config, difference, dump, live, resolved
-from likelier.data.prepare import Prepared, content_hash
+from likelier.config import Config, dump, resolved
+from likelier.data.prepare import Prepared
 from likelier.data.records import TokenPair
 from likelier.errors import OutputError
 from likelier.files import (
@@ -23,17 +23,20 @@ from likelier.files import (
     read_json,
     read_lines,
     sha256,
+    sweep,
+    sync,
     write_json,
     write_lines,
     write_text,
 )
-from likelier.model.load import Policy
+from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.progress import say
 from likelier.reference.column import Column
 from likelier.training.budget import tokens_per_pass
 from likelier.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from likelier.training.gate import GateReport
+from likelier.training.inputs import asked, hashes, refuse_changes, refuse_other_config
 from likelier.training.optimizer import MasterAdamW
 from likelier.training.step import PairPass
 
@@ -48,45 +51,43 @@ class RunFolder:
         self.record: dict[str, Any] = read_json(path / "run.json") or {}
         self.asked: dict[str, Any] = {}
         self.resolved: dict[str, Any] = {}
-        self.facts: dict[str, str] = {}  # what every checkpoint of this run must agree with
+        self.inputs: dict[str, str] = {}  # hashes that every checkpoint must agree with
 
     @property
-    def finished(self) -> bool:
-        """Whether the run reached its last step and its model is saved."""
-        return self.record.get("status") == "finished"
+    def goes_on(self) -> bool:
+        """Whether a run began here before."""
+        return bool(self.record)
 
-    def must_fit(self, asked: Mapping[str, Any]) -> None:
-        """Refuse a folder that holds a run of another config, or something else.
+    def finished(self, config: Config) -> bool:
+        """Whether the run of this config reached its last step here and its model is saved.
 
-        Raises OutputError with the difference.
+        Raises OutputError where the folder holds a run of another config, or something else.
         """
-        if not self.record:
-            other = [name for name in _OTHER_THINGS if (self.path / name).exists()]
-            if other or (self.path.exists() and not self.path.is_dir()):
-                raise OutputError(
-                    f"this holds something else ({other[0] if other else 'a file'})",
-                    where=f"out: {self.path}",
-                    mend="give a folder that does not exist yet",
-                )
-            return
-        changed = difference(self.record.get("asked", {}), asked)
-        if changed:
-            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        if self.goes_on:
+            refuse_other_config(self.record.get("asked", {}), config, self.path)
+            return self.record.get("status") == "finished"
+        other = [name for name in _OTHER_THINGS if (self.path / name).exists()]
+        if other or (self.path.exists() and not self.path.is_dir()):
             raise OutputError(
-                f"this folder holds another run: {changed[0]}{more}",
+                f"this holds something else ({other[0] if other else 'a file'})",
                 where=f"out: {self.path}",
-                mend="give another out folder, or the config of this run",
+                mend="give a folder that does not exist yet",
             )
+        return False
 
-    def decide(self, config: Config, policy: Policy) -> int:
-        """Settle every ``auto`` of the config; returns the tokens of a pass.
+    def settle(self, config: Config, data: Prepared, ready: Ready, loss: BoundLoss) -> int:
+        """Decide every ``auto`` of the config; returns the tokens of a pass.
 
         A run that goes on keeps what it decided when it began.
+
+        Raises OutputError where the content behind the config has changed since then.
         """
-        self.asked = live(config)
-        before = self.record.get("resolved")
+        self.asked = asked(config)
+        self.inputs = hashes(config, data, ready, loss)
+        refuse_changes(self.record.get("inputs", {}), self.inputs, self.path)
+        policy = ready.policy
         dtype = str(policy.causal_lm.dtype).removeprefix("torch.")
-        self.resolved = before or resolved(
+        self.resolved = self.record.get("resolved") or resolved(
             config,
             dtype=dtype,
             save_dtype="auto" if policy.has_adapter else dtype,
@@ -98,22 +99,14 @@ class RunFolder:
     def begin(
         self, ready: Ready, data: Prepared, column: Column, gate: GateReport, num_steps: int
     ) -> None:
-        """Write down what the run is, or make sure that it still is what it was.
+        """Write down what the run is.
 
-        Raises OutputError where the content behind the config has changed since the start.
+        Raises OutputError where the reference column is another than when it began.
         """
-        self.facts = {
-            "pairs": content_hash(data.pairs),
-            "reference": sha256(self.path / "reference.safetensors"),
-        }
-        before = self.record.get("inputs", self.facts)
-        changed = [name for name, value in self.facts.items() if before.get(name) != value]
-        if changed:
-            raise OutputError(
-                f"the {' and the '.join(changed)} changed since this run began",
-                where=f"out: {self.path}",
-                mend="give another out folder, or put back what was there",
-            )
+        self.inputs["reference"] = sha256(self.path / "reference.safetensors")
+        refuse_changes(self.record.get("inputs", {}), self.inputs, self.path)
+        versions = {package.name: package.installed for package in packages()}
+        self._tell_of_other_bits({"threads": torch.get_num_threads(), **versions})
         parameters = list(ready.policy.model.parameters())
         write_text(self.path / "config.yaml", dump(self.resolved))
         self.write_record(
@@ -121,15 +114,15 @@ class RunFolder:
             likelier=__version__,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             status="running",
-            step=0,
+            step=self.record.get("step", 0),
             steps=num_steps,
             pairs=len(data.train),
             eval_pairs=len(data.eval),
             data=data.counts,
             asked=self.asked,
             resolved=self.resolved,
-            inputs=self.facts,
-            versions={p.name: p.installed for p in packages()},
+            inputs=self.inputs,
+            versions=versions,
             threads=torch.get_num_threads(),
             device=str(ready.policy.device),
             backend=ready.backend,
@@ -137,7 +130,7 @@ class RunFolder:
             gate=gate.as_record(),
             reference={
                 "identity": column.identity,
-                "column": self.facts["reference"],
+                "column": self.inputs["reference"],
                 "answers": len(column.values),
             },
             parameters=sum(p.numel() for p in parameters),
@@ -149,7 +142,7 @@ class RunFolder:
 
         Raises RunFailed where checkpoints are there but none is whole.
         """
-        found = latest_checkpoint(self.path / "checkpoints", self.facts)
+        found = latest_checkpoint(self.path / "checkpoints", self.inputs)
         step = 0
         if found is not None:
             step, checkpoint = found
@@ -158,11 +151,14 @@ class RunFolder:
         for name in ("metrics.jsonl", "timing.jsonl"):
             rows = [row for row in read_lines(self.path / name) if step and row["step"] <= step]
             write_lines(self.path / name, rows)
+        self.write_record(step=step)
         return step
 
     def save(self, step: int, optimizer: MasterAdamW, keep: int) -> None:
-        """Write a checkpoint of the state after ``step`` steps."""
-        save_checkpoint(self.path / "checkpoints", step, optimizer, self.facts, keep)
+        """Write a checkpoint of the state after ``step`` steps; its logs go to disk before it."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            sync(self.path / name)
+        save_checkpoint(self.path / "checkpoints", step, optimizer, self.inputs, keep)
         self.write_record(step=step)
 
     def finish(self, step: int) -> None:
@@ -189,6 +185,13 @@ class RunFolder:
             "pairs": len(pairs),
         }
         append_lines(self.path / "timing.jsonl", [row])
+
+    def _tell_of_other_bits(self, now: Mapping[str, Any]) -> None:
+        """A run that goes on under other versions or threads rounds otherwise from here on."""
+        before = {**self.record, **self.record.get("versions", {})}
+        for name, value in now.items():
+            if before.get(name, value) != value:
+                say(f"began with {name} {before[name]}, goes on with {value}: bits may differ")
 
     def write_record(self, **facts: Any) -> None:
         """Add facts to ``run.json``, whole or not at all."""
@@ -218,6 +221,8 @@ def open_folder(path: Path) -> Iterator[RunFolder]:
     try:
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        for folder in (path, path / "checkpoints", path / "ledger"):
+            sweep(folder)
         yield RunFolder(path)
     finally:
         os.close(lock)  # the lock goes with it; the empty file stays, so nobody locks a stale one
