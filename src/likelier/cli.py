@@ -210,11 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        _run([word for word in words if word != "--debug"] or ["--help"])
+        code = _run([word for word in words if word != "--debug"] or ["--help"])
         print(end="", flush=True)  # also where stdout is closed
-        return 0
-    except typer.Exit as stop:
-        return stop.exit_code
+        return code
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "likelier"
@@ -246,8 +244,12 @@ def entry() -> None:
     sys.exit(code)
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str]) -> int:
     """Parse and call. Not ``app(...)``: that ends the process with codes of its own."""
     command = typer.main.get_command(app)
-    with command.make_context("likelier", words) as context:
-        command.invoke(context)
+    try:
+        with command.make_context("likelier", words) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    return 0

@@ -376,7 +376,7 @@ def test_ctrl_c_on_the_real_process():
     assert process.returncode == 130 and said == "error: interrupted\n"
 
 
-@pytest.mark.parametrize("words", [["schema"], ["check"]])
+@pytest.mark.parametrize("words", [["schema"], ["check"], ["--version"]])
 def test_a_reader_that_has_gone_is_no_error(words, pairs):
     if words == ["check"]:
         words = ["check", pairs(*["{" for _ in range(30)])]
@@ -393,10 +393,11 @@ def test_a_reader_that_has_gone_is_no_error(words, pairs):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_output_onto_a_full_disk_is_73():
+@pytest.mark.parametrize("word", ["schema", "--version"])
+def test_output_onto_a_full_disk_is_73(word):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "likelier", "schema"],
+            [sys.executable, "-m", "likelier", word],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
