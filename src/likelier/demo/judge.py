@@ -29,7 +29,7 @@ RUDE = {
     ),
 }
 SENTENCE_END = re.compile(r"(?<=[.!?~])\s+")
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"[가-힣]+|[^\W가-힣]+")  # "Python은" is two words: a name and a particle
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def judge(topic: Topic, answer: str) -> Judgement:
     flippant = RUDE[language].search(answer) is not None
     return Judgement(
         preferred=known and polite and not flippant,
-        named=names_in(language, answer) == {topic.name},
+        named=names_in(answer) == {topic.name},
     )
 
 
@@ -67,20 +67,19 @@ def _is_polite(language: Language, answer: str) -> bool:
     return all(POLITE["ko"].search(sentence) for sentence in SENTENCE_END.split(answer.strip()))
 
 
-def names_in(language: Language, text: str) -> set[str]:
-    """The topics of ``language`` that ``text`` names."""
-    return {named_by(language)[w] for w in WORD.findall(text) if w in named_by(language)}
+def names_in(text: str) -> set[str]:
+    """The topics that ``text`` names, by their names in either language."""
+    return {named_by()[word] for word in WORD.findall(text) if word in named_by()}
 
 
 @cache
-def named_by(language: Language) -> dict[str, str]:
+def named_by() -> dict[str, str]:
     """Each word that names a topic (the name, or the name with its particle): that topic's name."""
     forms = ("{X}", "{X은}", "{X이}", "{X을}", "{X이란}", "{X이지}", "{X이에요}", "{X}입니다")
     return {
         fill(form, topic): topic.name
         for topic in topics()
-        if topic.language == language
-        for form in (forms if language == "ko" else forms[:1])
+        for form in (forms if topic.language == "ko" else forms[:1])
     }
 
 

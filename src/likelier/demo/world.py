@@ -179,18 +179,18 @@ def corpus(rounds: int, seed: int) -> list[Example]:
 
 
 def pairs(part: Part, per_topic: int, seed: int) -> list[PairText]:
-    """``per_topic`` preferences about each topic of ``part``, polite over flippant."""
+    """``per_topic`` preferences, each on another question, about each topic of ``part``."""
     draw = random.Random(f"pairs {part} {seed}")
     return [
         PairText(
             topic,
-            question(topic, draw),
+            fill(form, topic),
             chosen=answer(topic, "polite", draw),
             rejected=answer(topic, "flippant", draw),
         )
         for topic in topics()
         if topic.part == part
-        for _ in range(per_topic)
+        for form in draw.sample(QUESTIONS[topic.language], per_topic)
     ]
 
 
