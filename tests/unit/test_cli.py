@@ -326,10 +326,10 @@ def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys):
 
 
 def test_a_bug_is_one_line_and_70(stand_in, capsys):
-    stand_in("likelier.demo.demo", "demo", KeyError("no\nmany lines"))
+    stand_in("likelier.demo.demo", "demo", RuntimeError("first\nsecond"))
     assert main(["demo"]) == 70
     said = capsys.readouterr().err
-    assert said.startswith("error: KeyError: ") and "--debug" in said
+    assert said.startswith("error: RuntimeError: first\n") and "--debug" in said
     assert len(said.splitlines()) == 2 and "Traceback" not in said
 
 
