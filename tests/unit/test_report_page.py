@@ -91,6 +91,7 @@ def test_the_whole_page(demo: Path) -> None:
     assert f"<bdi>{smallest.source}</bdi>" in text and signed(smallest.margin, 3) in text
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
+    assert page.elements[0] == ("html", {"lang": "en"})
     links = page.attributes("href")
     assert links and all(link and link[1:] in ids for link in links)
 
@@ -188,6 +189,8 @@ def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
         go.Figure(chart.figure)  # raises on an attribute that plotly does not know
         assert chart.reading and chart.alt and len(chart.rows) <= 14
         assert all(len(row) == len(chart.header) for row in chart.rows)
+    speed = next(chart.figure["data"][0]["y"] for chart in charts if chart.id == "speed")
+    assert speed == [pytest.approx(row["tokens"] / row["seconds"]) for row in run.timing]
     stored = Page(render(run)).texts["script"][0]
     assert "<" not in stored
     assert json.loads(stored) == {chart.id: chart.figure for chart in charts}

@@ -211,6 +211,7 @@ def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
     nearly = (
         half_clipped,
         rising_twice,
+        rising_now_and_then,
         below_zero_but_recovering,
         falling_above_zero,
         right_later,
