@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from likelier.data.records import TokenPair
+from likelier.evaluation.intervals import wilson
 from likelier.evaluation.metrics import hits, metrics
 from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
@@ -48,11 +49,3 @@ def accuracy_interval(
     """95 % interval of the accuracy. Pairs of one prompt hang together: prompts are the trials."""
     prompts = {pair.prompt for pair in pairs}
     return wilson(float(hits(values, beta).mean()), len(prompts))
-
-
-def wilson(share: float, n: float, z: float = 1.959963985) -> tuple[float, float]:
-    """Wilson's interval of a share observed over ``n`` independent trials (Wilson 1927)."""
-    middle = share + z * z / (2 * n)
-    spread = z * ((share * (1 - share) + z * z / (4 * n)) / n) ** 0.5
-    scale = 1 + z * z / n
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -6,23 +6,16 @@ from typing import Any
 
 from markupsafe import Markup
 
+from likelier.evaluation import intervals
 from likelier.report.read import Share
 
-Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
 # Marks that reorder the text around them: shown as numbers, so that no name can pose as another.
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 def wilson(value: float, n: int) -> Share:
-    """The share ``value`` of ``n`` cases with Wilson's 95% interval.
-
-    Ties counted as a half make ``value * n`` fractional, which the formula allows.
-    """
-    centre = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    spread = Z95 * math.sqrt(value * (1 - value) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
-    # At 0 and 1 the interval ends there, which rounding would miss by a hair.
-    low, high = min(value, centre - spread), max(value, centre + spread)
-    return Share(value, max(0.0, low), min(1.0, high), n)
+    """The share ``value`` of ``n`` cases with Wilson's 95% interval."""
+    return Share(value, *intervals.wilson(value, n), n)
 
 
 def difference(before: Share, after: Share) -> tuple[float, float, float]:
