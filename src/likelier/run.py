@@ -169,6 +169,7 @@ def _take_steps(
             show(1, f"loss {row['loss']:.4f}  margin {row['rewards/margins']:.3f}")
             if stop:
                 save(step)
+                folder.write_record(status="stopped")
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
                 save(step)
