@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.numerics import distance
 from torch import Tensor
 
 from likelier.logprob import chunked, plain
 from likelier.logprob.head import Head
-from tests.support.numerics import distance
 
 ROWS, HIDDEN, VOCABULARY = 65, 6, 23
 WHOLE = 1000
@@ -24,7 +24,9 @@ KINDS = {
 }
 
 
-def make(kind: str = "bare", dtype: torch.dtype = torch.float64) -> tuple[Tensor, Head, Tensor, Tensor]:
+def make(
+    kind: str = "bare", dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Head, Tensor, Tensor]:
     """Hidden states, a head, and entries: rows 0 and 64 at the edges, several a row at forks."""
     generator = torch.Generator().manual_seed(5)
     shape = dict(KINDS[kind])
@@ -68,9 +70,7 @@ def test_the_twin_is_what_torch_computes() -> None:
     assert head.softcap is not None
     logits_NV = torch.nn.functional.linear(hidden_ND, head.weight, head.bias)
     capped_NV = head.softcap * torch.tanh(head.scale * logits_NV / head.softcap)
-    expected_E = -torch.nn.functional.cross_entropy(
-        capped_NV[row_E], token_E, reduction="none"
-    )
+    expected_E = -torch.nn.functional.cross_entropy(capped_NV[row_E], token_E, reduction="none")
     torch.testing.assert_close(
         plain.token_logps(hidden_ND, head, row_E, token_E), expected_E, rtol=0, atol=1e-13
     )

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 import transformers as tf
-from transformers import PreTrainedConfig, PreTrainedModel
-
 from tests.support.numerics import VOCAB
+from transformers import PreTrainedConfig, PreTrainedModel
 
 TREE_FAMILIES = (
     *("exaone4", "exaone4-sliding", "llama", "qwen3", "mistral", "gemma3", "gpt2"),
@@ -69,9 +68,7 @@ def _config(name: str) -> PreTrainedConfig:
                 final_logit_softcapping=3.0,
             )
         case "gemma3":
-            return tf.Gemma3TextConfig(
-                **_SMALL, sliding_window=5, layer_types=[_SLIDING, _GLOBAL]
-            )
+            return tf.Gemma3TextConfig(**_SMALL, sliding_window=5, layer_types=[_SLIDING, _GLOBAL])
         case "granite":
             return tf.GraniteConfig(**_SMALL, logits_scaling=3.0, attention_multiplier=0.3)
         case "cohere":

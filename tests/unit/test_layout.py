@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.numerics import TELLING, answer_weights, scored_sets, sequence
 
 from likelier.batch.layout import Pass, Scored, answers_of, padded_pass, scored, tree_pass
 from likelier.data.records import Answer, TokenPair
-from tests.support.numerics import TELLING, answer_weights, scored_sets, sequence
 
 Layout = Callable[[Sequence[Scored]], Pass]
 layouts = st.sampled_from([tree_pass, padded_pass])

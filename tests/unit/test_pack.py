@@ -1,14 +1,15 @@
 """Packing: no unit is cut, lost or repeated, the budget holds, and no pass is wasted."""
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.support.numerics import sequence
 
 from likelier.batch.layout import Scored, padded_pass, tree_pass
 from likelier.batch.pack import Unit, layout, pack
-from tests.support.numerics import sequence
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 one = st.tuples(words, words).map(lambda both: sequence(*both))
@@ -36,7 +37,7 @@ def test_trees_take_units_in_order_up_to_the_budget(given_units: list[Unit], bud
     assert all(passes)
     for places in passes:
         assert tokens_of(given_units, places, "segments") <= budget or len(places) == 1
-    for places, following in zip(passes, passes[1:], strict=False):
+    for places, following in itertools.pairwise(passes):
         assert tokens_of(given_units, [*places, following[0]], "segments") > budget
 
 
@@ -49,7 +50,7 @@ def test_rows_are_taken_by_length_up_to_the_budget(given_units: list[Unit], budg
     assert lengths == sorted(lengths)
     for places in passes:
         assert tokens_of(given_units, places, "padded") <= budget or len(places) == 1
-    for places, following in zip(passes, passes[1:], strict=False):
+    for places, following in itertools.pairwise(passes):
         joined = [s for place in (*places, following[0]) for s in given_units[place]]
         # Rows are counted as if all differed; repeated sequences then share one.
         assert len(joined) * max(len(s.inputs) for s in joined) > budget

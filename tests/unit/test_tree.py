@@ -1,5 +1,7 @@
 """The prefix tree against its definition, written out naively over all distinct prefixes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -82,7 +84,7 @@ def test_segments_cover_the_row_and_see_what_the_mask_says(
         at = segment.stop
         assert segment.depth == int(tree.depth_T[segment.start])
         spans = [*segment.ancestors, (segment.start, segment.stop)]
-        assert all(left[1] < right[0] for left, right in zip(spans[:-2], spans[1:-1], strict=True))
+        assert all(left[1] < right[0] for left, right in itertools.pairwise(segment.ancestors))
         key_K = torch.cat([row_T[start:stop] for start, stop in spans])
         seen_QK = whole_TT[segment.start : segment.stop]
         mask_QK = segment_mask_QK(segment, window, torch.device("cpu"))
