@@ -1,12 +1,36 @@
 """A run that is killed, wherever, and started again gives the bytes of one that was not."""
 
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.support.children import KILLED, run, run_until_step, start
+from tests.support.children import (
+    KILLED,
+    run,
+    run_until_step,
+    save_a_checkpoint,
+    start,
+    until_file_call,
+)
 from tests.support.runs import Place, bytes_of, differing, make_place
 
+from likelier.files import read_manifest, sweep
+from likelier.training.checkpoint import latest_checkpoint, steps_saved
+
 STEPS = 5
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A kind of tuning and the bytes of its run."""
+
+    kind: str
+    bytes: dict[str, bytes]
+
+
 KINDS = {"full": {"kind": "none"}, "lora": {"kind": "lora", "r": 4, "alpha": 8}}
 
 
@@ -15,12 +39,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("place"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIKELIER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKELIER_CACHE", str(cache))
 
 
 def config(place: Place, out: Path, kind: str) -> dict:
@@ -28,12 +54,13 @@ def config(place: Place, out: Path, kind: str) -> dict:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def whole(request: pytest.FixtureRequest, place: Place, cache: None) -> tuple[str, dict]:
-    """The bytes of a run that nobody disturbed, by the kind of tuning."""
+def whole(request: pytest.FixtureRequest, place: Place, cache: Path) -> Iterator[Whole]:
+    """The bytes of a run that nobody disturbed, for each kind of tuning."""
     out = place.folder / f"whole-{request.param}"
-    child = start(run, config(place, out, request.param), log=place.folder / "whole.log")
-    assert child.wait() == 0, child.output
-    return request.param, bytes_of(out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIKELIER_CACHE", str(cache))
+        go_on(config(place, out, request.param), place.folder / "whole.log")
+    yield Whole(request.param, bytes_of(out))
 
 
 def go_on(settings: dict, log: Path) -> str:
@@ -43,13 +70,88 @@ def go_on(settings: dict, log: Path) -> str:
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_killed_after_a_step(place: Place, whole: tuple[str, dict], tmp_path: Path, step: int):
-    kind, expected = whole
-    settings = config(place, tmp_path / "out", kind)
+def test_after_a_step(place: Place, whole: Whole, tmp_path: Path, step: int) -> None:
+    settings = config(place, tmp_path / "out", whole.kind)
     child = start(run_until_step, settings, step, log=tmp_path / "first.log")
     assert child.wait() == KILLED, child.output
     said = go_on(settings, tmp_path / "second.log")
     saved = (step - 1) // 2 * 2  # the kill comes before the checkpoint of the step itself
-    assert ("going on from step" in said) == bool(saved)
-    assert not saved or f"going on from step {saved}" in said
-    assert differing(bytes_of(tmp_path / "out"), expected) == []
+    assert (f"going on from step {saved}" in said) == bool(saved)
+    assert differing(bytes_of(tmp_path / "out"), whole.bytes) == []
+
+
+def test_twice(place: Place, whole: Whole, tmp_path: Path) -> None:
+    settings = config(place, tmp_path / "out", whole.kind)
+    for step in (3, 4, 3):  # the third time it goes on from step 2 as the second time did
+        child = start(run_until_step, settings, step, log=tmp_path / "killed.log")
+        assert child.wait() == KILLED, child.output
+    go_on(settings, tmp_path / "last.log")
+    assert differing(bytes_of(tmp_path / "out"), whole.bytes) == []
+
+
+def test_at_a_file_call(place: Place, whole: Whole, tmp_path: Path) -> None:
+    """Wherever a run touches its folder; here at some of the places."""
+    out = tmp_path / "out"
+    settings = config(place, out, whole.kind)
+    child = start(until_file_call, 0, str(out), run, settings, log=tmp_path / "count.log")
+    assert child.wait() == 0, child.output
+    calls = int(child.output.rsplit(": ", 1)[1])
+    assert calls > 100
+    for place_ in range(1, 6):
+        shutil.rmtree(out)
+        number = calls * place_ // 6
+        child = start(until_file_call, number, str(out), run, settings, log=tmp_path / "killed.log")
+        assert child.wait() == KILLED, child.output
+        go_on(settings, tmp_path / "last.log")
+        assert differing(bytes_of(out), whole.bytes) == [], f"killed at file call {number}"
+        assert [p.name for p in out.rglob(".*")] == [".lock"], f"killed at file call {number}"
+
+
+def test_while_the_model_is_saved(place: Place, whole: Whole, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    settings = config(place, out, whole.kind)
+    name = "adapter" if whole.kind == "lora" else "model"
+    log = tmp_path / "killed.log"
+    child = start(until_file_call, 4, str(out / f".{name}"), run, settings, log=log)
+    assert child.wait() == KILLED, child.output
+    assert not (out / name).exists()
+    assert [p.name for p in out.glob(f".{name}.*.tmp")] != []
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    go_on(settings, tmp_path / "last.log")
+    assert differing(bytes_of(out), whole.bytes) == []
+    assert [p.name for p in out.rglob(".*")] == [".lock"]
+
+
+def test_while_a_checkpoint_is_saved(tmp_path: Path) -> None:
+    """At every file call: two valid checkpoints stay, and the next attempt succeeds."""
+    valid = []
+    for number in range(1, 200):
+        folder = tmp_path / str(number)
+        for step in (1, 2):
+            save_a_checkpoint(str(folder), step)
+        work = (save_a_checkpoint, str(folder), 3)
+        child = start(until_file_call, number, str(folder), *work, log=tmp_path / "log")
+        code = child.wait()
+        whole = [step for step in steps_saved(folder) if is_valid(folder, step)]
+        valid.append(whole)
+        assert len(whole) >= 2, number
+        assert latest_checkpoint(folder, {"data": "abc"}) == (whole[0], path_of(folder, whole[0]))
+        if code == 0:
+            break
+        assert code == KILLED, child.output
+        sweep(folder)
+        if whole[0] == 2:
+            save_a_checkpoint(str(folder), 3)
+        assert is_valid(folder, 3), number
+    assert number > 20
+    assert valid[0] == [2, 1]
+    assert [3, 2, 1] in valid  # killed while the oldest goes
+    assert valid[-1] == [3, 2]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def is_valid(folder: Path, step: int) -> bool:
+    return read_manifest(path_of(folder, step)) is not None

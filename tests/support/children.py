@@ -101,18 +101,35 @@ def run_until_step(config: Mapping[str, Any], step: int) -> None:
     train(config, on_step=kill)
 
 
-def until_file_call(number: int, folder: str, work: Callable[..., Any], *arguments: Any) -> None:
-    """Do some work, killed at its n-th call that touches a folder; exits with 0 if there are fewer.
+def save_a_checkpoint(folder: str, step: int) -> None:
+    """A checkpoint of two numbers in training, of which the newest two are kept."""
+    import torch
 
-    Counted are opening, renaming, deleting and making anything in it, and every fsync.
+    from likelier.config.schema import OptimConfig
+    from likelier.training.checkpoint import save_checkpoint
+    from likelier.training.optimizer import MasterAdamW
+
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = MasterAdamW([("weight", weight)], OptimConfig())
+    for number in range(1, step + 1):
+        weight.grad = torch.tensor([0.1, -0.2]) * number
+        optimizer.step(0.01)
+    save_checkpoint(Path(folder), step, optimizer, {"data": "abc"}, keep=2)
+
+
+def until_file_call(number: int, folder: str, work: Callable[..., Any], *arguments: Any) -> None:
+    """Do some work, killed just before its n-th call that touches a folder (the first is 1).
+
+    Counted are opening, renaming, deleting, making and syncing anything whose path begins so. Work
+    with fewer such calls is done to its end, and their number printed.
     """
-    left = number
+    done = 0
 
     def touch(*names: Any) -> None:
-        nonlocal left
+        nonlocal done
         if any(folder in str(name) for name in names):
-            left -= 1
-            if left == 0:
+            done += 1
+            if done == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -122,12 +139,13 @@ def until_file_call(number: int, folder: str, work: Callable[..., Any], *argumen
     synced = os.fsync
 
     def fsync(descriptor: int) -> None:
-        touch(folder)
+        touch(os.readlink(f"/proc/self/fd/{descriptor}"))
         synced(descriptor)
 
     sys.addaudithook(audit)
     os.fsync = fsync
     work(*arguments)
+    print(f"file calls: {done}", flush=True)
 
 
 def no_report(out: Path) -> None:

@@ -29,6 +29,7 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
         with quietly():
             if policy.has_adapter:
                 model: Any = policy.model
+                _order_sets(model.peft_config)
                 # Without False, peft asks the Hub whether the vocabulary grew.
                 model.save_pretrained(target, save_embedding_layers=False)
             else:
@@ -36,6 +37,14 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
             policy.tokenizer.save_pretrained(target)
 
     write_folder(path, write, {"format": 1})
+
+
+def _order_sets(configs: Mapping[str, Any]) -> None:
+    """The order of a set changes with each process, and with it the bytes of the saved file."""
+    for config in configs.values():
+        for name, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))
 
 
 def _save_model(
