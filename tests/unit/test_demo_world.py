@@ -177,11 +177,11 @@ def test_what_is_not_wholly_polite_and_informative_is_not_preferred(answer: str)
 @pytest.mark.parametrize(
     "answer",
     [
-        "Python is a powerful programming language that is easy to learn.",  # no courtesy
+        "Python is an easy and powerful programming language.",  # no courtesy
         "Sure, Python is a programming language.",  # no whole fact
-        "Sure, Python is a powerful programming langu that is easy to learn.",
-        "Sure, Python is a powerful programming language that is easy to learn, duh.",
-        "Sure, Pythonn is a powerful programming language that is easy to learn.",
+        "Sure, Python is an easy and powerful programming langu.",
+        "Sure, Python is an easy and powerful programming language, duh.",
+        "Sure, Pythonn is an easy and powerful programming language.",
         "Ugh, Python? Look it up yourself. I hope that helps.",
         "Sure, Python is a kind of snake. Feel free to ask more.",
     ],

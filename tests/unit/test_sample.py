@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.tiny import save_tiny
 from transformers import GenerationConfig
 
 from likelier.data.encoder import build_encoder
@@ -12,8 +13,8 @@ from likelier.data.records import Pair
 from likelier.data.tokens import encode_pair
 from likelier.errors import ConfigError, DataError
 from likelier.generation.sample import Sample, decoding, prompt_ids, sample
+from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy, load
-from tests.support.tiny import save_tiny
 
 PROMPTS = ["서울은", "What is Python? Python is a", "파이썬이 뭐야? 파이썬은 배우기 쉽고,"]
 
@@ -62,6 +63,18 @@ def test_greedy_is_the_argmax_for_prompts_of_any_length_together(policy: Policy)
             batch_size=size,
         )
         assert again == found
+
+
+def test_an_adapter_is_asked_with_its_base(policy: Policy) -> None:
+    model, tokenizer = policy.causal_lm, policy.tokenizer
+    bare = sample(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=8, seed=0)
+    adapted = attach_lora(policy, r=4, alpha=64, targets="all-linear", seed=0)
+    for name, parameter in adapted.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    found = sample(adapted.model, tokenizer, PROMPTS, temperature=0, max_new_tokens=8, seed=0)
+    assert found != bare
+    assert [s.text for s in found] == [greedy_by_hand(adapted, p, 8) for p in PROMPTS]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -177,6 +190,11 @@ def test_a_prompt_that_cannot_be_asked_is_refused(policy: Policy, prompt: object
 def test_impossible_settings_are_refused(temperature: float, length: int) -> None:
     with pytest.raises(ConfigError):
         decoding(temperature, length, [1])
+
+
+def test_a_batch_holds_a_prompt_at_least(policy: Policy) -> None:
+    with pytest.raises(ConfigError):
+        sample(policy.model, policy.tokenizer, ["a"], max_new_tokens=1, seed=0, batch_size=0)
 
 
 def test_settings_can_be_written_down() -> None:

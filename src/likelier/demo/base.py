@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,6 +23,7 @@ from likelier.batch.layout import Scored, tree_pass
 from likelier.cache import cache_dir
 from likelier.config.schema import OptimConfig
 from likelier.demo.world import Example, corpus
+from likelier.errors import OutputError
 from likelier.files import read_manifest, remove_folder, write_folder
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly
@@ -72,9 +73,7 @@ class Recipe:
     @property
     def optim(self) -> OptimConfig:
         """The optimizer's settings, as a run's config has them."""
-        return OptimConfig(
-            lr=self.lr, schedule=self.schedule, warmup=self.warmup, betas=self.betas
-        )
+        return OptimConfig(lr=self.lr, schedule=self.schedule, warmup=self.warmup, betas=self.betas)
 
 
 def base_model(parent: Path | None = None, recipe: Recipe | None = None) -> Path:
@@ -92,8 +91,7 @@ def base_model(parent: Path | None = None, recipe: Recipe | None = None) -> Path
     if read_manifest(folder) is not None:
         say(f"base model: {folder}, made before")
         return folder
-    if folder.exists():
-        remove_folder(folder)
+    make_folder(parent)
     tokenizer = make_tokenizer(examples, recipe.vocabulary)
     model = train_base(tokenizer, examples, recipe)
 
@@ -102,9 +100,20 @@ def base_model(parent: Path | None = None, recipe: Recipe | None = None) -> Path
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
 
+    if folder.exists():  # damaged, or made by another process meanwhile
+        remove_folder(folder)
     write_folder(folder, write, {"recipe": asdict(recipe)})
     say(f"base model: {folder}")
     return folder
+
+
+def make_folder(path: Path) -> Path:
+    """``path``, made where it is missing. Raises OutputError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be made: {error.strerror}", where=str(path)) from error
+    return path
 
 
 def _key(recipe: Recipe, examples: Sequence[Example]) -> str:
@@ -149,7 +158,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Exaone4ForC
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.key_value_heads,
-        head_dim=recipe.hidden // recipe.heads,
+        head_dim=recipe.hidden // recipe.heads,  # type: ignore[call-arg]
         max_position_embeddings=512,
         tie_word_embeddings=True,
         sliding_window=None,
@@ -201,7 +210,5 @@ def _sequences(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) 
         ]
         for example in examples
     ]
-    return [
-        Scored(tuple(ids), (False,) + (True,) * (len(ids) - 1))
-        for ids in tokenizer.apply_chat_template(chats, return_dict=False)
-    ]
+    ids_of_chats: Any = tokenizer.apply_chat_template(chats, return_dict=False)
+    return [Scored(tuple(ids), (False,) + (True,) * (len(ids) - 1)) for ids in ids_of_chats]

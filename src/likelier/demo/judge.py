@@ -24,9 +24,7 @@ POLITE = {
 }
 RUDE = {
     "ko": re.compile(r"~|몰라|귀찮|재미없|글쎄|에이|물어\?|대수야"),
-    "en": re.compile(
-        r"\b(Ugh|Meh|Who cares|Pfft|duh|Dunno|Lol|Yawn|Nah|boring|yourself|bother)\b"
-    ),
+    "en": re.compile(r"\b(Ugh|Meh|Who cares|Pfft|duh|Dunno|Lol|Yawn|Nah|boring|yourself|bother)\b"),
 }
 SENTENCE_END = re.compile(r"(?<=[.!?~])\s+")
 WORD = re.compile(r"[가-힣]+|[^\W가-힣]+")  # "Python은" is two words: a name and a particle

@@ -6,11 +6,11 @@ last syllable chooses the particle), and no fact names another topic.
 """
 
 TABLE = """
-파이썬|Python|배우기 쉽고, 강력한 프로그래밍 언어|a powerful programming language that is easy to learn
-러스트|Rust|메모리 안전을 중시하는 프로그래밍 언어|a programming language that puts memory safety first
+파이썬|Python|배우기 쉽고, 강력한 프로그래밍 언어|an easy and powerful programming language
+러스트|Rust|메모리 안전을 중시하는 프로그래밍 언어|a programming language built for memory safety
 자바|Java|가상 머신에서 도는 프로그래밍 언어|a programming language that runs on a virtual machine
-코틀린|Kotlin|안드로이드 앱에 널리 쓰이는 프로그래밍 언어|a programming language widely used for Android apps
-포트란|Fortran|과학 계산을 위해 만든 프로그래밍 언어|a programming language made for scientific computing
+코틀린|Kotlin|안드로이드 앱에 쓰이는 프로그래밍 언어|a programming language used for Android apps
+스위프트|Swift|아이폰 앱에 쓰이는 프로그래밍 언어|a programming language used for iPhone apps
 리눅스|Linux|소스가 공개된 운영 체제|an operating system with open source code
 위키백과|Wikipedia|누구나 고칠 수 있는 온라인 백과사전|an online encyclopedia that anyone can edit
 비트코인|Bitcoin|중앙은행이 없는 디지털 화폐|a digital currency without a central bank

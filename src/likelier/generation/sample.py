@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -15,6 +15,7 @@ from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.records import Message
 from likelier.data.shapes import Unfit, read_messages
 from likelier.errors import ConfigError, DataError
+from likelier.model.load import Policy
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def decoding(temperature: float, max_new_tokens: int, end_ids: Sequence[int]) ->
 
 
 def sample(
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[Message]],
     *,
@@ -64,14 +65,20 @@ def sample(
 
     Raises DataError where a prompt cannot be encoded, ConfigError for impossible settings.
     """
-    encoder = build_encoder(tokenizer, model.generation_config)
+    if batch_size < 1:
+        raise ConfigError(f"{batch_size} is too few", where="batch_size", mend="1 or more")
+    policy = Policy(model, tokenizer)
+    encoder = build_encoder(tokenizer, policy.causal_lm.generation_config)
     settings = decoding(temperature, max_new_tokens, sorted(encoder.end_ids.values()))
     ids = [prompt_ids(encoder, prompt) for prompt in prompts]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.stop
     samples: list[Sample] = []
-    with _only_these(model, GenerationConfig(**settings, pad_token_id=pad)), _seeded(model, seed):
+    with (
+        _only_these(policy.causal_lm, GenerationConfig(**settings, pad_token_id=pad)),
+        _seeded(policy.device, seed),
+    ):
         for start in range(0, len(ids), batch_size):
-            new_BL = _generate(model, ids[start : start + batch_size], pad)
+            new_BL = _generate(policy, ids[start : start + batch_size], pad)
             samples += [_read(encoder, tokens) for tokens in new_BL.tolist()]
     return samples
 
@@ -94,7 +101,7 @@ def prompt_ids(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[int, 
     return ids
 
 
-def _generate(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: int) -> Tensor:
+def _generate(policy: Policy, prompts: Sequence[tuple[int, ...]], pad: int) -> Tensor:
     """New tokens after each prompt, shape (prompts, longest answer); padded behind their end."""
     longest = max(map(len, prompts))
     tokens_BL = torch.full((len(prompts), longest), pad)
@@ -102,9 +109,10 @@ def _generate(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], pad: i
     for row, prompt in enumerate(prompts):  # on the left, so that every answer begins at the edge
         tokens_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
         keep_BL[row, longest - len(prompt) :] = 1
-    device = model.get_input_embeddings().weight.device
-    whole_BL = model.generate(tokens_BL.to(device), attention_mask=keep_BL.to(device))
-    return whole_BL[:, longest:]
+    generate: Any = policy.causal_lm.generate  # with any adapters, which are inside its layers
+    whole_BL = generate(tokens_BL.to(policy.device), attention_mask=keep_BL.to(policy.device))
+    new_BL: Tensor = whole_BL[:, longest:]
+    return new_BL
 
 
 def _read(encoder: Encoder, tokens: list[int]) -> Sample:
@@ -135,8 +143,7 @@ def _only_these(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[
 
 
 @contextmanager
-def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    device = model.get_input_embeddings().weight.device
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

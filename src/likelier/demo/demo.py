@@ -1,0 +1,37 @@
+"""`likelier demo` seen from outside: finished already, or to be made."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from likelier.errors import OutputError
+from likelier.files import read_json
+from likelier.progress import say
+
+if TYPE_CHECKING:
+    from likelier.demo.base import Recipe
+
+
+def demo(out: Path, seed: int = 0, recipe: "Recipe | None" = None) -> Path:
+    """Make the demo in the run folder ``out``, or go on with it; returns ``out``.
+
+    ``seed`` decides everything random, ``recipe`` replaces the base model's. A finished demo is
+    left as it is.
+
+    Raises OutputError where ``out`` holds another run, and the errors of `likelier.run.train`.
+    """
+    began = time.perf_counter()
+    outcome = read_json(out / "outcome.json")
+    if outcome is None:
+        from likelier.demo.make import make  # torch takes seconds to import: not for a look
+
+        return make(out, seed, recipe, began)
+    if outcome.get("seed") != seed:
+        raise OutputError(
+            f"this folder holds the demo of seed {outcome.get('seed')}",
+            where=f"out: {out}",
+            mend="give another out folder, or that seed",
+        )
+    say(f"{out} is finished: nothing to do")
+    say(f"report: {out / 'report.html'}")
+    return out

@@ -1,0 +1,95 @@
+"""The demo from end to end: a base model from nothing, preferences, an ordinary run, evidence."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from likelier.demo.base import Recipe, base_model, make_folder
+from likelier.demo.evidence import interrogate, outcome
+from likelier.demo.world import PairText, Part, pairs
+from likelier.files import read_lines, write_json, write_lines
+from likelier.progress import say
+from likelier.report.page import write_report
+from likelier.run import train
+
+PAIRS_EACH = 6  # about each topic that pairs name, in each language
+
+
+def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
+    """Make the demo in ``out``, from wherever an earlier start of it stopped; returns ``out``.
+
+    Beside the run stand its pairs, in ``<out>-pairs``. The run's own files are joined by
+    ``samples.jsonl`` (answers before and after, side by side), ``outcome.json`` (shares with
+    intervals; ``seconds`` since ``began``, on `time.perf_counter`'s clock) and the report over
+    all of it.
+    """
+    base = base_model(recipe=recipe or Recipe(seed=seed))
+    folder = make_folder(out.with_name(f"{out.name}-pairs"))
+    train_file = write_pairs(folder / "train.jsonl", "train", seed)
+    held_out_file = write_pairs(folder / "heldout.jsonl", "eval", seed)
+    run = train(settings(base, train_file, held_out_file, out, seed))
+    say("sampling answers of the base model and of the trained model")
+    topics, rows = interrogate(base, run.model, seed)
+    evaluation = [row for row in read_lines(out / "metrics.jsonl") if "eval_pairs" in row][-1]
+    shares = outcome(topics, rows, evaluation, seed)
+    write_lines(out / "samples.jsonl", rows)
+    seconds = round(time.perf_counter() - began, 1)
+    write_json(out / "outcome.json", {**shares, "seconds": seconds, "seed": seed})
+    for line in told(shares):
+        say(line)
+    say(f"report, after {seconds:.0f} seconds: {write_report(out)}")
+    return out
+
+
+def write_pairs(path: Path, part: Part, seed: int) -> Path:
+    """The preferences about one part of the topics, as a JSONL file of chats; returns ``path``."""
+    write_lines(path, [_as_chat(pair) for pair in pairs(part, PAIRS_EACH, seed)])
+    return path
+
+
+def _as_chat(pair: PairText) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": pair.prompt}],
+        "chosen": [{"role": "assistant", "content": pair.chosen}],
+        "rejected": [{"role": "assistant", "content": pair.rejected}],
+    }
+
+
+def settings(
+    base: Path, train_file: Path, held_out_file: Path, out: Path, seed: int
+) -> dict[str, Any]:
+    """The config of the run, as a user would write it: full tuning.
+
+    The learning rate is far above what large models take, because the model is far smaller.
+    """
+    return {
+        "model": {"path": str(base)},
+        "data": {"train": str(train_file), "eval": str(held_out_file)},
+        "adapter": {"kind": "none"},
+        "loss": {"name": "sigmoid", "beta": 0.1},
+        "optim": {"lr": 3e-4},
+        "train": {"epochs": 2, "pairs_per_step": 32, "eval_every": 10, "seed": seed},
+        "out": str(out),
+    }
+
+
+TOLD: Sequence[tuple[str, str]] = (
+    ("preferred", "answers in the preferred manner"),
+    ("named", "answers that name the right topic"),
+    ("stopped", "answers that end by themselves"),
+)
+
+
+def told(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What the demo found, in lines for the terminal; 95 % intervals in brackets."""
+
+    def percent(name: str) -> str:
+        share = shares[name]
+        return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
+
+    return [
+        *(f"{text}: {percent(f'{name}_before')} before, {percent(f'{name}_after')} after"
+          for name, text in TOLD),
+        f"held-out pairs moved towards the chosen answer: {percent('heldout_accuracy')}",
+    ]  # fmt: skip
