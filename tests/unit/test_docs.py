@@ -1,0 +1,75 @@
+"""The documents show what is there: files, commands, configs and the tree."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from likelier.cli import app
+from likelier.config import load_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _tree() -> str:
+    """The file tree of the README: every module under src with its one idea."""
+    lines = []
+    package = ROOT / "src" / "likelier"
+    for module in sorted(package.rglob("*.py"), key=lambda p: (p.parent != package, p)):
+        if module.name == "__init__.py" and module.parent == package:
+            continue
+        name = str(module.relative_to(package))
+        if module.name == "__init__.py":
+            name = f"{module.parent.relative_to(package)}/"
+        text = module.read_text(encoding="utf-8")
+        idea = re.match(r'"""(.*?)(?:"""|\n)', text)
+        assert idea, f"{name} does not say its idea in its first line"
+        shown = name if name.endswith("/") or "/" not in name else f"  {module.name}"
+        lines.append(f"{shown:20} {idea[1].rstrip('.')}")
+    return "\n".join(lines)
+
+
+def test_the_file_tree_of_the_readme_is_the_tree() -> None:
+    found = re.search(r"<!-- tree -->\n```\n(.*?)\n```", PAGES[0].read_text("utf-8"), re.DOTALL)
+    assert found and found[1] == _tree(), f"put this into README.md:\n{_tree()}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_file_names_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:src|docs|examples|bench|tests)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_shown_are_commands_there(page: Path) -> None:
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    for block in re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        for shown in re.findall(r"^likelier +(\w+)", block, re.MULTILINE):
+            assert shown in commands, shown
+
+
+def test_the_example_config_is_one_and_is_the_one_shown() -> None:
+    example = ROOT / "examples" / "exaone.yaml"
+    config = load_config(example)
+    assert config.model.path == "LGAI-EXAONE/EXAONE-4.0-1.2B"
+    shown = re.search(r"```yaml\n#.*?\n(.*?)```", PAGES[0].read_text("utf-8"), re.DOTALL)
+    assert shown
+    body = "".join(
+        line
+        for line in example.read_text("utf-8").splitlines(keepends=True)
+        if not line.startswith("#")
+    )
+    assert shown[1] == body
+
+
+def test_architecture_names_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    folders = [
+        p.name for p in (ROOT / "src" / "likelier").iterdir() if (p / "__init__.py").exists()
+    ]
+    for folder in folders:
+        assert f"{folder}/" in text, folder
