@@ -177,6 +177,7 @@ def test_demo_makes_the_environment_once(checkout):
 @needs_make
 def test_a_changed_constraint_installs_again(checkout):
     _make(checkout, "test")
+    assert _make(checkout, "demo") == (0, ["demo"])
     with (checkout / "constraints.txt").open("a") as file:
         file.write("# newer\n")
     assert _make(checkout, "demo") == (0, ["pip", "demo"])
