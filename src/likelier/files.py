@@ -131,17 +131,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def sweep(folder: Path) -> None:
     """Delete what writers that were killed left behind; nobody may be writing there now."""
     for left in [*folder.glob(".*.tmp"), *folder.glob(".*.trash")]:
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        _delete(left)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that a half-deleted one never stands under its name."""
+    """Delete a folder (or what stands in its place) so that no half of it keeps its name."""
     trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
     os.rename(path, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    _delete(trash)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
