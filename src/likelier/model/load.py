@@ -1,9 +1,8 @@
 """Loading a model: a local folder or a Hub id, a full model or an adapter on its base."""
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import find_adapter_config_file, has_file
 
 from likelier.errors import ConfigError, DataError, InputMissing
 from likelier.model.quiet import quietly
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+from likelier.model.trouble import all_weights_came, must_exist, told_plainly
 
 
 @dataclass(frozen=True)
@@ -73,125 +72,112 @@ def load(
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
     be used.
     """
-    where = str(Path(path).expanduser()) if Path(path).expanduser().exists() else str(path)
-    _must_exist(where)
-    with _told_plainly(where):
-        base_path, base_revision = _base_of_adapter(Path(where)) or (where, revision)
-        placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-        with quietly():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                base_path,
-                dtype=parse_dtype(dtype) if isinstance(dtype, str) else dtype,
-                revision=base_revision,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **placed,
-            )
-            model, report = loaded
-            tokenizer = AutoTokenizer.from_pretrained(
-                where, revision=revision, trust_remote_code=False
-            )
-            _all_weights_came(where, report)
-            if device_map is None and torch.cuda.is_available():
-                model.to("cuda")
-            if base_path != where:
-                import peft  # slow to import, and only adapters need it
-
-                model = peft.PeftModel.from_pretrained(model, where, is_trainable=True)
+    where = _place(path)
+    placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    with told_plainly(where), quietly():
+        base, base_revision = _base_of_adapter(where, revision) or (where, revision)
+        wanted = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+        try:
+            model = _load_base(base, base_revision, wanted, placed)
+        except InputMissing as error:
+            if base == where:
+                raise
+            what = f"its base model {base} cannot be had: {error.what}"
+            raise InputMissing(what, where=where, mend=error.mend) from error
+        if device_map is None and torch.cuda.is_available():
+            model.to("cuda")
+        if base == where:
+            tokenizer = _tokenizer(where, revision)
+        else:
+            model = _with_adapter(model, where, revision)
+            own = has_file(where, "tokenizer_config.json", revision)
+            tokenizer = _tokenizer(where, revision) if own else _tokenizer(base, base_revision)
     return Policy(model.train(), tokenizer, where)
 
 
 def load_tokenizer(path: str) -> tuple[Tokenizer, GenerationConfig | None]:
     """The tokenizer of a model folder or Hub id and its generation config, without its weights.
 
-    Raises as `load`.
+    What an adapter lacks comes from its base. Raises as `load`.
     """
-    where = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
-    _must_exist(where)
-    with _told_plainly(where):
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    try:
-        generation = GenerationConfig.from_pretrained(where)
-    except OSError:  # an optional file
-        generation = None
-    return tokenizer, generation
+    where = _place(path)
+    with told_plainly(where):
+        homes = [(where, None), *([base] if (base := _base_of_adapter(where, None)) else [])]
+        own = len(homes) == 1 or has_file(where, "tokenizer_config.json")
+        tokenizer = _tokenizer(*homes[0 if own else 1])
+    for home, revision in homes:
+        with suppress(OSError):  # an optional file
+            generation = GenerationConfig.from_pretrained(home, revision=revision or "main")
+            return tokenizer, generation
+    return tokenizer, None
 
 
-def _must_exist(where: str) -> None:
-    """Say early, and without a network, that a local folder is not there or not a model."""
-    folder = Path(where)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputMissing(
-                "this folder holds no model: neither config.json nor adapter_config.json",
-                where=where,
-                mend="give the folder that save_pretrained wrote, or a Hub id",
-            )
-        pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
-        if pickled and not any(folder.glob("*.safetensors")):
-            raise DataError(
-                f"only pickled weights here ({pickled[0]}), which can run code when read",
-                where=where,
-                mend="convert them: load with transformers and save_pretrained(…)",
-            )
-    elif folder.is_file():
-        raise InputMissing("this is a file, not a model folder", where=where)
-    elif not _HUB_ID.fullmatch(where) or where.startswith("."):
-        raise InputMissing(
-            "no such folder", where=where, mend="give a model folder or a Hub id such as org/name"
+def _place(path: str | Path) -> str:
+    """A folder, ``~`` written out, or a Hub id."""
+    folder = Path(path).expanduser()
+    where = str(folder) if folder.exists() else str(path)
+    must_exist(where)
+    return where
+
+
+def _load_base(
+    base: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
+) -> nn.Module:
+    with told_plainly(base):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `all_weights_came` says which, and stops
+            **placed,
         )
+    model: nn.Module
+    model, report = loaded
+    all_weights_came(base, report)
+    return model
 
 
-def _base_of_adapter(folder: Path) -> tuple[str, str | None] | None:
-    """The base model that an adapter folder names, or None where it is no adapter."""
-    described = folder / "adapter_config.json"
-    if not described.is_file():
+def _with_adapter(model: nn.Module, where: str, revision: str | None) -> nn.Module:
+    import peft  # slow to import, and only adapters need it
+
+    if not has_file(where, "adapter_model.safetensors", revision):
+        raise DataError(
+            "the adapter has no adapter_model.safetensors; pickled weights are never read",
+            where=where,
+            mend="convert it: load with peft and save_pretrained(…)",
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        adapted: nn.Module = peft.PeftModel.from_pretrained(
+            model, where, revision=revision, is_trainable=True
+        )
+    return adapted
+
+
+def _tokenizer(where: str, revision: str | None) -> Tokenizer:
+    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+        where, revision=revision, trust_remote_code=False
+    )
+    return tokenizer
+
+
+def _base_of_adapter(where: str, revision: str | None) -> tuple[str, str | None] | None:
+    """The base model that an adapter names and its revision, or None where it is no adapter."""
+    described = find_adapter_config_file(where, revision=revision)
+    if described is None:
         return None
-    config = json.loads(described.read_text(encoding="utf-8"))
+    config = json.loads(Path(described).read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
     if not base:
-        raise DataError("the adapter names no base model", where=str(described))
-    _must_exist(base)
-    return base, config.get("revision")
-
-
-@contextmanager
-def _told_plainly(where: str) -> Iterator[None]:
-    """Turn the many ways in which loading fails into one line each."""
+        raise DataError("the adapter names no base model", where=described)
     try:
-        yield
-    except OSError as error:
-        if Path(where).is_dir():
-            raise DataError(_first_line(error), where=where) from error
-        raise InputMissing(
-            "no such folder here, and no such model could be had from the Hub",
-            where=where,
-            mend="check the spelling, the network and, for gated models, HF_TOKEN",
-        ) from error
-    except (ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"this model cannot be loaded: {_first_line(error)}", where=where
-        ) from error
-    except Exception as error:
-        if "safetensor" in type(error).__name__.lower():
-            raise DataError(f"damaged weights: {_first_line(error)}", where=where) from error
-        raise
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-def _all_weights_came(where: str, report: dict[str, Any]) -> None:
-    """transformers fills missing tensors with random numbers; that must not pass silently."""
-    missing = sorted(report.get("missing_keys") or [])
-    if missing:
-        raise DataError(
-            f"{len(missing)} tensors are not in the checkpoint, the first {missing[0]}",
-            where=where,
-            mend="the weights do not fit config.json; get the folder again",
-        )
+        return _place(base), config.get("revision")
+    except InputMissing as error:
+        what = f"its base model {base} is not there: {error.what}"
+        raise InputMissing(what, where=described, mend="put it back, or edit the file") from error
 
 
 def parse_dtype(name: str) -> str | torch.dtype:
