@@ -5,6 +5,7 @@ They are forked from a server that has imported everything, so that each starts 
 
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -52,22 +53,26 @@ class Child:
         os.kill(self.process.pid, number)
 
 
-def start(work: Callable[..., Any], *arguments: Any, log: Path) -> Child:
+def start(work: Callable[..., Any], *arguments: Any, log: Path, **named: Any) -> Child:
     """Call a function of this module in a new process."""
-    named = {key: os.environ[key] for key in ("LIKELIER_CACHE", "HF_HUB_OFFLINE")}
-    process = _FORKS.Process(target=_main, args=(work, arguments, named, str(log)))
+    setting = {key: os.environ[key] for key in ("LIKELIER_CACHE", "HF_HUB_OFFLINE")}
+    process = _FORKS.Process(target=_main, args=(work, arguments, named, setting, str(log)))
     process.start()
     return Child(process, log)
 
 
 def _main(
-    work: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, str], log: str
+    work: Callable[..., Any],
+    arguments: Sequence[Any],
+    named: Mapping[str, Any],
+    setting: Mapping[str, str],
+    log: str,
 ) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.environ.update(named)
-    work(*arguments)
+    os.environ.update(setting)
+    work(*arguments, **named)
 
 
 def command(*words: str, patches: Mapping[str, Callable[..., Any]] | None = None) -> None:
@@ -99,6 +104,26 @@ def run_until_step(config: Mapping[str, Any], step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train(config, on_step=kill)
+
+
+def limited(size: int, *words: str) -> None:
+    """A command that can make no file larger than so many bytes: a disk that is nearly full."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    command(*words)
+
+
+def slowly(seconds: float, original: str, *arguments: Any, **named: Any) -> Any:
+    """Stand in for a function: say that it was reached, wait, then do as it does."""
+    reached().touch()
+    time.sleep(seconds)
+    return pkgutil.resolve_name(original)(*arguments, **named)
+
+
+def reached() -> Path:
+    """The file that says so."""
+    return Path(os.environ["LIKELIER_CACHE"]) / "reached"
 
 
 def save_a_checkpoint(folder: str, step: int) -> None:
@@ -153,8 +178,6 @@ def no_report(out: Path) -> None:
 
 
 def _patch(patches: Mapping[str, Callable[..., Any]]) -> None:
-    import pkgutil
-
     for name, replacement in patches.items():
         holder, _, attribute = name.rpartition(".")
         setattr(pkgutil.resolve_name(holder), attribute, replacement)

@@ -1,0 +1,175 @@
+"""Ctrl-C and SIGTERM: one line, a good checkpoint, and the same command goes on from it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from tests.support.children import PATIENCE, Child, command, reached, slowly, start
+from tests.support.runs import Place, bytes_of, differing, make_place
+
+from likelier.files import read_manifest
+from likelier.run import train
+
+SLOW_STEPS = {"likelier.run.cut_passes": partial(slowly, 0.5, "likelier.training.step.cut_passes")}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKELIER_CACHE", str(cache))
+    monkeypatch.setattr("likelier.run._write_report", lambda out: None)
+    (cache / "reached").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Place]:
+    """With ``whole``, a run that nobody disturbed."""
+    place = make_place(tmp_path_factory.mktemp("place"), rows=18)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIKELIER_CACHE", str(cache))
+        patch.setattr("likelier.run._write_report", lambda out: None)
+        train(place.config("whole"))
+    yield place
+
+
+@pytest.fixture
+def config(place: Place, tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(place.config(tmp_path / "out")))
+    return file
+
+
+def stopped(child: Child, code: int) -> list[str]:
+    """The lines of the error, once it ended with this code."""
+    assert child.wait() == code, child.output
+    assert "Traceback" not in child.output
+    assert "Exception ignored" not in child.output
+    lines = child.output.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    return lines[first:]
+
+
+def goes_on(config: Path, place: Place) -> None:
+    """The same command, to the same bytes; a stop cuts the ledger once more, its rows agree."""
+    child = start(command, "train", str(config), log=config.with_name("again.log"))
+    assert child.wait() == 0, child.output
+    ours, whole = bytes_of(config.with_name("out")), bytes_of(place.folder / "whole")
+    assert [name for name in differing(ours, whole) if "ledger/" not in name] == []
+    assert ledger(config.with_name("out")) == ledger(place.folder / "whole")
+
+
+def ledger(run: Path) -> list[dict]:
+    tables = [pq.read_table(file) for file in sorted((run / "ledger").iterdir())]
+    return pa.concat_tables(tables).to_pylist()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_in_a_step(place: Place, config: Path, number: int, code: int) -> None:
+    out = config.with_name("out")
+    log = config.with_name("first.log")
+    child = start(command, "train", str(config), patches=SLOW_STEPS, log=log)
+    child.wait_for(reached())
+    child.send(number)
+    steps = [json.loads(x)["step"] for x in (out / "timing.jsonl").read_text().splitlines()]
+    assert stopped(child, code) == [
+        f"error: {out}: stopped after step 1 with a good checkpoint",
+        "  the same command goes on from there",
+    ]
+    assert steps in ([], [1])
+    manifest = read_manifest(out / "checkpoints" / "step-00000001")
+    assert manifest is not None and manifest["step"] == 1
+    assert json.loads((out / "run.json").read_text())["step"] == 1
+    goes_on(config, place)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_a_second_time(place: Place, config: Path, number: int, code: int) -> None:
+    """Leaves at once, out of a step that would take minutes."""
+    forever = {"likelier.run.cut_passes": partial(slowly, 600.0, "builtins.list")}
+    child = start(command, "train", str(config), patches=forever, log=config.with_name("log"))
+    child.wait_for(reached())
+    child.send(number)
+    time.sleep(0.2)
+    assert child.process.is_alive()
+    began = time.monotonic()
+    child.send(number)
+    assert stopped(child, code) == ["error: interrupted"]
+    assert time.monotonic() - began < 60
+    assert not (config.with_name("out") / "checkpoints").exists()
+    goes_on(config, place)
+
+
+@pytest.mark.parametrize(
+    ("patched", "original"),
+    [
+        ("likelier.start.load", "likelier.model.load.load"),
+        ("likelier.reference.build.score_sequences", "likelier.model.score.score_sequences"),
+        ("likelier.run.pass_gate", "likelier.training.gate.pass_gate"),
+    ],
+)
+def test_before_the_first_step(
+    place: Place, config: Path, patched: str, original: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold = config.with_name("cache")
+    cold.mkdir()
+    monkeypatch.setenv("LIKELIER_CACHE", str(cold))
+    patches = {patched: partial(slowly, 600.0, original)}
+    child = start(command, "train", str(config), patches=patches, log=config.with_name("log"))
+    child.wait_for(reached())
+    child.send(signal.SIGINT)
+    assert stopped(child, 130) == ["error: interrupted"]
+    assert not (config.with_name("out") / "run.json").exists()
+    goes_on(config, place)
+
+
+def test_while_the_model_is_saved(place: Place, config: Path) -> None:
+    """The work is done, so it is also brought home."""
+    patches = {"likelier.run.save_policy": partial(slowly, 0.5, "likelier.export.save.save_policy")}
+    child = start(command, "train", str(config), patches=patches, log=config.with_name("log"))
+    child.wait_for(reached())
+    child.send(signal.SIGINT)
+    assert child.wait() == 0, child.output
+    assert differing(bytes_of(config.with_name("out")), bytes_of(place.folder / "whole")) == []
+
+
+def test_the_real_command(config: Path) -> None:
+    """A new interpreter, as a shell starts it."""
+    settings = yaml.safe_load(config.read_text())
+    settings["train"] |= {"steps": 100_000, "save_every": None, "eval_every": None}
+    config.write_text(yaml.safe_dump(settings))
+    log = config.with_name("out") / "metrics.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "likelier", "train", str(config)],
+        env=os.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + PATIENCE
+        while not (log.exists() and log.read_text().count("\n") >= 3):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    step = json.loads(log.read_text().splitlines()[-1])["step"]
+    checkpoint = config.with_name("out") / "checkpoints" / f"step-{step:08d}"
+    assert f"stopped after step {step} with a good checkpoint" in said
+    assert read_manifest(checkpoint) is not None
