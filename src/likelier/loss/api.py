@@ -33,7 +33,10 @@ def dpo_loss(
     if not beta > 0:
         raise ValueError(f"beta must be positive, not {beta}")
     given = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    tensors = [torch.as_tensor(value) for value in given]
+    tensors = [
+        value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for value in given
+    ]
     if len({tuple(tensor.shape) for tensor in tensors}) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise ValueError(f"the four log-probs differ in shape: {shapes}")

@@ -150,7 +150,7 @@ def get_logprob(
     many = not _is_one(response)
     prompts: Any = prompt if many else [prompt]
     responses: Any = response if many else [response]
-    if _is_one(prompt) == many or len(prompts) != len(responses):
+    if _is_one(prompt) == many or len(prompts) != len(responses) or not responses:
         raise ValueError("give one prompt and one response, or two lists of one length")
     policy = Policy(model, tokenizer)
     encoder = build_encoder(tokenizer, policy.causal_lm.generation_config)
