@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -17,8 +18,10 @@ import yaml
 from tests.support.children import PATIENCE, Child, command, reached, slowly, start
 from tests.support.runs import Place, bytes_of, differing, make_place
 
+from likelier.errors import StoppedEarly
 from likelier.files import read_manifest
 from likelier.run import train
+from likelier.training.stopping import listening
 
 SLOW_STEPS = {"likelier.run.cut_passes": partial(slowly, 0.5, "likelier.training.step.cut_passes")}
 
@@ -96,8 +99,42 @@ def test_in_a_step(place: Place, config: Path, number: int, code: int) -> None:
     goes_on(config, place)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
-def test_a_second_time(place: Place, config: Path, number: int, code: int) -> None:
+def test_ignored_signals_stay_ignored() -> None:
+    """As in `likelier train config.yaml &` within a script, where Ctrl-C means another program."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_handlers_come_back() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with listening() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+        assert isinstance(stop.error(3, "out"), StoppedEarly)
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_in_a_thread_nothing_is_heard() -> None:
+    def work() -> None:
+        with listening() as stop:
+            heard.append(bool(stop))
+
+    heard: list[bool] = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_time(place: Place, config: Path, number: int) -> None:
     """Leaves at once, out of a step that would take minutes."""
     forever = {"likelier.run.cut_passes": partial(slowly, 600.0, "builtins.list")}
     child = start(command, "train", str(config), patches=forever, log=config.with_name("log"))
@@ -107,7 +144,7 @@ def test_a_second_time(place: Place, config: Path, number: int, code: int) -> No
     assert child.process.is_alive()
     began = time.monotonic()
     child.send(number)
-    assert stopped(child, code) == ["error: interrupted"]
+    assert stopped(child, 130) == ["error: interrupted"]
     assert time.monotonic() - began < 60
     assert not (config.with_name("out") / "checkpoints").exists()
     goes_on(config, place)
@@ -155,6 +192,7 @@ def test_the_real_command(config: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "likelier", "train", str(config)],
         env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -72,6 +72,7 @@ def _main(
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.environ.update(setting)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs behind & are born deaf
     work(*arguments, **named)
 
 

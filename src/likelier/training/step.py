@@ -149,7 +149,8 @@ def _must_be_finite(scorer: Scorer, logp_R: Tensor, *loss: Tensor) -> None:
     """A log-prob of -inf can have a loss of 0, so both are looked at."""
     for what, values in (("log-prob", logp_R), *(("loss", values) for values in loss)):
         if not bool(values.isfinite().all()):
-            weights = (name for name, p in scorer.named_parameters() if not p.isfinite().all())
+            model = scorer.model
+            weights = (name for name, p in model.named_parameters() if not p.isfinite().all())
             because = next((f" because {name} is not" for name in weights), "")
             raise RunFailed(
                 f"a {what} is not finite{because}, so no update was made",

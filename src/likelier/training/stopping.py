@@ -32,7 +32,8 @@ class StopRequest:
 def listening() -> Iterator[StopRequest]:
     """Listen for SIGINT and SIGTERM; the handlers that were there before come back afterwards.
 
-    Outside the main thread, where Python allows no handlers, nothing is listened for.
+    Outside the main thread, where Python allows no handlers, nothing is listened for; nor is a
+    signal that whoever started the process wants ignored, as shells do for jobs behind ``&``.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -44,7 +45,8 @@ def listening() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield request
     finally:
