@@ -1,6 +1,7 @@
 """The demo's base model: an ordinary model folder, whole or not there, made once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ TINY = Recipe(rounds=1, vocabulary=700, hidden=32, inner=32, layers=1, lr=1e-2)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return base_model(tmp_path_factory.mktemp("cache"), TINY)
+    return base_model(TINY, tmp_path_factory.mktemp("cache"))
 
 
 def test_it_is_an_ordinary_model_folder(folder: Path) -> None:
@@ -87,9 +88,9 @@ def test_made_once_and_again_only_for_another_recipe(
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     with monkeypatch.context() as patched:
         patched.setattr(base_module, "train_base", lambda *_: pytest.fail("trained again"))
-        assert base_model(folder.parent, TINY) == folder
+        assert base_model(TINY, folder.parent) == folder
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
-    other = base_model(folder.parent, Recipe(**{**TINY.__dict__, "seed": 1}))
+    other = base_model(replace(TINY, seed=1), folder.parent)
     assert other != folder
     assert sha256(other / "model.safetensors") != sha256(folder / "model.safetensors")
 
@@ -100,7 +101,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_leaves_torch_alone(
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    again = base_model(tmp_path, TINY)
+    again = base_model(TINY, tmp_path)
     assert torch.equal(torch.rand(2), expected)
     assert not torch.are_deterministic_algorithms_enabled()
     assert again.name == folder.name
@@ -109,9 +110,9 @@ def test_the_same_recipe_gives_the_same_bytes_and_leaves_torch_alone(
 
 
 def test_a_damaged_folder_is_made_again(tmp_path: Path, folder: Path) -> None:
-    ours = base_model(tmp_path, TINY)
+    ours = base_model(TINY, tmp_path)
     (ours / "model.safetensors").write_bytes(b"cut short")
-    assert base_model(tmp_path, TINY) == ours
+    assert base_model(TINY, tmp_path) == ours
     assert sha256(ours / "model.safetensors") == sha256(folder / "model.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == [ours.name]
 
@@ -122,7 +123,7 @@ def test_nothing_half_made_stays_behind(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(base_module.PreTrainedTokenizerFast, "save_pretrained", stopped)
     with pytest.raises(KeyboardInterrupt):
-        base_model(tmp_path, TINY)
+        base_model(TINY, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,7 +131,7 @@ def test_the_cache_is_where_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "elsewhere"))
-    assert base_model(recipe=TINY).parent == tmp_path / "elsewhere" / "demo"
+    assert base_model(TINY).parent == tmp_path / "elsewhere" / "demo"
 
 
 def test_a_cache_that_cannot_be_written_is_said_before_the_work(
@@ -139,7 +140,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_the_work(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(base_module, "train_base", lambda *_: pytest.fail("worked for nothing"))
     with pytest.raises(OutputError):
-        base_model(tmp_path / "file", TINY)
+        base_model(TINY, tmp_path / "file")
 
 
 def test_it_learns(folder: Path) -> None:

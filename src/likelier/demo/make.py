@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from likelier.demo.base import Recipe, base_model, make_folder
+from likelier.config import config_from
+from likelier.demo.base import Recipe, base_folder, base_model, make_folder
 from likelier.demo.evidence import interrogate, outcome
 from likelier.demo.world import PairText, Part, pairs
 from likelier.files import read_lines, write_json, write_lines
 from likelier.progress import say
 from likelier.report.page import write_report
 from likelier.run import train
+from likelier.training.folder import RunFolder
 
+TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "heldout.jsonl"
 PAIRS_EACH = 6  # about each topic that pairs name, in each language
 
 
@@ -24,11 +27,15 @@ def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
     intervals; ``seconds`` since ``began``, on `time.perf_counter`'s clock) and the report over
     all of it.
     """
-    base = base_model(recipe=recipe or Recipe(seed=seed))
-    folder = make_folder(out.with_name(f"{out.name}-pairs"))
-    train_file = write_pairs(folder / "train.jsonl", "train", seed)
-    held_out_file = write_pairs(folder / "heldout.jsonl", "eval", seed)
-    run = train(settings(base, train_file, held_out_file, out, seed))
+    recipe = recipe or Recipe(seed=seed)
+    files = out.with_name(f"{out.name}-pairs")
+    config = config_from(settings(base_folder(recipe), files, out, seed))
+    RunFolder(out).finished(config)  # refuses a folder of something else before the work
+    base = base_model(recipe)
+    make_folder(files)
+    write_pairs(files / TRAIN_FILE, "train", seed)
+    write_pairs(files / HELD_OUT_FILE, "eval", seed)
+    run = train(config)
     say("sampling answers of the base model and of the trained model")
     topics, rows = interrogate(base, run.model, seed)
     evaluation = [row for row in read_lines(out / "metrics.jsonl") if "eval_pairs" in row][-1]
@@ -42,10 +49,9 @@ def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
     return out
 
 
-def write_pairs(path: Path, part: Part, seed: int) -> Path:
-    """The preferences about one part of the topics, as a JSONL file of chats; returns ``path``."""
+def write_pairs(path: Path, part: Part, seed: int) -> None:
+    """Write the preferences about one part of the topics as a JSONL file of chats."""
     write_lines(path, [_as_chat(pair) for pair in pairs(part, PAIRS_EACH, seed)])
-    return path
 
 
 def _as_chat(pair: PairText) -> dict[str, Any]:
@@ -56,16 +62,14 @@ def _as_chat(pair: PairText) -> dict[str, Any]:
     }
 
 
-def settings(
-    base: Path, train_file: Path, held_out_file: Path, out: Path, seed: int
-) -> dict[str, Any]:
+def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
     """The config of the run, as a user would write it: full tuning.
 
     The learning rate is far above what large models take, because the model is far smaller.
     """
     return {
         "model": {"path": str(base)},
-        "data": {"train": str(train_file), "eval": str(held_out_file)},
+        "data": {"train": str(files / TRAIN_FILE), "eval": str(files / HELD_OUT_FILE)},
         "adapter": {"kind": "none"},
         "loss": {"name": "sigmoid", "beta": 0.1},
         "optim": {"lr": 3e-4},
