@@ -90,6 +90,8 @@ def train(
     other = open_reference(config, start)
     policy = adapt(config, start)
     ready = make_ready(policy)
+    if ready.backend_reason:
+        say(f"one row a sequence, because {ready.backend_reason}")
 
     with open_folder(config.out) as folder, deterministic(config.train.deterministic):
         if folder.finished(config):  # by another process, meanwhile
