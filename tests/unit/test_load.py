@@ -300,7 +300,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
     "config cut short": (write("config.json", '{"model_type": "ex'), "not a valid JSON"),
     "config of nothing": (write("config.json", "{}"), "model_type"),
-    "config is a list": (write("config.json", "[]"), "model_type"),
+    "config is a list": (write("config.json", "[]"), "cannot be loaded"),
     "unknown architecture": (configured(model_type="nonesuch"), "nonesuch"),
     "a model of another kind": (write("config.json", '{"model_type": "clip"}'), "CLIPConfig"),
     "an impossible value": (configured(num_attention_heads="four"), "num_attention_heads"),

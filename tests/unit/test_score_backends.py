@@ -135,12 +135,14 @@ def test_half_precision_is_no_reason(dtype: torch.dtype) -> None:
         ({"mamba_d_state": 16}, "mamba_d_state"),
         ({"attn_layer_period": 8}, "attn_layer_period"),
         ({"attention_chunk_size": 128}, "attention_chunk_size"),
-        ({"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"),
         (
             {
                 "rope_parameters": {
                     "full_attention": {"rope_type": "default"},
-                    "sliding_attention": {"rope_type": "longrope"},
+                    "sliding_attention": {
+                        "rope_type": "longrope",
+                        "original_max_position_embeddings": 4096,
+                    },
                 }
             },
             "longrope",
@@ -158,7 +160,7 @@ def test_no_obstacle_in_what_the_tree_serves() -> None:
     assert tree_obstacle(SimpleNamespace()) is None
     both = SimpleNamespace(layer_types=["full_attention", "sliding_attention"], alibi=False)
     assert tree_obstacle(both) is None
-    for rope in ("default", "linear", "llama3", "yarn"):
+    for rope in ("default", "linear", "llama3", "yarn", "dynamic"):
         assert tree_obstacle(SimpleNamespace(rope_parameters={"rope_type": rope})) is None
     assert tree_obstacle(LlamaConfig()) is None
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from likelier.batch.tree import Tree, ancestor_mask_TT, segment_mask_QK
+from likelier.model.rotary import rotary_tables
 
 
 class UnsupportedAttention(Exception):
@@ -143,9 +144,6 @@ def tree_obstacle(config: object) -> str | None:
     for name in ("mamba_d_state", "ssm_cfg", "attn_layer_period", "attention_chunk_size"):
         if getattr(text, name, None):
             return f"its layers are not all softmax attention ({name})"
-    rope = getattr(text, "rope_parameters", None) or {}
-    tables = rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]
-    for table in tables:
-        if table.get("rope_type") in {"dynamic", "longrope"}:
-            return f"its rotary table depends on the length ({table['rope_type']})"
+    if rotary_tables(text).longrope:
+        return "its rotary table depends on the length (longrope)"
     return None

@@ -7,13 +7,16 @@ sharding can wrap it; nothing calls a submodule from outside.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from likelier.batch.layout import Pass
+from likelier.batch.tree import Tree
 from likelier.logprob.chunked import token_logps
 from likelier.logprob.head import Head, at_least_float32, head_logits
 from likelier.model.dropout import without_dropout
+from likelier.model.rotary import check_length, rotary_tables, rows_by_table
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,47 @@ class Scorer(nn.Module):
     def __init__(self, model: PreTrainedModel, rule: HeadRule, chunk: int | None = None):
         super().__init__()
         self.model, self.rule, self.chunk = model, rule, chunk
+        self.tables = rotary_tables(model.config.get_text_config())
 
     def forward(self, batch: Pass) -> Tensor:
-        """Log-probs of the entries of a pass, in nats, shape (E,), at least float32."""
-        inputs = {"input_ids": batch.token_BL, "position_ids": batch.depth_BL, "use_cache": False}
+        """Log-probs of the entries of a pass, in nats, shape (E,), at least float32.
+
+        Raises DataError where a sequence is longer than the rotary table allows.
+        """
+        check_length(self.tables, batch.depth_BL)
         if batch.tree is not None:
-            inputs["tree"] = batch.tree
+            states_BLD = self._states(batch.token_BL, batch.depth_BL, tree=batch.tree)
+        elif self.tables.longrope:
+            states_BLD = self._states_by_table(batch)
         else:
-            inputs["attention_mask"] = batch.keep_BL
+            states_BLD = self._states(batch.token_BL, batch.depth_BL, attention_mask=batch.keep_BL)
+        states_ND = states_BLD.flatten(0, 1).index_select(0, batch.predict_N)
         if self.rule.own:
-            logits_NV = self.model(**inputs).logits.flatten(0, 1)[batch.predict_N]
-            logp_NV = torch.log_softmax(at_least_float32(logits_NV), dim=-1)
+            logp_NV = torch.log_softmax(at_least_float32(states_ND), dim=-1)
             return logp_NV[batch.row_E, batch.token_E]
-        hidden_BLD = self.model.base_model(**inputs).last_hidden_state
-        hidden_ND = hidden_BLD.flatten(0, 1).index_select(0, batch.predict_N)
-        return token_logps(hidden_ND, self._head(), batch.row_E, batch.token_E, self.chunk)
+        return token_logps(states_ND, self._head(), batch.row_E, batch.token_E, self.chunk)
+
+    def _states_by_table(self, batch: Pass) -> Tensor:
+        """Padded rows through the model, those that share a rotary table together."""
+        assert batch.keep_BL is not None
+        groups = rows_by_table(self.tables, batch.keep_BL)
+        parts = []
+        for rows, longest in groups:
+            part = [v[rows, :longest] for v in (batch.token_BL, batch.depth_BL, batch.keep_BL)]
+            states = self._states(part[0], part[1], attention_mask=part[2])
+            parts.append(F.pad(states, (0, 0, 0, batch.keep_BL.shape[1] - longest)))
+        order = torch.cat([rows for rows, _ in groups]).argsort()
+        return torch.cat(parts).index_select(0, order)
+
+    def _states(self, token_BL: Tensor, depth_BL: Tensor, **layout: Tree | Tensor | None) -> Tensor:
+        """Hidden states, or the logits of the model's own head, shape (B, L, D or V)."""
+        inputs = {"input_ids": token_BL, "position_ids": depth_BL, "use_cache": False, **layout}
+        states: Tensor
+        if self.rule.own:
+            states = self.model(**inputs).logits
+        else:
+            states = self.model.base_model(**inputs).last_hidden_state
+        return states
 
     def _head(self) -> Head:
         layer = self.model.get_output_embeddings()
