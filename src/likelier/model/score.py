@@ -39,7 +39,10 @@ class Ready:
 
     @contextmanager
     def running(self, backend: str | None = None) -> Iterator[Scorer]:
-        """The scorer, with dropout silent and attention run by a backend (default: its own)."""
+        """The scorer, with dropout silent and attention run by a backend (default: its own).
+
+        The backward belongs inside, too: layers that are checkpointed run again there.
+        """
         model = self.policy.causal_lm
         with without_dropout(self.policy.model), attention_backend(model, backend or self.backend):
             yield self.scorer
