@@ -57,6 +57,12 @@ def open_start(config: Config, model: nn.Module | None, tokenizer: Tokenizer | N
 
 def _fits_config(start: Policy, config: Config) -> None:
     """A model that was handed over is taken as it is: keys that say otherwise are an error."""
+    if start.has_adapter and start.causal_lm is start.model:
+        raise ConfigError(
+            "the model handed over has adapters inside, as an earlier run leaves them",
+            where="model",
+            mend="hand over a fresh one, or load the run's adapter folder",
+        )
     if config.model.revision is not None:
         raise ConfigError(
             "would not be read: the model was handed over",

@@ -11,8 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.runs import Place, make_place, token_pairs, training_rows
-from transformers.models.exaone4.modeling_exaone4 import Exaone4RMSNorm
+from tests.support.runs import Place, exact_norms, make_place, token_pairs, training_rows
 
 from likelier.data.order import make_order
 from likelier.data.records import Answer, TokenPair
@@ -24,16 +23,9 @@ STEPS, PAIRS, LR, WARMUP, BETA, DECAY, CLIP = 20, 6, 1e-3, 4, 0.3, 0.1, 2.5
 BETAS, EPS, SEED, R, ALPHA = (0.9, 0.99), 1e-8, 3, 4, 8
 
 
-def exact_norm(self: Exaone4RMSNorm, states: torch.Tensor) -> torch.Tensor:
-    """RMS norm in the model's own dtype: the stock one rounds to float32 inside float64 models."""
-    variance = states.pow(2).mean(-1, keepdim=True)
-    return self.weight * (states * torch.rsqrt(variance + self.variance_epsilon))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def float64_norms() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Exaone4RMSNorm, "forward", exact_norm)
+    with exact_norms():
         yield
 
 

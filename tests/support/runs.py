@@ -1,12 +1,16 @@
 """Runs to try things on: a tiny model and data in one place, configs for them, and their bytes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tests.support.tiny import pair_rows, save_tiny, write_rows
+from transformers.models.exaone4.modeling_exaone4 import Exaone4RMSNorm
 
 from likelier.data.check import load_pairs
 from likelier.data.encoder import build_encoder
@@ -61,6 +65,19 @@ def make_place(folder: Path, rows: int = 30, dtype: torch.dtype = torch.float32)
     save_tiny(place.base, dtype)
     write_rows(place.data, pair_rows(rows))
     return place
+
+
+@contextmanager
+def exact_norms() -> Iterator[None]:
+    """Norms that compute in the model's dtype: the stock ones round to float32 within float64."""
+
+    def forward(self: Exaone4RMSNorm, states: torch.Tensor) -> torch.Tensor:
+        variance = states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (states * torch.rsqrt(variance + self.variance_epsilon))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Exaone4RMSNorm, "forward", forward)
+        yield
 
 
 def token_pairs(policy: Policy, data: Path) -> list[TokenPair]:

@@ -1,5 +1,6 @@
 """Saving what was trained: standard Hugging Face or PEFT files, with tokenizer and template."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likelier.files import remove_folder, write_folder
+from likelier.files import remove_folder, write_folder, write_json
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly
 
@@ -62,9 +63,14 @@ def _save_model(
         if tensor.is_floating_point() and id(tensor) not in cast:
             cast[id(tensor)] = master_of.get(id(tensor), tensor).detach().to(save_dtype)
         weights[name] = cast.get(id(tensor), tensor)
-    before = model.config.dtype
-    model.config.dtype = save_dtype
-    try:
-        model.save_pretrained(target, state_dict=weights)
-    finally:
-        model.config.dtype = before
+    model.save_pretrained(target, state_dict=weights)
+    # It wrote the model's own dtype there, which would be loaded again.
+    described = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    name = str(save_dtype).removeprefix("torch.")
+    write_json(target / "config.json", _with_dtype(described, name))
+
+
+def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A configuration, and those inside it, whose ``dtype`` is another."""
+    changed = {key: _with_dtype(v, name) if isinstance(v, dict) else v for key, v in config.items()}
+    return {**changed, "dtype": name} if "dtype" in config else changed
