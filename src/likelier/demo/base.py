@@ -56,7 +56,7 @@ class Recipe:
     """All that decides what the base model becomes, besides the world's text."""
 
     seed: int = 0
-    rounds: int = 30  # times that the corpus asks about a topic, in each manner
+    rounds: int = 36  # times that the corpus asks about a topic, in each manner
     vocabulary: int = 3000
     hidden: int = 160
     inner: int = 640

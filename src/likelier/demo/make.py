@@ -73,7 +73,7 @@ def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
         "adapter": {"kind": "none"},
         "loss": {"name": "sigmoid", "beta": 0.1},
         "optim": {"lr": 3e-4},
-        "train": {"epochs": 2, "pairs_per_step": 32, "eval_every": 10, "seed": seed},
+        "train": {"epochs": 4, "pairs_per_step": 32, "eval_every": 18, "seed": seed},
         "out": str(out),
     }
 
