@@ -72,7 +72,7 @@ def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
         "data": {"train": str(files / TRAIN_FILE), "eval": str(files / HELD_OUT_FILE)},
         "adapter": {"kind": "none"},
         "loss": {"name": "sigmoid", "beta": 0.1},
-        "optim": {"lr": 3e-4},
+        "optim": {"lr": 5e-4},
         "train": {"epochs": 4, "pairs_per_step": 32, "eval_every": 18, "seed": seed},
         "out": str(out),
     }
