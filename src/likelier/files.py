@@ -180,7 +180,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n")[:-1]:  # the rest is empty, or a line cut short
         try:
             rows.append(json.loads(line))
         except ValueError:

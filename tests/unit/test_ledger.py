@@ -1,0 +1,93 @@
+"""The ledger: a row for each pair and visit, in files that end where checkpoints do."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from likelier.data.records import Answer, TokenPair
+from likelier.training import ledger
+from likelier.training.ledger import Ledger
+from likelier.training.step import PairValues
+
+
+def pair(number: int) -> TokenPair:
+    return TokenPair((1,), Answer((2,), (True,)), Answer((3,), (True,)), f"자료.jsonl:{number}")
+
+
+def values(*losses: float) -> PairValues:
+    """Log-ratios of 1 and -0.5 for every pair."""
+    count = len(losses)
+    return PairValues(
+        loss=torch.tensor(losses, dtype=torch.float64),
+        policy_chosen=torch.full((count,), -9.0, dtype=torch.float64),
+        policy_rejected=torch.full((count,), -20.5, dtype=torch.float64),
+        reference_chosen=torch.full((count,), -10.0, dtype=torch.float64),
+        reference_rejected=torch.full((count,), -20.0, dtype=torch.float64),
+        chosen_tokens=torch.full((count,), 4.0, dtype=torch.float64),
+        rejected_tokens=torch.full((count,), 7.0, dtype=torch.float64),
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_row_holds(tmp_path: Path) -> None:
+    book = Ledger(tmp_path / "ledger", beta=0.2)
+    book.add(3, [(0, pair(1)), (1, pair(2))], values(0.25, 0.5))
+    assert not (tmp_path / "ledger").exists()
+    book.write()
+    rows = pq.read_table(tmp_path / "ledger" / "steps-00000003-00000003.parquet").to_pylist()
+    assert rows[1] == {
+        "step": 3,
+        "epoch": 1,
+        "source": "자료.jsonl:2",
+        "chosen_logp": -9.0,
+        "rejected_logp": -20.5,
+        "reference_chosen_logp": -10.0,
+        "reference_rejected_logp": -20.0,
+        "chosen_tokens": 4,
+        "rejected_tokens": 7,
+        "margin": pytest.approx(0.2 * 1.5),
+        "loss": 0.5,
+    }
+    assert [row["source"] for row in rows] == ["자료.jsonl:1", "자료.jsonl:2"]
+
+
+def test_files_end_where_they_are_written(tmp_path: Path) -> None:
+    book = Ledger(tmp_path, beta=0.1)
+    for step in range(1, 6):
+        book.add(step, [(0, pair(step))], values(0.5))
+        if step in (2, 4):
+            book.write()
+    book.write()
+    book.write()  # nothing waits: no file
+    assert names(tmp_path) == [
+        "steps-00000001-00000002.parquet",
+        "steps-00000003-00000004.parquet",
+        "steps-00000005-00000005.parquet",
+    ]
+    Ledger(tmp_path, beta=0.1).cut_back(4)
+    assert names(tmp_path)[-1] == "steps-00000003-00000004.parquet"
+    Ledger(tmp_path, beta=0.1).cut_back(3)
+    assert names(tmp_path) == ["steps-00000001-00000002.parquet"]
+    (tmp_path / "of-a-user.parquet").write_text("")
+    Ledger(tmp_path, beta=0.1).cut_back(0)
+    assert names(tmp_path) == ["of-a-user.parquet"]
+
+
+def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without checkpoints the rows of a long run would fill the memory."""
+    monkeypatch.setattr(ledger, "MOST_STEPS", 3)
+    book = Ledger(tmp_path, beta=0.1)
+    for step in range(1, 8):
+        book.add(step, [(0, pair(step))], values(0.5))
+    assert names(tmp_path) == ["steps-00000001-00000003.parquet", "steps-00000004-00000006.parquet"]
+    assert len(book.rows) == 1
+
+
+def test_nothing_to_cut(tmp_path: Path) -> None:
+    Ledger(tmp_path / "nothing", beta=0.1).cut_back(5)
+    assert not (tmp_path / "nothing").exists()

@@ -1,0 +1,137 @@
+"""Metrics by hand, ties, and held-out means that no cut into passes changes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.runs import make_place, token_pairs
+
+from likelier.batch.layout import answers_of
+from likelier.data.records import Answer, TokenPair
+from likelier.errors import RunFailed
+from likelier.evaluation.heldout import HeldOut, accuracy_interval, wilson
+from likelier.evaluation.metrics import TIE, hits, metrics, rewards
+from likelier.loss.registry import BoundLoss, bind
+from likelier.model.load import load
+from likelier.model.score import make_ready
+from likelier.reference.build import cached_column
+from likelier.reference.column import Column
+from likelier.training.step import PairValues
+
+
+def values_of(rows: list[tuple[float, float, float, float]], beta: float = 0.5) -> PairValues:
+    """Rows of (policy chosen, policy rejected, reference chosen, reference rejected)."""
+    pc, pr, rc, rr = torch.tensor(rows, dtype=torch.float64).T
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    loss = -torch.nn.functional.logsigmoid(beta * ((pc - rc) - (pr - rr)))
+    return PairValues(loss, pc, pr, rc, rr, ones, ones)
+
+
+THREE = values_of([(-10, -20, -12, -19), (-5, -5, -4, -7), (-8, -9, -8, -9)])
+
+
+def test_by_hand() -> None:
+    """Log-ratios: +2 and -1, -1 and +2, 0 and 0. Rewards are half of them."""
+    assert [column.tolist() for column in rewards(THREE, 0.5)] == [[1, -0.5, 0], [-0.5, 1, 0]]
+    found = metrics(THREE, 0.5)
+    losses = [math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(1.5)), math.log(2)]
+    assert found == pytest.approx(
+        {
+            "loss": sum(losses) / 3,
+            "rewards/chosen": 0.5 / 3,
+            "rewards/rejected": 0.5 / 3,
+            "rewards/margins": 0.0,
+            "rewards/accuracies": 0.5,
+            "logps/chosen": -23 / 3,
+            "logps/rejected": -34 / 3,
+        }
+    )
+
+
+def test_a_tie_counts_one_half() -> None:
+    assert hits(THREE, 0.5).tolist() == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 5.0])
+@pytest.mark.parametrize(
+    ("margin", "hit"),
+    [(2 * TIE, 1.0), (TIE / 2, 0.5), (0.0, 0.5), (-TIE / 2, 0.5), (-2 * TIE, 0.0)],
+)
+def test_a_tie_is_what_rounding_decides_whatever_beta(
+    beta: float, margin: float, hit: float
+) -> None:
+    assert hits(values_of([(-10 + margin, -20, -10, -20)]), beta).tolist() == [hit]
+
+
+def test_wilson_by_known_figures() -> None:
+    """Brown, Cai and DasGupta 2001 and the closed form at the ends."""
+    z = 1.959963985
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, z * z / (20 + z * z)))
+    assert wilson(1.0, 20) == pytest.approx((20 / (20 + z * z), 1.0))
+    low, high = wilson(0.95, 10_000)
+    assert high - low < 0.01
+
+
+def test_prompts_are_the_trials() -> None:
+    """Ten pairs of one prompt say less than ten prompts."""
+    answer = Answer((1,), (True,))
+    same = [TokenPair((1,), answer, answer, "x")] * 10
+    apart = [TokenPair((i,), answer, answer, "x") for i in range(10)]
+    values = values_of([(-1, -2, -2, -1)] * 10)
+    narrow, wide = (accuracy_interval(pairs, values, 0.1) for pairs in (apart, same))
+    assert narrow == pytest.approx(wilson(1.0, 10))
+    assert wide == pytest.approx(wilson(1.0, 1))
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory):
+    place = make_place(tmp_path_factory.mktemp("place"), rows=13, dtype=torch.float64)
+    policy = load(place.base)
+    pairs = token_pairs(policy, place.data)
+    ready = make_ready(policy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
+        answers = {answer for pair in pairs for answer in answers_of(pair)}
+        column = cached_column(ready, "x", answers, 10_000, base_only=False)
+    shifted = {key: value + 0.2 * (key[0] / 255 - 0.5) for key, value in column.values.items()}
+    return ready, pairs, Column("x", shifted)
+
+
+def test_means_run_over_pairs(held) -> None:
+    """Thirteen pairs in passes of uneven size: a mean of the passes' means is another number."""
+    ready, pairs, column = held
+    loss = bind({"name": "sigmoid", "beta": 0.5})
+    found = []
+    for budget in (16, 60, 200, 10_000):
+        data = HeldOut.of(pairs, column, ready, budget)
+        assert data is not None
+        sizes = {len(item.place_P) for item in data.passes}
+        with ready.running() as scorer:
+            found.append((data.evaluate(scorer, loss), len(data.passes), sizes))
+    assert found[0][1] == 13
+    assert found[-1][1] == 1
+    assert len(found[1][2]) > 1
+    for row, _, _ in found[:-1]:
+        assert row == pytest.approx(found[-1][0], rel=1e-6)
+    row = found[0][0]
+    assert row["eval_pairs"] == 13
+    assert row["eval_loss"] != pytest.approx(math.log(2), abs=1e-3)
+    assert row["eval_rewards/accuracies_low"] < row["eval_rewards/accuracies"]
+    assert row["eval_rewards/accuracies"] < row["eval_rewards/accuracies_high"]
+
+
+def test_no_pairs_no_evaluation(held) -> None:
+    ready, _, column = held
+    assert HeldOut.of([], column, ready, 100) is None
+
+
+def test_a_held_out_number_that_is_not_finite_stops_the_run(held, tmp_path: Path) -> None:
+    """It would not even be JSON."""
+    ready, pairs, column = held
+    data = HeldOut.of(pairs, column, ready, 10_000)
+    assert data is not None
+    bad = BoundLoss("bad", lambda values: values.log_ratio_margin_P / 0, 0.1)
+    with ready.running() as scorer, pytest.raises(RunFailed, match="a loss is not finite"):
+        data.evaluate(scorer, bad)
