@@ -12,7 +12,14 @@ from tests.support.numerics import TELLING, VOCAB
 from tests.support.tiny import tiny_model as exaone_with_dropout
 from tests.support.tiny import tiny_tokenizer
 from torch import Tensor, nn
-from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PersimmonConfig,
+    PersimmonForCausalLM,
+)
 
 from likelier.batch.layout import tree_pass
 from likelier.model.dropout import without_dropout
@@ -68,6 +75,23 @@ def opt() -> nn.Module:
         return OPTForCausalLM(config)
 
 
+def persimmon() -> nn.Module:
+    """A probability that is read from the configuration at every call."""
+    config = PersimmonConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        attention_dropout=0.3,
+        hidden_dropout=0.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PersimmonForCausalLM(config)
+
+
 def with_adapter() -> nn.Module:
     """Adapters that ask for dropout themselves, on a base that does, too."""
     config = peft.LoraConfig(
@@ -82,7 +106,7 @@ def with_adapter() -> nn.Module:
     return model.train()
 
 
-MODELS = [gpt2, exaone, mixtral, opt, with_adapter]
+MODELS = [gpt2, exaone, mixtral, opt, persimmon, with_adapter]
 
 
 @torch.no_grad()

@@ -24,13 +24,18 @@ def pair(draw: st.DrawFn) -> Unit:
 units = st.lists(one.map(lambda s: (s,)), max_size=10) | st.lists(pair(), max_size=10)
 
 
+def two(prompt: tuple[int, ...], *answers: tuple[int, ...]) -> Unit:
+    return tuple(sequence(prompt, answer) for answer in answers)
+
+
 def tokens_of(given_units: Sequence[Unit], places: Sequence[int], backend: str) -> int:
     sequences: list[Scored] = [s for place in places for s in given_units[place]]
     return layout(backend)(sequences).num_tokens
 
 
 @given(units, st.integers(1, 60))
-@example([(sequence((1, 2), (0, 1)), sequence((1, 2), (0, 2)))] * 2, 3)
+@example([two((1, 2), (0, 1), (0, 2))] * 2, 3)
+@example([two((0,), (1,), (2,)), two((1, 1, 1), (0,), (2,))], 4)  # new to the pass, but shared
 def test_trees_take_units_in_order_up_to_the_budget(given_units: list[Unit], budget: int) -> None:
     passes = pack(given_units, budget, "segments")
     assert [place for places in passes for place in places] == list(range(len(given_units)))
