@@ -198,5 +198,6 @@ def _write_report(out: Path) -> None:
 
     try:
         say(f"report: {write_report(out)}")
-    except LikelierError as error:
-        say(f"no report: {error}")
+    except Exception as error:
+        kind = "" if isinstance(error, LikelierError) else f"{type(error).__name__}: "
+        say(f"no report: {kind}{error}")

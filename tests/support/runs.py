@@ -33,7 +33,7 @@ class Place:
     def data(self) -> Path:
         return self.folder / "pairs.jsonl"
 
-    def config(self, out: str | Path, **changes: Any) -> dict[str, Any]:
+    def config(self, out: str | Path, /, **changes: Any) -> dict[str, Any]:
         """A short run of full tuning; ``train__steps=3`` changes ``train.steps``."""
         tree: dict[str, Any] = {
             "model": {"path": str(self.base)},
