@@ -97,11 +97,13 @@ def train(
         if folder.finished(config):  # by another process, meanwhile
             return _nothing_to_do(config.out)
         budget = folder.settle(config, data, ready, objective)
+        own = other is None
+        fresh_adapter = policy is not start
         column = reference_column(
-            other or ready, start, data.pairs, budget, folder.path, folder.goes_on
-        )
+            other or ready, data.pairs, budget, folder.path,
+            base_only=own and fresh_adapter, goes_on=folder.goes_on,
+        )  # fmt: skip
         del other  # a second model has said all that it is needed for
-        own = config.reference.path is None
         gate = pass_gate(ready, data.train, column, objective, budget, own)
         order = make_order(data.train, config.train)
         folder.begin(ready, data, column, gate, order.num_steps)

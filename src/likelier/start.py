@@ -80,6 +80,9 @@ def _fits_config(start: Policy, config: Config) -> None:
 def adapt(config: Config, start: Policy) -> Policy:
     """The policy with what is to be trained: a fresh adapter, its own adapter, or everything.
 
+    It is ``start`` itself but where a fresh adapter was attached, which changes the layers of
+    ``start`` in place.
+
     Raises ConfigError for a key that this start would not read.
     """
     if config.adapter.kind == "none":

@@ -134,7 +134,9 @@ def test_a_head_whose_scale_is_ignored(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def change_the_column(monkeypatch: pytest.MonkeyPatch, change: Callable[[Column], Column]) -> None:
-    monkeypatch.setattr("likelier.run.reference_column", lambda *a: change(reference_column(*a)))
+    monkeypatch.setattr(
+        "likelier.run.reference_column", lambda *a, **k: change(reference_column(*a, **k))
+    )
 
 
 @pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "r": 2}])
@@ -162,8 +164,8 @@ def test_a_policy_that_is_not_its_start(
 ) -> None:
     """Something moves a weight after the reference was scored."""
 
-    def moves(ready: Ready, *others: Any) -> Column:
-        column = reference_column(ready, *others)
+    def moves(ready: Ready, *others: Any, **named: Any) -> Column:
+        column = reference_column(ready, *others, **named)
         ready.policy.causal_lm.model.norm.weight.data.mul_(1.001)
         return column
 

@@ -19,9 +19,11 @@ from likelier.batch.layout import answers_of
 from likelier.data.records import TokenPair
 from likelier.errors import ConfigError
 from likelier.files import read_json
+from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy, load
 from likelier.model.quiet import quietly
 from likelier.model.score import make_ready, score_sequences
+from likelier.reference.build import reference_column
 from likelier.reference.column import load_column
 from likelier.run import Run, train
 
@@ -159,6 +161,29 @@ def own_logps(policy: Policy, pairs: Iterable[TokenPair]) -> dict:
     answers = sorted({a for p in pairs for a in answers_of(p)}, key=lambda a: a.tokens)
     found = score_sequences(make_ready(policy), answers)
     return {answers[index]: logps for index, logps in found}
+
+
+def test_a_fresh_adapter_is_no_part_of_the_reference(
+    place: Place, runs: dict[str, Run], tmp_path: Path
+) -> None:
+    """Scored with adapters off: to the bit, and under the same identity, what the base gives."""
+    kept = [(run.folder / "reference.safetensors").read_bytes() for run in runs.values()]
+    assert kept[0] == kept[1]
+    policy = attach_lora(load(place.base), 4, 8, "all-linear", seed=0)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.1)
+    pairs = token_pairs(policy, place.data)
+    trainable = [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    column = reference_column(
+        make_ready(policy), pairs, 10_000, tmp_path, base_only=True, goes_on=False
+    )
+    bare = reference_column(
+        make_ready(load(place.base)), pairs, 10_000, tmp_path, base_only=False, goes_on=False
+    )
+    assert column.identity == bare.identity
+    assert all(torch.equal(column.values[key], bare.values[key]) for key in bare.values)
+    assert trainable == [name for name, p in policy.model.named_parameters() if p.requires_grad]
 
 
 def test_a_trained_adapter_is_its_own_reference(

@@ -11,7 +11,6 @@ from likelier.batch.layout import Scored, answers_of
 from likelier.batch.pack import pack
 from likelier.data.records import TokenPair
 from likelier.model.adapters import adapters_off
-from likelier.model.load import Policy
 from likelier.model.score import Ready, score_sequences
 from likelier.progress import bar
 from likelier.reference.cache import Passes, fill
@@ -24,18 +23,23 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-4, 0.1
 
 
 def reference_column(
-    ready: Ready, start: Policy, pairs: Sequence[TokenPair], budget: int, run: Path, goes_on: bool
+    ready: Ready,
+    pairs: Sequence[TokenPair],
+    budget: int,
+    run: Path,
+    *,
+    base_only: bool,
+    goes_on: bool,
 ) -> Column:
     """The column of a run's pairs, made by ``ready`` before any update, and kept in the run.
 
-    ``ready`` is the start as it will be trained, or another model. A fresh adapter is switched
-    off for the pass; a start that came with a trained adapter is scored with it. A run that
+    ``ready`` is the start as it will be trained, or another model. ``base_only`` switches
+    adapters off for the pass: a fresh one is no part of the start, a trained one is. A run that
     ``goes_on`` reads the column it kept; what stands in the folder of a new one is nothing.
 
     Raises RunFailed where log-probs are not finite or the cache disagrees with a live pass.
     """
     sequences = {answer for pair in pairs for answer in answers_of(pair)}
-    base_only = ready.policy.has_adapter and not start.has_adapter
     identity = reference_identity(ready, base_only)
     kept = run / "reference.safetensors"
     before = load_column(kept, identity) if goes_on else None
