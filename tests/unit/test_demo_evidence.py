@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likelier.config import config_from
+from likelier.demo import evidence as evidence_module
 from likelier.demo import make as make_module
 from likelier.demo.base import Recipe, base_model
 from likelier.demo.demo import demo
@@ -86,7 +87,10 @@ def test_the_settings_are_a_config() -> None:
     assert config.adapter.kind == "none" and config.train.seed == 3
 
 
-def test_two_models_are_asked_the_same_and_judged_by_what_they_say(tmp_path: Path) -> None:
+def test_two_models_are_asked_the_same_and_judged_by_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence_module, "MAX_NEW_TOKENS", 6)
     base = base_model(TINY, tmp_path)
     asked, rows = interrogate(base, base, seed=0)
     assert [row["prompt"] for row in rows] == [prompt for _, prompt in interview(3, 0)]
@@ -101,6 +105,7 @@ def test_two_models_are_asked_the_same_and_judged_by_what_they_say(tmp_path: Pat
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(make_module, "PAIRS_EACH", 1)
+    monkeypatch.setattr(evidence_module, "MAX_NEW_TOKENS", 6)
     return tmp_path
 
 

@@ -66,13 +66,14 @@ def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
     """The config of the run, as a user would write it: full tuning.
 
     The learning rate is far above what large models take, because the model is far smaller.
+    Pushed further (beta 0.1 at 5e-4), pairs stay perfect and the text of some seeds breaks.
     """
     return {
         "model": {"path": str(base)},
         "data": {"train": str(files / TRAIN_FILE), "eval": str(files / HELD_OUT_FILE)},
         "adapter": {"kind": "none"},
-        "loss": {"name": "sigmoid", "beta": 0.1},
-        "optim": {"lr": 5e-4},
+        "loss": {"name": "sigmoid", "beta": 0.3},
+        "optim": {"lr": 4e-4},
         "train": {"epochs": 4, "pairs_per_step": 32, "eval_every": 18, "seed": seed},
         "out": str(out),
     }
