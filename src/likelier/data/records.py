@@ -12,13 +12,32 @@ class Pair:
 
     Text pairs hold three strings. Chat pairs hold three tuples of messages: the prompt's, and
     the messages that each answer adds to it. ``source`` is ``file:line`` (``train[3]`` for the
-    fourth of rows given in memory; Parquet rows count from 1).
+    fourth of rows given in memory; Parquet rows count from 1), with ``#2`` behind it for the
+    second of several pairs made from one row.
+
+    ``tools`` are what the template may list for the model to call, ``scores`` those of chosen and
+    rejected where the row has them, ``origin`` is the data set that the row says it comes from.
     """
 
     prompt: str | tuple[Message, ...]
     chosen: str | tuple[Message, ...]
     rejected: str | tuple[Message, ...]
     source: str
+    tools: tuple[Message, ...] = ()
+    scores: tuple[float, float] | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One answer with a thumb up (``label`` true) or down; otherwise as `Pair`."""
+
+    prompt: str | tuple[Message, ...]
+    completion: str | tuple[Message, ...]
+    label: bool
+    source: str
+    tools: tuple[Message, ...] = ()
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
