@@ -7,13 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: help demo test lint format environment environment-dev
+.PHONY: help demo test lint format bench bench-environment environment environment-dev
 
 help:
 	@echo "make demo   make .venv, train a tiny model offline and say where the report is"
 	@echo "make test   make .venv with the development extras and run the tests"
 	@echo "make lint   style, types and import layers"
 	@echo "make format write the style"
+	@echo "make bench  make .venv-trl too, measure speed and memory against TRL (half an hour)"
 	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k tree -x' goes to pytest"
 
 demo: environment
@@ -32,6 +33,27 @@ lint: environment-dev
 format: environment-dev
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
+
+# Threads are torch's default. Leave the machine alone meanwhile.
+bench: environment bench-environment
+	@$(BIN)/python bench/versus_trl.py
+	@$(BIN)/python bench/versus_trl.py --pairs-in-one-pass 8
+	@$(BIN)/python bench/limit.py
+	@$(BIN)/python bench/scaling.py
+	@$(BIN)/python bench/head_memory.py
+
+# The same torch and transformers as in .venv; the stamp says of what it was made.
+bench-environment:
+	@set -eu; \
+	want="$$(cat bench/requirements-trl.txt constraints.txt | cksum) $(CURDIR)"; \
+	if [ "$$(cat $(VENV)-trl/ready 2>/dev/null)" != "$$want" ]; then \
+	  echo "making $(VENV)-trl: minutes the first time"; \
+	  rm -rf $(VENV)-trl; \
+	  $(PYTHON) -m venv $(VENV)-trl; \
+	  $(VENV)-trl/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	    -r bench/requirements-trl.txt; \
+	  echo "$$want" > $(VENV)-trl/ready; \
+	fi
 
 environment:
 	@$(call install,,ready ready-dev)

@@ -8,13 +8,12 @@ process held before the pass.
 """
 
 import argparse
-import json
 import os
-import platform
 import resource
 import subprocess
 import sys
-from pathlib import Path
+
+import record
 
 VOCABULARY = 102_400  # EXAONE 4.0's
 HIDDEN = 64
@@ -72,21 +71,15 @@ def main() -> None:
                         "logits_mib": round(logits), "peak_mib": round(mib)})  # fmt: skip
         print(f"{head:8} answers {answers:3}  chunk {chunk or '-':>5}  "
               f"all logits {logits:6.0f} MiB  peak {mib:6.0f} MiB", flush=True)  # fmt: skip
-    import torch
-
-    out = Path(__file__).parent / "results" / "head_memory.json"
-    out.parent.mkdir(exist_ok=True)
-    record = {
-        "command": "python bench/head_memory.py",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "vocabulary": VOCABULARY,
-        "hidden": HIDDEN,
-        "tokens_per_answer": TOKENS,
-        "rows": results,
-    }
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record.write(
+        "head_memory",
+        {
+            "vocabulary": VOCABULARY,
+            "hidden": HIDDEN,
+            "tokens_per_answer": TOKENS,
+            "rows": results,
+        },
+    )
 
 
 if __name__ == "__main__":
