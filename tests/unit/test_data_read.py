@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from likelier.data import read
+from likelier.data import lines
 from likelier.data.read import Row, read_rows, rows_from_memory
 from likelier.data.records import Finding
 from likelier.errors import DataError, InputMissing
@@ -100,7 +100,7 @@ def test_a_bom_inside_the_file_is_no_json(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "LONGEST_LINE", 2**20)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 2**20)
     long = b'{"a": "' + b"x" * (2**20 * 3) + b'"}'
     assert "longer than 1 MiB" in the_finding(tmp_path, long).message
     exactly = b'{"a": "' + b"x" * (2**20 - 10) + b'"}\n'
@@ -118,8 +118,8 @@ def test_what_cannot_be_read_at_all(tmp_path: Path) -> None:
     raises(InputMissing, tmp_path / "none.jsonl", "no such file")
     raises(InputMissing, tmp_path / "no folder" / "x.jsonl", "no such file")
     raises(InputMissing, tmp_path, "a folder")
-    (tmp_path / "a.csv").write_text("x")
-    raises(DataError, tmp_path / "a.csv", r'cannot read "\.csv" files')
+    (tmp_path / "a.txt").write_text("x")
+    raises(DataError, tmp_path / "a.txt", r'cannot read "\.txt" files')
     (tmp_path / "empty.jsonl").touch()
     raises(DataError, tmp_path / "empty.jsonl", "empty")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone")

@@ -201,7 +201,7 @@ def test_the_field_is_the_column_of_the_file() -> None:
         ([], "empty", "chosen", "empty"),
         (["언어"], "type", "chosen[0]", "a message expected"),
         ([{"content": "언어"}], "role", "chosen[0]", "no role"),
-        ([{"from": "gpt", "value": "언어"}], "role", "chosen[0]", '"from", "value"'),
+        ([{"who": "gpt", "value": "언어"}], "role", "chosen[0]", '"who", "value"'),
         ([{"role": "asistant", "content": "a"}], "role", "chosen[0].role", "asistant"),
         ([{"role": ["x"], "content": "a"}], "role", "chosen[0].role", "unknown role"),
         ([bot(None)], "type", "chosen[0].content", "null"),

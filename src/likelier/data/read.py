@@ -1,41 +1,90 @@
 """Rows from a file or from memory, each with the place it came from."""
 
-import json
+import gzip
 import os
+import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, cast
 
-from likelier.data.records import Finding
+from likelier.data.lines import read_array, read_lines
+from likelier.data.records import Finding, Row
+from likelier.data.tables import read_csv, read_parquet
 from likelier.errors import DataError, InputMissing
 
-LONGEST_LINE = 64 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
-DEEPEST = 100  # levels of nesting; real rows have a handful
-ROWS_AT_ONCE = 1000
-ONE_OBJECT = "write one JSON object on each line"
+__all__ = ["KINDS", "Row", "kind_of", "read_rows", "rows_from_memory"]
+
+Reader = Callable[[BinaryIO, str], Iterator[Row | Finding]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One record as it was read; ``source`` is ``file:line``, or ``train[3]`` in memory."""
+def _read_json(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+    """An array of objects, or lines that only carry the wrong name."""
+    start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(0)
+    return read_array(file, name) if start.startswith(b"[") else read_lines(file, name)
 
-    source: str
-    record: dict[str, Any]
+
+KINDS: dict[str, Reader] = {
+    ".jsonl": read_lines,
+    ".ndjson": read_lines,
+    ".json": _read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def kind_of(path: Path) -> str | None:
+    """Which of `KINDS` a file is by its name (``.gz`` behind it is looked through), or None."""
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return suffix if suffix in KINDS else None
 
 
 def read_rows(path: Path) -> Iterator[Row | Finding]:
-    """Read a ``.jsonl`` or ``.parquet`` file, one `Row` (or one error `Finding`) a record.
+    """Read a JSONL, JSON, CSV or Parquet file, plain or gzipped.
 
-    Blank lines are skipped but counted as lines. Nothing beyond a few rows is kept in memory.
+    One `Row`, or one error `Finding`, a record. Nothing beyond a few rows is kept in memory.
 
     Raises:
         InputMissing: there is no such file, or it is no regular file that can be read.
-        DataError: the file is empty, or its name ends in something else.
+        DataError: the file is empty, or its name ends in something else; later, that the file
+            has changed while it was read.
     """
-    _check_file(path)
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    before = _check_file(path)
+    return _read(path, before)
+
+
+def _read(path: Path, before: os.stat_result) -> Iterator[Row | Finding]:
+    kind = kind_of(path)
+    assert kind is not None  # checked
+    reader = KINDS[kind]
+    if path.suffix == ".gz":
+        yield from _read_gzip(path, reader)
+    else:
+        with open(path, "rb") as file:
+            yield from reader(file, str(path))
+    after = os.stat(path)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        mend = "wait until nobody writes to it, then run again"
+        raise DataError("the file changed while it was read", where=str(path), mend=mend)
+
+
+def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
+    last = f"{path}:1"
+    try:
+        with gzip.open(path, "rb") as packed, tempfile.TemporaryFile() as whole:
+            file = cast(BinaryIO, packed)
+            if reader is read_parquet:  # read from its end, which gzip cannot do
+                shutil.copyfileobj(packed, whole)
+                file = cast(BinaryIO, whole)
+            for row in reader(file, str(path)):
+                last = row.source
+                yield row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        message = f"the gzip file is damaged or cut short behind here: {error}"
+        yield Finding("gzip", "error", last, None, message, "write or download it again")
 
 
 def rows_from_memory(rows: Iterable[Any], name: str = "train") -> Iterator[Row | Finding]:
@@ -60,7 +109,7 @@ def _memory(rows: Iterable[Any], name: str) -> Iterator[Row | Finding]:
             yield Finding("type", "error", source, None, message, "make each row a dict")
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path) -> os.stat_result:
     try:
         found = os.stat(path)
     except FileNotFoundError as error:
@@ -74,167 +123,12 @@ def _check_file(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         mend = "write the rows to a regular file first"
         raise InputMissing("this is no regular file", where=str(path), mend=mend)
-    if path.suffix not in (".jsonl", ".parquet"):
-        mend = "the name must end in .jsonl (one JSON object a line) or .parquet"
+    if kind_of(path) is None:
+        mend = f"the name must end in {', '.join(KINDS)}, or one of these and .gz"
         raise DataError(f'cannot read "{path.suffix}" files', where=str(path), mend=mend)
     if found.st_size == 0:
         raise DataError("the file is empty", where=str(path), mend="put at least one row in it")
     if not os.access(path, os.R_OK):
         mend = "give yourself the right to read it"
         raise InputMissing("the file is not readable", where=str(path), mend=mend)
-
-
-def _read_jsonl(path: Path) -> Iterator[Row | Finding]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(_lines(file), start=1):
-            source = f"{path}:{number}"
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of UTF-8
-            if len(line) > LONGEST_LINE:
-                message = f"a line longer than {LONGEST_LINE // 2**20} MiB"
-                yield Finding("json", "error", source, None, message, ONE_OBJECT)
-            elif line.strip():
-                yield _parse(line, source)
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines ended by ``\\n``; of a line that is too long only the beginning."""
-    while line := file.readline(LONGEST_LINE + 1):
-        rest = line
-        while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
-            rest = file.readline(LONGEST_LINE + 1)
-        yield line
-
-
-def _parse(line: bytes, source: str) -> Row | Finding:
-    def refuse(code: str, message: str, mend: str) -> Finding:
-        return Finding(code, "error", source, None, message, mend)
-
-    try:
-        text = line.decode().rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        message = f"byte {error.start + 1} of the line is not UTF-8"
-        return refuse("utf8", message, _guess_encoding(line))
-    if "\0" in text:
-        return refuse("utf8", "the line holds NUL bytes", "save the file as UTF-8, not UTF-16")
-    try:
-        record = _DECODER.decode(text)
-        _inspect(record)
-    except json.JSONDecodeError as error:
-        return refuse("json", *_explain(error, text))
-    except RecursionError:
-        return refuse("json", "nested too deeply", ONE_OBJECT)
-    except ValueError as error:  # ours, or a number of too many digits
-        return refuse("json", str(error)[:120], "mend or delete this line")
-    if not isinstance(record, dict):
-        kind = "an array" if isinstance(record, list) else "a bare value"
-        return refuse("json", f"the line is {kind}, not an object", ONE_OBJECT)
-    return Row(source, record)
-
-
-def _guess_encoding(line: bytes) -> str:
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "this looks like UTF-16; save the file as UTF-8"
-    try:
-        line.decode("cp949")
-    except UnicodeDecodeError:
-        return "save the file as UTF-8"
-    return "this looks like CP949 (Korean); convert it: iconv -f cp949 -t utf-8 FILE"
-
-
-def _explain(error: json.JSONDecodeError, text: str) -> tuple[str, str]:
-    if "\r" in text:
-        return "the lines end in CR alone", "save the file with LF line ends"
-    if error.msg == "Extra data":
-        return f"something follows the object, at column {error.colno}", ONE_OBJECT
-    return f"broken JSON at column {error.colno}: {error.msg}", ONE_OBJECT
-
-
-def odd_character(text: str) -> str | None:
-    """The name of a character that no tokenizer or template can take, if ``text`` holds one."""
-    if "\0" in text:
-        return "a NUL character"
-    if "\ufdd0" in text:
-        return "the noncharacter U+FDD0"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"half a surrogate pair, U+{ord(text[error.start]):04X}"
-    return None
-
-
-def _inspect(record: Any) -> None:
-    """Refuse what is JSON but would only fail later: odd characters and deep nesting."""
-    level = [record]
-    for _ in range(DEEPEST):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += [*value, *value.values()]
-            elif isinstance(value, list):
-                inner += value
-            elif isinstance(value, str) and (odd := odd_character(value)):
-                raise ValueError(f"the text holds {odd}")
-        if not inner:
-            return
-        level = inner
-    raise RecursionError
-
-
-def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(items)
-    if len(record) < len(items):
-        keys = [key for key, _ in items]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f'the key "{twice[:40]}" stands twice')
-    return record
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return number
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_no_constant
-)
-
-
-def _read_parquet(path: Path) -> Iterator[Row | Finding]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                for record in _records(batch):
-                    number += 1
-                    source = f"{path}:{number}"
-                    yield (
-                        Row(source, record)
-                        if isinstance(record, dict)
-                        else Finding("utf8", "error", source, None, record, "store text as UTF-8")
-                    )
-    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
-        message = f"the file is damaged after row {number}: {reason}"
-        yield Finding("parquet", "error", f"{path}:{number + 1}", None, message, "write it again")
-
-
-def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The batch's rows as dicts; where the bytes of one are not UTF-8, what is wrong with it."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for number in range(batch.num_rows):
-            try:
-                yield batch.slice(number, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                yield "the row holds bytes that are not UTF-8"
+    return found

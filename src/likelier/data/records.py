@@ -7,6 +7,14 @@ Message = dict[str, Any]  # {"role": ..., "content": ...}; the template may read
 
 
 @dataclass(frozen=True)
+class Row:
+    """One record as it was read; ``source`` is ``file:line``, or ``train[3]`` in memory."""
+
+    source: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Pair:
     """One preference as it was read.
 

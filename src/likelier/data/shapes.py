@@ -1,11 +1,13 @@
-"""The three shapes a preference may come in, and one `Pair` for all of them."""
+"""Prompt and answers of one row, as texts or as messages, or what is wrong with them."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from likelier.data.read import Row, odd_character
-from likelier.data.records import Finding, Message, Pair
+from likelier.data.lines import odd_character
+from likelier.data.records import Finding, Message, Pair, Row
+from likelier.data.transcript import as_list, from_transcript, is_transcript
 
 NAMES = ("prompt", "chosen", "rejected")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -26,16 +28,24 @@ class Unfit(Exception):
         return Finding(self.code, "error", source, self.field, self.message, self.mend)
 
 
-def to_pair(row: Row, columns: dict[str, str]) -> Pair | Finding:
+def to_pair(row: Row, columns: Mapping[str, str], chat: bool = False) -> Pair | Finding:
     """Make a `Pair` of one row, or say what is wrong with it.
 
-    Texts, lists of messages, or two conversations whose common beginning is the prompt.
-    ``columns`` maps our names to the file's (``{"prompt": "question"}``); other columns are
-    ignored.
+    Texts, lists of messages, two conversations whose common beginning is the prompt, or
+    Human/Assistant transcripts. ``columns`` maps our names to the file's
+    (``{"prompt": "question"}``); other columns are ignored. ``chat`` makes turns of plain texts.
     """
     try:
-        prompt, chosen, rejected = _sides(row.record, columns)
-        return Pair(prompt, chosen, rejected, row.source)
+        prompt, chosen, rejected = _sides(row.record, columns, chat)
+        return Pair(
+            prompt,
+            chosen,
+            rejected,
+            row.source,
+            read_tools(row.record, columns),
+            _scores(row.record, columns),
+            origin_of(row.record, columns),
+        )
     except Unfit as unfit:
         return unfit.at(row.source)
 
@@ -50,25 +60,32 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 Sides = tuple[str, str, str] | tuple[Chat, Chat, Chat]
 
 
-def _sides(record: dict[str, Any], columns: dict[str, str]) -> Sides:
+def _sides(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> Sides:
     theirs = {name: columns.get(name, name) for name in NAMES}
-    prompt, chosen, rejected = (record.get(theirs[name], ABSENT) for name in NAMES)
+    prompt, chosen, rejected = (as_list(record.get(theirs[name], ABSENT)) for name in NAMES)
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if value is ABSENT:
-            _missing(record, columns, name)
+            missing(record, columns, name, NAMES)
+    if is_transcript(chosen) and is_transcript(rejected):
+        chosen, rejected = from_transcript(chosen), from_transcript(rejected)
+        prompt = from_transcript(prompt) if is_transcript(prompt) else prompt
     implied = isinstance(chosen, (list, tuple)) and isinstance(rejected, (list, tuple))
     if prompt is ABSENT and ("prompt" in columns or not implied):
-        _missing(record, columns, "prompt")
+        missing(record, columns, "prompt", NAMES)
 
     if not implied:
         if isinstance(chosen, (list, tuple)) or isinstance(rejected, (list, tuple)):
             _mixed("chosen", "one of chosen and rejected is a list of messages, the other is not")
         if isinstance(prompt, (list, tuple)):
             _mixed("prompt", "the prompt is a list of messages, the answers are not")
+        read_text(prompt, theirs["prompt"])
+        chosen = read_text(chosen, theirs["chosen"])
+        rejected = read_text(rejected, theirs["rejected"])
+        asked = read_prompt(record, columns, chat)
         return (
-            read_text(prompt, theirs["prompt"]),
-            read_text(chosen, theirs["chosen"]),
-            read_text(rejected, theirs["rejected"]),
+            (asked, chosen, rejected)
+            if isinstance(asked, str)
+            else (asked, _said(chosen), _said(rejected))
         )
 
     chosen = read_messages(chosen, theirs["chosen"])
@@ -76,11 +93,97 @@ def _sides(record: dict[str, Any], columns: dict[str, str]) -> Sides:
     check_end(chosen, theirs["chosen"])
     check_end(rejected, theirs["rejected"])
     if prompt is ABSENT and "assistant" in (chosen[0]["role"], rejected[0]["role"]):
-        _missing(record, columns, "prompt")
-    return _chats(prompt, chosen, rejected, theirs)
+        missing(record, columns, "prompt", NAMES)
+    turns, chosen, rejected = _chats(prompt, chosen, rejected, theirs)
+    return with_system(turns, record, columns), chosen, rejected
 
 
-def _chats(prompt: Any, chosen: Chat, rejected: Chat, theirs: dict[str, str]) -> Sides:
+def _said(text: str) -> Chat:
+    return ({"role": "assistant", "content": text},)
+
+
+def read_prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> str | Chat:
+    """The prompt of a row as text, or as messages where it is written or wanted so.
+
+    A system text, tools or ``chat`` make a user's turn of a plain text.
+    """
+    field = columns.get("prompt", "prompt")
+    value = as_list(record.get(field, ABSENT))
+    if value is ABSENT:
+        missing(record, columns, "prompt", ("prompt",))
+    if is_transcript(value) or (isinstance(value, str) and value.lstrip().startswith("Human:")):
+        value = from_transcript(value)
+    if isinstance(value, (list, tuple)):
+        return with_system(read_messages(value, field), record, columns)
+    text = read_text(value, field)
+    if not (chat or "system" in columns or read_tools(record, columns)):
+        return text
+    return with_system(({"role": "user", "content": text},), record, columns)
+
+
+def with_system(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
+    """A chat behind the row's system text, where it has one and the chat has none."""
+    field = columns.get("system")
+    value = record.get(field) if field else None
+    if value is None or value == "" or chat[0]["role"] == "system":
+        return chat
+    if not isinstance(value, str) or odd_character(value):
+        read_text(value, str(field))
+    return ({"role": "system", "content": value}, *chat)
+
+
+def read_tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Message, ...]:
+    """The tools that a row offers: a list of objects, or that list as JSON text."""
+    field = columns.get("tools")
+    value = record.get(field) if field else None
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            mend = "write a JSON list of tools"
+            raise Unfit("tools", field, "the text is no JSON", mend) from error
+    if not value:
+        return ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(tool, dict) for tool in value):
+        message = f"a list of tools expected, found {_kind(value)}"
+        raise Unfit("tools", field, message, "write a list of objects, or null")
+    return tuple(value)
+
+
+def origin_of(record: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """The data set that a row says it comes from."""
+    value = record.get(columns["origin"]) if "origin" in columns else None
+    return value[:80] if isinstance(value, str) else None
+
+
+def read_number(value: Any, field: str) -> float:
+    """A finite number, also one that a CSV cell holds.
+
+    Raises:
+        Unfit: it is none.
+    """
+    try:
+        number = float(value) if not isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or number != number or abs(number) == float("inf"):
+        message = f"a number expected, found {_kind(value)}"
+        raise Unfit("score", field, message, "write a finite number")
+    return number
+
+
+def _scores(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[float, float] | None:
+    names = ("chosen_score", "rejected_score")
+    fields = [columns[name] for name in names if name in columns]
+    if len(fields) < 2 or all(record.get(field) is None for field in fields):
+        return None
+    chosen, rejected = (read_number(record.get(field), field) for field in fields)
+    return chosen, rejected
+
+
+def _chats(
+    prompt: Any, chosen: Chat, rejected: Chat, theirs: Mapping[str, str]
+) -> tuple[Chat, Chat, Chat]:
     """Both answers after one prompt; conversations that repeat the prompt lose it."""
     whole = chosen[0]["role"] != "assistant" and rejected[0]["role"] != "assistant"
     field = theirs["prompt"]
@@ -185,9 +288,12 @@ def _message(item: Any, field: str) -> Message:
     return item
 
 
-def _missing(record: dict[str, Any], columns: dict[str, str], name: str) -> NoReturn:
+def missing(
+    record: Mapping[str, Any], columns: Mapping[str, str], name: str, names: Iterable[str]
+) -> NoReturn:
+    """Say that a column is not there, and which one may be meant; ``names`` are those read."""
     wanted = columns.get(name, name)
-    taken = {columns.get(other, other) for other in NAMES}
+    taken = {columns.get(other, other) for other in names}
     found = nearest(wanted, [str(key) for key in record if key not in taken])
     message = f'no column "{wanted}"'
     if name in columns:

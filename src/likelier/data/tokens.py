@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from likelier.data.chat import Segment, as_text, chat_key, cut_answer, render
 from likelier.data.encoder import BREAK, Encoder, build_encoder
 from likelier.data.fit import Fitted, fit
-from likelier.data.read import odd_character
+from likelier.data.lines import odd_character
 from likelier.data.records import Answer, Finding, Message, Pair, TokenPair
 from likelier.data.shapes import Chat, Unfit, check_end, check_start, read_messages
 from likelier.errors import DataError

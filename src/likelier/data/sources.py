@@ -1,0 +1,130 @@
+"""What a name of data stands for: a file, a folder, a Hub id, or several with weights."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+from likelier.data.read import kind_of, read_rows
+from likelier.data.records import Finding, Row
+from likelier.errors import ConfigError, InputMissing
+
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)")
+SPLITS = ("train", "validation", "test", "dev", "eval")
+
+
+def files_of(name: str | Path) -> list[Path]:
+    """The files that a name stands for, in the order of their names.
+
+    A path of a file; a folder, which ``:split`` may follow; or a Hub id ``owner/name``, which a
+    folder of the repository and ``:split`` may follow. A Hub id is downloaded once and then read
+    from the Hub cache; ``HF_HUB_OFFLINE`` is honoured. Without a split, the files of ``train``
+    are read, or all where no file is named after a split.
+
+    Raises:
+        InputMissing: there is no such thing, or no data file in it.
+    """
+    text = str(name)
+    path = Path(text)
+    if _is_folder(path):
+        return _in_folder(path, None)
+    if os.path.lexists(path):
+        return [path]
+    start, colon, split = text.rpartition(":")
+    if colon and _is_folder(Path(start)):
+        return _in_folder(Path(start), split)
+    hub = _HUB.fullmatch(start if colon else text)
+    if hub is None or kind_of(path) is not None:
+        return [path]  # the reader says what is wrong with it
+    return _in_folder(_download(hub["id"]) / hub["folder"].lstrip("/"), split or None)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_source(name: str | Path) -> Iterator[Row | Finding]:
+    """The rows of everything that a name stands for. Raises as `files_of` and `read_rows`."""
+    for file in files_of(name):
+        yield from read_rows(file)
+
+
+def read_mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
+    """The rows of several sources, each row as often as the weight of its source says.
+
+    ``0.25`` takes a quarter of the rows, chosen by their content; ``2`` takes each twice; ``1.5``
+    takes each once and half of them again. A row that is not taken comes as a ``weight`` note.
+    """
+    for name, weight in weights.items():
+        if not 0 < weight <= 100:
+            mend = "write how often each row counts: over 0, at most 100"
+            raise ConfigError(f"{weight} is not a weight", where=f"data.train.{name}", mend=mend)
+        for row in read_source(name):
+            copies = _copies(row, weight) if isinstance(row, Row) else 1
+            if copies == 0:
+                message = f"left out: the weight of {name} is {weight}"
+                mend = "raise the weight to use more rows"
+                yield Finding("weight", "note", row.source, None, message, mend)
+            for _ in range(copies):
+                yield row
+
+
+def _copies(row: Row, weight: float) -> int:
+    digest = blake2b(repr(row.record).encode(errors="surrogatepass"), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    return int(weight) + (place < weight - int(weight))
+
+
+def _in_folder(folder: Path, split: str | None) -> list[Path]:
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if kind_of(path)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    data = [path for path in files if path.name not in ("dataset_infos.json", "dataset_dict.json")]
+    if not data:
+        what = "this is a folder that holds no data file"
+        mend = "name a folder with .jsonl, .json, .csv or .parquet files"
+        if not folder.is_dir():
+            what, mend = "there is no such folder", "check the name"
+        raise InputMissing(what, where=str(folder), mend=mend)
+    if split is None:
+        return [path for path in data if _belongs(path, folder, "train")] or data
+    chosen = [path for path in data if _belongs(path, folder, split)]
+    if not chosen:
+        names = sorted({re.split(r"[-.]", path.name)[0] for path in data})
+        mend = f"the files are called {', '.join(names[:8])}"
+        raise InputMissing(f'no file of a split "{split}"', where=str(folder), mend=mend)
+    return chosen
+
+
+def _belongs(path: Path, folder: Path, split: str) -> bool:
+    """``train.jsonl``, ``train-00000-of-00002.parquet`` and anything in a folder ``train``."""
+    return split in path.relative_to(folder).parts[:-1] or bool(
+        re.match(rf"{re.escape(split)}[-.]", path.name)
+    )
+
+
+def _download(repository: str) -> Path:
+    """The data files of a repository of the Hub, in its cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [f"*{kind}{gz}" for kind in (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+              for gz in ("", ".gz")]  # fmt: skip
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
+    except LocalEntryNotFoundError as error:
+        what = "there is no such file or folder, and the Hub cannot be reached"
+        mend = "check the path; for a Hub id, download it where there is a network"
+        raise InputMissing(what, where=repository, mend=mend) from error
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        what = f"there is no such file or folder, and the Hub says: {reason}"
+        raise InputMissing(what, where=repository, mend="check the name") from error
