@@ -5,20 +5,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from likelier.config import Config
-    from likelier.loss.api import dpo_loss
+    from likelier.loss.api import dpo_loss, kto_loss, preference_loss
     from likelier.model.load import load
     from likelier.model.score import get_logprob
     from likelier.run import train
 
 __version__ = "0.1.0"
-__all__ = ["Config", "__version__", "dpo_loss", "get_logprob", "load", "train"]
+__all__ = [
+    "Config",
+    "__version__",
+    "dpo_loss",
+    "get_logprob",
+    "kto_loss",
+    "load",
+    "preference_loss",
+    "train",
+]
 
 # Lazy, because torch takes seconds to import and `likelier --help` must answer at once.
 _HOMES = {
     "Config": "likelier.config",
     "dpo_loss": "likelier.loss.api",
     "get_logprob": "likelier.model.score",
+    "kto_loss": "likelier.loss.api",
     "load": "likelier.model.load",
+    "preference_loss": "likelier.loss.api",
     "train": "likelier.run",
 }
 

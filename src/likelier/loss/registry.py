@@ -1,15 +1,22 @@
-"""Every loss by name, with what it needs and where it comes from."""
+"""Every loss by name: its card joined with its function, and a loss made ready for the engine.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+To add a loss: a card in `likelier.cards`, a function in this folder, and a line here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from likelier.cards import CARDS, Card, find_card
 from likelier.errors import ConfigError
-from likelier.loss.sigmoid import sigmoid
+from likelier.loss import anchored, coupled, lengths, margins, parts, sigmoid
 from likelier.loss.values import AnswerValues
+
+PerPair = Callable[[AnswerValues], Tensor]
+TwoSides = Callable[[AnswerValues], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -17,31 +24,118 @@ class Loss:
     """One loss: ``function(values, **parameters)`` gives a value per pair, shape (P,), in nats.
 
     ``couples`` says that a pair's value depends on the other pairs of the step; the engine then
-    scores the whole step before it takes any gradient.
+    scores the whole step before it takes any gradient. ``scores`` gives what is optimised of
+    chosen and rejected, where that is not the reward; it reads some of the parameters.
     """
 
     name: str
     function: Callable[..., Tensor]
-    paper: str
-    couples: bool = False
+    card: Card
+    scores: Callable[..., tuple[Tensor, Tensor]] | None = None
+    scaled: bool = True  # the scores are yet to be multiplied by beta
+
+    @property
+    def paper(self) -> str:
+        """Where it comes from."""
+        return self.card.paper
+
+    @property
+    def couples(self) -> bool:
+        """Whether pairs of a step look at each other."""
+        return self.card.reads("whole step")
 
 
-LOSSES = {
-    loss.name: loss
-    for loss in (
-        Loss("sigmoid", sigmoid, "Direct Preference Optimization, arXiv 2305.18290, equation 7"),
-    )
-}
+def _means(values: AnswerValues) -> tuple[Tensor, Tensor]:
+    return values.chosen.mean_P, values.rejected.mean_P
+
+
+def _mean_ratios(values: AnswerValues) -> tuple[Tensor, Tensor]:
+    return values.chosen.mean_ratio_P, values.rejected.mean_ratio_P
+
+
+def _ratios(values: AnswerValues) -> tuple[Tensor, Tensor]:
+    return values.chosen.ratio_P, values.rejected.ratio_P
+
+
+def _logps(values: AnswerValues) -> tuple[Tensor, Tensor]:
+    return values.chosen.policy_P, values.rejected.policy_P
+
+
+def _sureness(values: AnswerValues) -> tuple[Tensor, Tensor]:
+    chosen_P, rejected_P = _means(values)
+    return chosen_P.exp(), rejected_P.exp()
+
+
+_FUNCTIONS: tuple[tuple[Any, ...], ...] = (
+    ("sigmoid", sigmoid.sigmoid, sigmoid.f_scores),
+    ("cdpo", margins.cdpo),
+    ("robust", margins.robust),
+    ("hinge", margins.hinge),
+    ("exo", margins.exo),
+    ("discopop", margins.discopop),
+    ("dpop", margins.dpop, margins.dpop_scores),
+    ("rdpo", margins.rdpo),
+    ("odpo", margins.odpo),
+    ("dpo_shift", margins.dpo_shift, margins.dpo_shift_scores),
+    ("chi_po", margins.chi_po, margins.chi_scores),
+    ("ipo_sum", anchored.ipo_sum, _ratios, False),
+    ("ipo_mean", anchored.ipo_mean, _mean_ratios, False),
+    ("sppo", anchored.sppo, _ratios, False),
+    ("cal_dpo", anchored.cal_dpo, _ratios, False),
+    ("nca", anchored.nca),
+    ("bco", anchored.bco),
+    ("apo_zero", anchored.apo_zero),
+    ("apo_down", anchored.apo_down),
+    ("sigmoid_mean", lengths.sigmoid_mean, _mean_ratios),
+    ("simpo", lengths.simpo, _means),
+    ("alphapo", lengths.alphapo, lengths.alpha_scores),
+    ("simper", lengths.simper, _sureness, False),
+    ("orpo", lengths.orpo, lengths.log_odds, False),
+    ("cpo", lengths.cpo, _logps),
+    ("slic", lengths.slic, _logps, False),
+    ("aot", coupled.aot),
+    ("aot_unpaired", coupled.aot_unpaired),
+    ("kto", coupled.kto),
+    ("bco_unpaired", coupled.bco_unpaired),
+    ("apo_zero_unpaired", coupled.apo_zero_unpaired),
+)
+LOSSES = {name: Loss(name, function, CARDS[name], *more) for name, function, *more in _FUNCTIONS}
 
 
 @dataclass(frozen=True)
 class BoundLoss:
-    """A loss with its hyper-parameters fixed, ready for the engine."""
+    """A loss with its hyper-parameters fixed, ready for the engine.
+
+    ``beta`` scales the logged rewards. ``observe`` is called once a step with the values of the
+    whole step, before any gradient, and may change ``state``: figures that belong to the run, and
+    to its checkpoints. ``held_out`` stands in for ``per_pair`` on held-out pairs. ``function`` and
+    ``fixed`` are what a loss of the registry was made of.
+    """
 
     name: str
-    per_pair: Callable[[AnswerValues], Tensor]
+    per_pair: PerPair
     beta: float
     couples: bool = False
+    formula: str = ""
+    scores: TwoSides | None = None
+    cards: tuple[Card, ...] = ()
+    reads_sureness: bool = False
+    observe: Callable[[AnswerValues], None] | None = None
+    held_out: PerPair | None = None
+    state: dict[str, float] = field(default_factory=dict)
+    function: Callable[..., Tensor] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def needs(self, what: str) -> bool:
+        """Whether it reads an input of the cards; a caller's own loss may read the reference."""
+        if not self.cards:
+            return what == "reference"
+        return any(card.reads(what) for card in self.cards)
+
+    @property
+    def paired(self) -> bool:
+        """Whether its rows are pairs, rather than single answers with a thumb."""
+        return all(card.paired for card in self.cards)
 
 
 def bind(
@@ -52,19 +146,126 @@ def bind(
     A function of one's own may look at any pair of the step. Its ``beta`` only scales the
     rewards that are logged.
 
-    Raises ConfigError where no loss has this name.
+    Raises ConfigError where no loss has this name, or a hyper-parameter is wrong.
     """
-    given = dict(parameters)
-    name = given.pop("name")
+    options = {key: value for key, value in parameters.items() if key in parts.OPTIONS}
+    given = {key: value for key, value in parameters.items() if key not in parts.OPTIONS}
     if function is not None:
         own = partial(_one_a_pair, function)
-        return BoundLoss(getattr(function, "__name__", "own"), own, given["beta"], True)
-    if name not in LOSSES:
-        raise ConfigError(
-            f"no loss is called {name}", where="loss.name", mend=f"there are: {', '.join(LOSSES)}"
-        )
-    loss = LOSSES[name]
-    return BoundLoss(name, partial(loss.function, **given), given["beta"], loss.couples)
+        name = getattr(function, "__name__", "own")
+        return BoundLoss(name, own, given.get("beta", 0.1), True, formula=f"{name}(values)")
+    state: dict[str, float] = {}
+    if given["name"] == "mixture":
+        losses = [_one(part, state, f"{n}/") for n, part in enumerate(given["parts"])]
+        whole = _mixture(losses, [part.get("weight", 1.0) for part in given["parts"]], state)
+    else:
+        whole = _one(given, state, "")
+    return with_options(whole, options)
+
+
+def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> BoundLoss:
+    """One loss of the registry; hyper-parameters that are left out take their defaults."""
+    chosen = {key: value for key, value in given.items() if key not in ("name", "weight")}
+    card = find_card(given["name"])
+    if wrong := card.problem(chosen):
+        raise ConfigError(wrong[1], where=f"loss.{wrong[0]}", mend=wrong[2])
+    loss, fixed = LOSSES[card.name], card.defaults | chosen
+    beta = float(fixed[card.reward]) if card.reward else 1.0
+    per_pair: PerPair = partial(loss.function, **fixed)
+    observe = None
+    if fixed.get("delta") == "running":
+        per_pair, observe = parts.shifted(loss.function, fixed, state, prefix + "shift")
+    return BoundLoss(
+        name=card.name,
+        per_pair=per_pair,
+        beta=beta,
+        couples=loss.couples and fixed.get("delta") in (None, "running"),
+        formula=card.objective(fixed),
+        scores=_scores(loss, fixed),
+        cards=(card,),
+        observe=observe,
+        state=state,
+        function=loss.function,
+        fixed=fixed,
+    )
+
+
+def _scores(loss: Loss, fixed: Mapping[str, Any]) -> TwoSides | None:
+    """The optimised scores, or None where they are the rewards."""
+    function, scale = loss.scores, float(fixed["beta"]) if loss.scaled else 1.0
+    if function is None or fixed.get("divergence") == "reverse_kl":
+        return None
+    bound = partial(function, **{k: v for k, v in fixed.items() if k in function.__annotations__})
+
+    def scores(values: AnswerValues) -> tuple[Tensor, Tensor]:
+        chosen_P, rejected_P = bound(values)
+        return scale * chosen_P, scale * rejected_P
+
+    return scores
+
+
+def _mixture(
+    losses: Sequence[BoundLoss], weights: Sequence[float], state: dict[str, float]
+) -> BoundLoss:
+    """A weighted sum of losses; the first one's beta scales the rewards."""
+    observers = [loss.observe for loss in losses if loss.observe is not None]
+
+    def per_pair(values: AnswerValues) -> Tensor:
+        terms = [w * loss.per_pair(values) for w, loss in zip(weights, losses, strict=True)]
+        return sum(terms[1:], terms[0])
+
+    def observe(values: AnswerValues) -> None:
+        for each in observers:
+            each(values)
+
+    terms = zip(weights, losses, strict=True)
+    return BoundLoss(
+        name="mixture",
+        per_pair=per_pair,
+        beta=losses[0].beta,
+        couples=any(loss.couples for loss in losses),
+        formula=" + ".join(f"{weight:g} * ({loss.formula})" for weight, loss in terms),
+        cards=tuple(card for loss in losses for card in loss.cards),
+        observe=observe if observers else None,
+        state=state,
+    )
+
+
+def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
+    """The loss with what the config adds to any of them, in the order of the formula."""
+    if dynamic := options.get("dynamic_beta"):
+        if loss.function is None or "beta" not in loss.fixed:
+            raise ConfigError(
+                f"{loss.name} has no single beta to follow the margins",
+                where="loss.dynamic_beta",
+                mend="take it away, or use a loss such as sigmoid",
+            )
+        per_pair, observe = parts.dynamic_beta(loss.function, loss.fixed, loss.state, dynamic)
+        told = f"{loss.formula}, beta = {loss.beta:g} * (1 + {dynamic['alpha']:g} * (M - M0))"
+        loss = replace(
+            loss, per_pair=per_pair, observe=observe, couples=True, held_out=loss.per_pair,
+            formula=told,
+        )  # fmt: skip
+    if options.get("wpo"):
+        loss = replace(loss, reads_sureness=True, **_mapped(loss, parts.by_sureness),
+                       formula=f"w * [{loss.formula}], w = min(1, w_c * w_r)")  # fmt: skip
+    if nll := options.get("nll"):
+        per = options.get("nll_per", "token")
+        add = partial(parts.plus_nll, weight=nll, per=per)
+        loss = replace(loss, **_mapped(loss, add), formula=f"{loss.formula} + {nll:g} * NLL({per})")
+    if options.get("pair_weights"):
+        loss = replace(loss, **_mapped(loss, parts.by_weight), formula=f"weight * [{loss.formula}]")
+    return loss
+
+
+def _mapped(loss: BoundLoss, change: Callable[[Tensor, AnswerValues], Tensor]) -> dict[str, Any]:
+    """Both of a loss's functions with something done to their values."""
+
+    def after(function: PerPair) -> PerPair:
+        return lambda values: change(function(values), values)
+
+    held_out = None if loss.held_out is None else after(loss.held_out)
+    return {"per_pair": after(loss.per_pair), "held_out": held_out}
 
 
 def _one_a_pair(function: Callable[[AnswerValues], Tensor], values: AnswerValues) -> Tensor:

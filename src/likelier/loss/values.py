@@ -9,12 +9,43 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Side:
+    """One answer of every pair: summed log-probs in nats and scored tokens, shape (P,) each."""
+
+    policy_P: Tensor
+    reference_P: Tensor
+    tokens_P: Tensor
+
+    @property
+    def ratio_P(self) -> Tensor:
+        """log policy - log reference, in nats."""
+        return self.policy_P - self.reference_P
+
+    @property
+    def mean_P(self) -> Tensor:
+        """The policy's log-prob per token."""
+        return self.policy_P / self.tokens_P
+
+    @property
+    def mean_ratio_P(self) -> Tensor:
+        """The log-ratio per token."""
+        return self.ratio_P / self.tokens_P
+
+
+@dataclass(frozen=True)
 class AnswerValues:
     """The answers of a step, or of one pass of it.
 
     ``policy_R`` and ``reference_R`` are summed log-probs in nats (float64), ``length_R`` the
     scored tokens of each answer, ``chosen_P`` and ``rejected_P`` index into R. An answer may
     stand in several pairs.
+
+    Columns that the data may bring: ``margin_P`` (how much better the chosen answer is),
+    ``weight_P`` (of the pair in the loss), ``label_P`` (rows of one answer and a thumb, 1 for up:
+    the answer is the chosen one, and the rejected one is a mismatched answer, or the same again
+    where none is needed). ``sureness_R`` is what WPO weighs by.
+
+    ``mean_tokens`` is the mean length of the chosen answers of the whole step.
     """
 
     policy_R: Tensor
@@ -22,6 +53,24 @@ class AnswerValues:
     length_R: Tensor
     chosen_P: Tensor
     rejected_P: Tensor
+    margin_P: Tensor | None = None
+    weight_P: Tensor | None = None
+    label_P: Tensor | None = None
+    sureness_R: Tensor | None = None
+    mean_tokens: float | None = None
+
+    @property
+    def chosen(self) -> Side:
+        """The chosen answer of every pair."""
+        return self._side(self.chosen_P)
+
+    @property
+    def rejected(self) -> Side:
+        """The rejected answer of every pair."""
+        return self._side(self.rejected_P)
+
+    def _side(self, index_P: Tensor) -> Side:
+        return Side(self.policy_R[index_P], self.reference_R[index_P], self.length_R[index_P])
 
     @property
     def log_ratio_R(self) -> Tensor:
