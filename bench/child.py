@@ -75,7 +75,8 @@ class Steps:
             tell(event="peak", until="first step", mib=peak_mib())
             reset_peak()
         tell(event="step", step=step, seconds=seconds, loss=loss, **more)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            sys.exit("nobody measures any more")
         self.began = time.perf_counter()
 
 
