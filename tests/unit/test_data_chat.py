@@ -1,6 +1,8 @@
 """Chats as tokens: the prompt as at inference, the answer up to the template's own stop."""
 
 import re
+import resource
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +23,7 @@ from tokenizers import AddedToken
 
 from likelier.data.records import Finding, Pair, TokenPair
 from likelier.data.tokens import Encoder, build_encoder, encode_answer, encode_pair, encode_pairs
-from likelier.errors import DataError
+from likelier.errors import ConfigError, DataError
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -341,10 +343,10 @@ def test_equal_after_the_template() -> None:
     template = CHATML.replace("{{ m.content }}", "{{ m.content | lower }}")
     encoder = build_encoder(byte_level(template, eos="<|im_end|>"))
     finding = the_finding(encoder, pair(chosen="가 a", rejected="가 A"))
-    assert finding.code in ("identical", "template")
+    assert finding.code in ("merged", "template")
     encoder = ENCODERS["llama 3"]
     finding = the_finding(encoder, pair(chosen="같다", rejected="같다\n"))
-    assert finding.code == "identical" and "same tokens" in finding.message
+    assert finding.code == "merged" and "same tokens" in finding.message
 
 
 def test_a_template_that_looks_for_control_tokens() -> None:
@@ -373,12 +375,73 @@ def test_a_template_that_writes_the_date_is_warned_of_once() -> None:
     )
     template = dated + "{{ date_string }}\n" + CHATML
     tokenizer = byte_level(template, eos="<|im_end|>")
-    encoded, findings = encode_pairs(build_encoder(tokenizer), [pair(), pair(chosen="나")])
-    assert len(encoded) == 2
+    for today, year in ((None, "2024"), ("1999-12-31", "1999")):
+        frozen = build_encoder(tokenizer, today=today)
+        encoded, findings = encode_pairs(frozen, [pair(), pair(chosen="나")])
+        assert len(encoded) == 2 and decode(frozen, encoded[0].prompt).startswith(year)
+        assert [(f.code, f.severity) for f in findings] == [("clock", "note")]
+    odd = byte_level(template.replace("'%Y'", "'%' + 'Y'"), eos="<|im_end|>")
+    _, findings = encode_pairs(build_encoder(odd), [pair()])
     assert [(f.code, f.severity) for f in findings] == [("clock", "warning")]
     fixed = build_encoder(tokenizer, template={"date_string": "26 Jul 2024"})
     encoded, findings = encode_pairs(fixed, [pair()])
     assert findings == [] and decode(fixed, encoded[0].prompt).startswith("26 Jul 2024")
+
+
+def test_a_date_is_told_only_to_a_template_that_asks() -> None:
+    with pytest.raises(ConfigError, match="does not ask") as caught:
+        build_encoder(byte_level(CHATML, eos="<|im_end|>"), today="2024-01-01")
+    assert caught.value.where == "data.today"
+    asks = byte_level("{{ strftime_now('%Y') }}" + CHATML, eos="<|im_end|>")
+    with pytest.raises(ConfigError, match="no date"):
+        build_encoder(asks, today="yesterday")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "seconds"),
+        ("{% set a = 'x' * 10 ** 10 %}", "memory"),
+        ("{% for a in range(9999) %}{{ 'x' * 10 ** 7 }}{% endfor %}", "memory"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ raise_exception('not so') }}", "not so"),
+        ("{{ 1 / 0 }}", "division"),
+    ],
+)
+def test_a_template_is_kept_on_a_short_lead(source: str, says: str) -> None:
+    encoder = build_encoder(byte_level(source + CHATML, eos="<|im_end|>"))
+    began = time.monotonic()
+    with pytest.raises(DataError, match=says):
+        encode_pair(encoder, pair())
+    assert time.monotonic() - began < 10
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+TOOLS = ({"type": "function", "function": {"name": "날씨", "parameters": {"type": "object"}}},)
+WITH_TOOLS = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + CHATML.replace(
+    "{{ m.content }}",
+    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}",
+)
+
+
+def test_tools_reach_the_template() -> None:
+    encoder = build_encoder(byte_level(WITH_TOOLS, eos="<|im_end|>"))
+    call = {**bot(""), "tool_calls": [{"function": {"name": "날씨", "arguments": {"곳": "서울"}}}]}
+    given = Pair((user("날씨?"),), (call,), (bot("몰라"),), "a:1", TOOLS)
+    tokens = encode_pair(encoder, given)
+    assert decode(encoder, tokens.prompt).startswith('[{"type": "function"')
+    assert '"곳": "서울"' in decode(encoder, tokens.chosen.tokens)
+
+
+def test_tools_that_the_template_does_not_read_are_an_error() -> None:
+    encoder = ENCODERS["chatml"]
+    found = the_finding(
+        encoder, Pair((user("가"),), (bot("나"),), (bot("다"),), "a.jsonl:1", TOOLS)
+    )
+    assert found.code == "tools"
+    call = {**bot("부른다"), "tool_calls": [{"function": {"name": "날씨", "arguments": {}}}]}
+    found = the_finding(encoder, Pair((user("가"),), (call,), (bot("다"),), "a.jsonl:1"))
+    assert found.code == "template" and "날씨" in found.message
 
 
 def test_findings_stand_in_the_order_of_the_rows() -> None:

@@ -215,7 +215,7 @@ def test_answers_of_no_token_and_equal_answers_are_located() -> None:
     assert len(encoded) == 1
     assert [(f.code, f.field, f.severity) for f in findings] == [
         ("empty", "chosen", "error"),
-        ("identical", None, "error"),
+        ("merged", None, "error"),
         ("empty", "prompt", "error"),
     ]
     with pytest.raises(DataError, match=r"a\.jsonl:1 chosen"):

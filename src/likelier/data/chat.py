@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from likelier.data.encoder import BREAK, Encoder
+from likelier.data.guard import MEGABYTES, SECONDS, TooSlow, limited
 from likelier.data.records import Message
 from likelier.data.shapes import Unfit
+from likelier.errors import DataError
+
+LONGEST = 64 * 2**20  # characters of a rendered chat
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,28 @@ def as_text(encoder: Encoder, text: str) -> str:
     return encoder.control_text.sub(lambda found: "".join(c + BREAK for c in found[0]), text)
 
 
-def render(encoder: Encoder, messages: Sequence[Message], generate: bool) -> str:
+def render(
+    encoder: Encoder,
+    messages: Sequence[Message],
+    generate: bool,
+    tools: Sequence[Message] = (),
+) -> str:
     """The chat as at inference, with `BREAK` in control texts that stand in the content.
 
     Args:
         generate: end with the header of the assistant's turn to come.
+        tools: what the template may list for the model to call.
 
     Raises:
         Unfit: the template refuses the chat, or treats control texts in a way of its own.
+        DataError: the template takes too much time or memory.
     """
-    plain = _apply(encoder, messages, generate)
+    plain = _apply(encoder, messages, generate, tools)
     guarded = [_guard(encoder, message) for message in messages]
-    if guarded == list(messages):
+    guarded_tools = _guard(encoder, tools)
+    if guarded == list(messages) and guarded_tools == list(tools):
         return plain
-    text = _apply(encoder, guarded, generate)
+    text = _apply(encoder, guarded, generate, guarded_tools)
     if text.replace(BREAK, "") != plain:
         message = "the template changes control tokens in the content, so they cannot be told apart"
         raise Unfit("control", None, message, "delete the control tokens from the messages")
@@ -45,7 +57,11 @@ def render(encoder: Encoder, messages: Sequence[Message], generate: bool) -> str
 
 
 def cut_answer(
-    encoder: Encoder, prompt: Sequence[Message], prompt_text: str, answer: Sequence[Message]
+    encoder: Encoder,
+    prompt: Sequence[Message],
+    prompt_text: str,
+    answer: Sequence[Message],
+    tools: Sequence[Message] = (),
 ) -> list[Segment]:
     """What ``answer`` adds to the rendered prompt: assistant text up to its stop, and context.
 
@@ -54,15 +70,15 @@ def cut_answer(
             no stop, or the template leaves text of it out.
     """
     chat = [*prompt, *answer]
-    whole = render(encoder, chat, generate=False)
+    whole = render(encoder, chat, False, tools)
     segments: list[Segment] = []
     done = len(prompt_text)
     for place in range(len(prompt), len(chat)):
         if chat[place]["role"] != "assistant":
             continue
         first, last = place == len(prompt), place == len(chat) - 1
-        before = prompt_text if first else render(encoder, chat[:place], generate=True)
-        after = whole if last else render(encoder, chat[: place + 1], generate=False)
+        before = prompt_text if first else render(encoder, chat[:place], True, tools)
+        after = whole if last else render(encoder, chat[: place + 1], False, tools)
         _require_prefix(before, whole)
         _require_prefix(after, whole)
         turn = after[len(before) :]
@@ -77,27 +93,52 @@ def cut_answer(
     return segments
 
 
-def chat_key(messages: Sequence[Message]) -> str:
+def chat_key(messages: Sequence[Any]) -> str:
     """Equal for equal chats."""
     return json.dumps(messages, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def _apply(encoder: Encoder, messages: Sequence[Message], generate: bool) -> str:
+def _apply(
+    encoder: Encoder, messages: Sequence[Message], generate: bool, tools: Sequence[Message]
+) -> str:
     if not getattr(encoder.tokenizer, "chat_template", None):
         mend = "use text columns, or a model with a chat template"
         raise Unfit("template", None, "this tokenizer has no chat template for messages", mend)
+    if tools and "tools" not in encoder.reads:
+        mend = "use a model whose template knows tools, or delete them"
+        raise Unfit("tools", "tools", "the chat template does not read tools", mend)
+    given: dict[str, Any] = dict(encoder.template)
+    if encoder.frozen is not None:
+        given["chat_template"] = encoder.frozen
     try:
-        return encoder.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generate, **encoder.template
-        )
+        with limited(SECONDS, MEGABYTES):
+            text = encoder.tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=generate,
+                **given,
+            )
     except ImportError:
         raise
+    except TooSlow as error:
+        raise _endless(f"takes longer than {SECONDS:g} seconds") from error
+    except MemoryError as error:
+        raise _endless(f"takes more than {MEGABYTES} MB of memory") from error
     except Exception as error:  # a template is foreign code and may raise anything
         line = getattr(error, "lineno", None)
         at = f" at line {line}" if line else ""
         reason = " ".join(str(error).split())[:160]
         message = f"the chat template refuses it{at}: {reason}"
         raise Unfit("template", None, message, "change the roles or turns of this row") from error
+    if len(text) > LONGEST:
+        raise _endless(f"writes {len(text)} characters")
+    return str(text)
+
+
+def _endless(what: str) -> DataError:
+    """The end at once: such a template would take as long for every row."""
+    return DataError(f"it {what}", where="chat template", mend="mend the template")
 
 
 def _guard(encoder: Encoder, value: Any) -> Any:
@@ -131,13 +172,30 @@ def _no_stop(encoder: Encoder, turn: str) -> Unfit:
 
 def _require_content(message: Message, rendered: str) -> None:
     """Refuse a template that loses words of the answer (space at the ends may go)."""
-    content = message.get("content")
-    if not isinstance(content, str):
-        return
     rendered = rendered.replace(BREAK, "")
-    if content.strip() in rendered:
-        return
-    letters = iter(rendered)
-    if not all(c in letters for c in content if not c.isspace()):
+    lost = next((text for text in texts_of(message) if not stands_in(text, rendered)), None)
+    if lost is not None:
         found = "the template leaves out text of the answer"
+        if not isinstance(message.get("content"), str) or lost not in message["content"]:
+            found = f"the template leaves out the tool call {lost[:40]!r}"
         raise Unfit("template", None, found, "look at it with `likelier show`")
+
+
+def texts_of(message: Message) -> list[str]:
+    """What of a message must be found in the rendered chat: its content, and what it calls."""
+    content = message.get("content")
+    texts = [content] if isinstance(content, str) else []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        texts += [str(function[key]) for key in ("name",) if key in function]
+        arguments = function.get("arguments")
+        texts += list(arguments) if isinstance(arguments, dict) else []
+    return texts
+
+
+def stands_in(text: str, rendered: str) -> bool:
+    """Whether all letters of ``text`` are in ``rendered``, in their order (spaces may go)."""
+    if text.strip() in rendered:
+        return True
+    letters = iter(rendered)
+    return all(letter in letters for letter in text if not letter.isspace())

@@ -11,16 +11,26 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from likelier.data.guard import MEGABYTES, SECONDS, TooSlow, limited
 from likelier.data.shapes import nearest
 from likelier.errors import ConfigError, DataError
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 PROBES = ("a", "파이썬", "\n")
-RESERVED = ("messages", "add_generation_prompt", "continue_final_message", "strftime_now")
+TODAY = "2024-07-26"  # as Llama 3.1's template says where nobody tells it a date
+_ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
+RESERVED = (
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "strftime_now",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +49,9 @@ class Encoder:
         unknown: the id of unknown text, where the tokenizer has one.
         whole: tokenises a text from its beginning.
         tail: tokenises a text that continues another.
-        clock: whether the chat template writes today's date.
+        clock: whether the chat template asks for the date of today.
+        frozen: the chat template with a fixed date in place of today's, where it asks for it.
+        reads: the names that the chat template reads.
     """
 
     tokenizer: Any
@@ -54,10 +66,15 @@ class Encoder:
     whole: Tokenizer
     tail: Tokenizer
     clock: bool
+    frozen: str | None = None
+    reads: frozenset[str] = frozenset()
 
 
 def build_encoder(
-    tokenizer: Any, generation_config: Any = None, template: Mapping[str, Any] | None = None
+    tokenizer: Any,
+    generation_config: Any = None,
+    template: Mapping[str, Any] | None = None,
+    today: str | None = None,
 ) -> Encoder:
     """Make a Hugging Face tokenizer ready.
 
@@ -65,10 +82,13 @@ def build_encoder(
         tokenizer: with a fast backend (``tokenizer.json``).
         generation_config: its ``eos_token_id`` says where generation stops.
         template: extra keywords for the chat template, such as ``enable_thinking``.
+        today: the date (``2024-07-26``) that a template is told which asks for today's; None is
+            `TODAY`. Always a fixed one: else the same data give other tokens tomorrow.
 
     Raises:
         DataError: no stop token, no fast backend, a chat template that does not parse.
-        ConfigError: a keyword that the chat template does not read.
+        ConfigError: a keyword that the chat template does not read, or ``today`` for one that
+            asks for no date.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -92,6 +112,12 @@ def build_encoder(
     if unknown in end_ids.values():
         unknown = None
     _same_as(tokenizer, whole)
+    source, reads = _check_template(tokenizer, template or {})
+    clock = "strftime_now" in reads and "date_string" not in (template or {})
+    if today is not None and not clock:
+        what = "the chat template does not ask for today's date"
+        raise ConfigError(what, where="data.today", mend="delete the key")
+    frozen = _freeze(source, today or TODAY) if source and clock else None
     return Encoder(
         tokenizer=tokenizer,
         template=dict(template or {}),
@@ -104,7 +130,9 @@ def build_encoder(
         unknown=unknown,
         whole=whole,
         tail=tail,
-        clock=_check_template(tokenizer, template or {}),
+        clock=clock,
+        frozen=frozen,
+        reads=reads,
     )
 
 
@@ -191,8 +219,10 @@ def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
     )
 
 
-def _check_template(tokenizer: Any, template: Mapping[str, Any]) -> bool:
-    """Check the template and its keywords; whether it writes the date of today."""
+def _check_template(
+    tokenizer: Any, template: Mapping[str, Any]
+) -> tuple[str | None, frozenset[str]]:
+    """Check the template and its keywords; its source, and the names that it reads."""
     source = _template_source(tokenizer)
     if source is None:
         if template:
@@ -201,7 +231,7 @@ def _check_template(tokenizer: Any, template: Mapping[str, Any]) -> bool:
                 where=f"data.template.{next(iter(template))}",
                 mend="delete the key",
             )
-        return False
+        return None, frozenset()
     known = _variables(source)
     for key in template:
         if key not in known or key in RESERVED:
@@ -211,7 +241,20 @@ def _check_template(tokenizer: Any, template: Mapping[str, Any]) -> bool:
             if key in RESERVED:
                 what, mend = "this keyword is set by likelier", "delete the key"
             raise ConfigError(what, where=f"data.template.{key}", mend=mend)
-    return "strftime_now" in known and "date_string" not in template
+    return source, frozenset(known)
+
+
+def _freeze(source: str, today: str) -> str | None:
+    """The template with the date written out where it asks for it; None where it asks in a way
+    that cannot be told from its text.
+    """
+    try:
+        date = datetime.strptime(today, "%Y-%m-%d")
+    except ValueError as error:
+        mend = "write it as 2024-07-26"
+        raise ConfigError(f"{today!r} is no date", where="data.today", mend=mend) from error
+    frozen = _ASKS.sub(lambda found: repr(date.strftime(found["format"])), source)
+    return None if re.search(r"strftime_now\s*\(", frozen) else frozen
 
 
 def _template_source(tokenizer: Any) -> str | None:
@@ -230,9 +273,14 @@ def _variables(source: str) -> set[str]:
 
     # {% generation %} marks the assistant's text for other tools; plain Jinja does not know it
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    # not optimized: that would run the template's sums here already
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
     try:
-        return jinja2.meta.find_undeclared_variables(environment.parse(plain))
+        with limited(SECONDS, MEGABYTES):
+            return jinja2.meta.find_undeclared_variables(environment.parse(plain))
+    except (TooSlow, MemoryError, RecursionError) as error:
+        mend = "mend chat_template in tokenizer_config.json (or chat_template.jinja)"
+        raise DataError("it is too large to be read", where="chat template", mend=mend) from error
     except jinja2.TemplateSyntaxError as error:
         raise DataError(
             f"it does not parse: {error.message}",

@@ -63,14 +63,15 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[list[TokenPai
     drafts: list[_Draft | Finding] = []
     for pair in pairs:
         try:
-            drafts.append(_draft(encoder, pair.prompt, (pair.chosen, pair.rejected), seen))
+            answers = (pair.chosen, pair.rejected)
+            drafts.append(_draft(encoder, pair.prompt, answers, seen, pair.tools))
         except Unfit as unfit:
             drafts.append(unfit.at(pair.source))
     ids = _Ids(encoder, [draft for draft in drafts if isinstance(draft, _Draft)])
     encoded: list[TokenPair] = []
     findings: list[Finding] = []
     if encoder.clock and any(isinstance(draft, _Draft) and draft.is_chat for draft in drafts):
-        findings.append(_CLOCK)
+        findings.append(_clock(encoder))
     for pair, draft in zip(pairs, drafts, strict=True):
         if isinstance(draft, Finding):
             findings.append(draft)
@@ -139,16 +140,17 @@ def _draft(
     prompt: str | Sequence[Message],
     answers: Iterable[str | Sequence[Message]],
     seen: dict[str, str],
+    tools: Sequence[Message] = (),
 ) -> _Draft:
     if isinstance(prompt, str):
         texts = [as_text(encoder, str(answer)) for answer in answers]
         segments = [(Segment(text, scored=True, stop=encoder.stop),) for text in texts]
         return _Draft(as_text(encoder, prompt), False, tuple(segments))
-    key = chat_key(prompt)
+    key = chat_key([prompt, tools])
     if key not in seen:
-        seen[key] = render(encoder, prompt, generate=True)
+        seen[key] = render(encoder, prompt, True, tools)
     text = seen[key]
-    cuts = [cut_answer(encoder, prompt, text, a) for a in answers if not isinstance(a, str)]
+    cuts = [cut_answer(encoder, prompt, text, a, tools) for a in answers if not isinstance(a, str)]
     return _Draft(text, True, tuple(map(tuple, cuts)))
 
 
@@ -214,7 +216,7 @@ def _assemble(encoder: Encoder, ids: _Ids, draft: _Draft, source: str) -> TokenP
             raise Unfit("empty", name, message, "add text or delete the row")
     if chosen == rejected:
         message = "chosen and rejected become the same tokens"
-        raise Unfit("identical", None, message, "delete the row or set data.on_bad_row: drop")
+        raise Unfit("merged", None, message, "delete the row or set data.on_bad_row: drop")
     return TokenPair(prompt, chosen, rejected, source)
 
 
@@ -234,11 +236,11 @@ def _warnings(encoder: Encoder, draft: _Draft, pair: TokenPair) -> list[Finding]
     return findings
 
 
-_CLOCK = Finding(
-    "clock",
-    "warning",
-    "chat template",
-    None,
-    "it writes today's date, so another day gives other tokens",
-    "set data.template.date_string, where the template reads it",
-)
+def _clock(encoder: Encoder) -> Finding:
+    if encoder.frozen is not None:
+        message = "it asks for today's date and is told a fixed one"
+        mend = "set data.today to the date that it should be told"
+        return Finding("clock", "note", "chat template", None, message, mend)
+    message = "it writes today's date, so another day gives other tokens"
+    mend = "set data.template.date_string, where the template reads it"
+    return Finding("clock", "warning", "chat template", None, message, mend)

@@ -1,0 +1,153 @@
+"""What rows say about each other: the same pair twice, both ways round, or in a circle."""
+
+import json
+from array import array
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from likelier.data.look import text_of
+from likelier.data.minhash import MOST, bare, near_groups, signature
+from likelier.data.places import Places
+from likelier.data.records import Finding, Pair
+
+
+def digest(side: Any) -> int:
+    """64 bits of a side's content: equal for equal content, whatever the order of its keys."""
+    content = json.dumps(side, ensure_ascii=False, sort_keys=True, default=str)
+    hashed = blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(hashed, "little")
+
+
+class Content:
+    """The content of many pairs as hashes: 40 bytes a pair, and signatures of a sample."""
+
+    def __init__(self, near: bool = False) -> None:
+        self.places = Places()
+        self._keys = array("Q")  # prompt, chosen, rejected of each pair
+        self._near = near
+        self._signatures: list[np.ndarray] = []
+
+    def add(self, pair: Pair) -> None:
+        """Take one more pair."""
+        keys = [digest((pair.prompt, pair.tools)), digest(pair.chosen), digest(pair.rejected)]
+        self.add_hashed(pair.source, keys, signature_of(pair) if self._near else None)
+
+    def add_hashed(self, source: str, keys: list[int], near: np.ndarray | None) -> None:
+        """Take one more pair that another process has hashed."""
+        self.places.append(source)
+        self._keys.extend(keys)
+        if near is not None and len(self._signatures) < MOST:
+            self._signatures.append(near)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(n, 3) uint64: prompt, chosen, rejected."""
+        return np.frombuffer(self._keys, dtype=np.uint64).reshape(-1, 3)
+
+    @property
+    def sampled(self) -> int:
+        """How many pairs are compared for near copies: the first `MOST`."""
+        return len(self._signatures)
+
+    def findings(self) -> Iterator[tuple[int, Finding]]:
+        """(number of the pair, finding) in the order of the pairs."""
+        found = [*self._duplicates(), *self._conflicts(), *self._near_copies()]
+        yield from sorted(found, key=lambda item: item[0])
+
+    def _duplicates(self) -> Iterator[tuple[int, Finding]]:
+        first, again = _first_of(self.keys)
+        for index in again:
+            message = f"the same pair as {self.places[first[index]]}"
+            mend = "delete one, unless it should count twice"
+            yield index, self._finding("duplicate", index, message, mend)
+
+    def _conflicts(self) -> Iterator[tuple[int, Finding]]:
+        """Of each prompt the graph of who beats whom: pairs of opposites, and circles."""
+        keys = self.keys
+        counts = np.unique(keys[:, 0], return_inverse=True, return_counts=True)
+        several = np.flatnonzero(counts[2][counts[1].ravel()] > 1)
+        order = several[np.argsort(keys[several, 0], kind="stable")]
+        for _, group in groupby(order.tolist(), key=lambda index: keys[index, 0]):
+            yield from self._of_prompt(list(group))
+
+    def _of_prompt(self, group: list[int]) -> Iterator[tuple[int, Finding]]:
+        edges: dict[tuple[int, int], int] = {}
+        for index in group:
+            _, chosen, rejected = self.keys[index].tolist()
+            opposite = edges.get((rejected, chosen))
+            if opposite is not None:
+                before = self.places[opposite]
+                message = f"the same pair as {before} with chosen and rejected swapped"
+                yield index, self._finding("conflict", index, message, "keep the right one")
+            edges.setdefault((chosen, rejected), index)
+        component = _components(list(edges))
+        for (chosen, rejected), index in edges.items():
+            circle = component[chosen] == component[rejected]
+            if circle and (rejected, chosen) not in edges:
+                size = sum(number == component[chosen] for number in component.values())
+                message = f"part of a circle of {size} answers, each preferred to the next"
+                yield index, self._finding("cycle", index, message, "delete the weakest judgement")
+
+    def _near_copies(self) -> Iterator[tuple[int, Finding]]:
+        if not self._signatures:
+            return
+        groups = near_groups(np.stack(self._signatures))
+        first, _ = _first_of(self.keys[: len(groups)])
+        for index, group in enumerate(groups.tolist()):
+            if group != index and first[index] == index:  # not a plain copy
+                message = f"nearly the same pair as {self.places[group]}"
+                mend = "keep one of them, or give eval a file of its own"
+                yield index, self._finding("near", index, message, mend)
+
+    def _finding(self, code: str, index: int, message: str, mend: str) -> Finding:
+        return Finding(code, "warning", self.places[index], None, message, mend)
+
+
+def signature_of(pair: Pair) -> np.ndarray:
+    """The signature of a whole pair."""
+    return signature(bare("\n".join(map(text_of, (pair.prompt, pair.chosen, pair.rejected)))))
+
+
+def _first_of(keys: np.ndarray) -> tuple[list[int], list[int]]:
+    """For each row the first row equal to it, and the rows that are not the first."""
+    rows = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.shape[1] * 8))).ravel()
+    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    firsts = first[inverse.ravel()]
+    return firsts.tolist(), np.flatnonzero(firsts != np.arange(len(rows))).tolist()
+
+
+def _components(edges: list[tuple[int, int]]) -> dict[int, int]:
+    """The strongly connected component of each answer (Tarjan's, without recursion)."""
+    after: dict[int, list[int]] = {}
+    for one, other in edges:
+        after.setdefault(one, []).append(other)
+        after.setdefault(other, [])
+    number: dict[int, int] = {}
+    low: dict[int, int] = {}
+    component: dict[int, int] = {}
+    path: list[int] = []
+    for start in after:
+        work = [(start, iter(after[start]))] if start not in number else []
+        while work:
+            node, rest = work[-1]
+            if node not in number:
+                number[node] = low[node] = len(number)
+                path.append(node)
+            for other in rest:
+                if other not in number:
+                    work.append((other, iter(after[other])))
+                    break
+                if other not in component:
+                    low[node] = min(low[node], number[other])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == number[node]:
+                    while node not in component:
+                        component[path.pop()] = number[node]
+    return component

@@ -1,0 +1,178 @@
+"""The shortcut probe: how well trivial features alone tell chosen from rejected."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from likelier.data.features import FEATURES, FIRST, LENGTH
+
+FOLDS = 5
+FEWEST = 30  # distinct prompts; fewer say nothing
+MOST = 20_000  # pairs that are looked at; of more, an even sample
+LETTERS = 12  # first characters that get a feature of their own
+RIDGE = 3.0
+RESAMPLES = 1000
+LIMIT = 0.65  # accuracy over which even the lower end of the interval is a shortcut
+
+
+@dataclass(frozen=True)
+class Share:
+    """An estimate with its 95 % interval; pairs of one prompt count as one observation."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Clue:
+    """One trivial feature: how often its side is chosen, of the pairs that differ in it."""
+
+    feature: str
+    says: str
+    differ: int
+    right: Share
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the trivial features tell together, on prompts held out, and the strongest alone."""
+
+    pairs: int
+    prompts: int
+    accuracy: Share
+    clues: tuple[Clue, ...]
+
+    @property
+    def is_shortcut(self) -> bool:
+        """Whether the lower end of the interval is over the limit."""
+        return self.accuracy.low > LIMIT
+
+
+def probe(chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray) -> Probe | None:
+    """Tell chosen from rejected by a linear rule on the differences of trivial features.
+
+    Args:
+        chosen, rejected: (n, len(FEATURES)) of each answer.
+        prompts: (n,) a key for each prompt; a prompt is wholly in one fold.
+
+    Returns:
+        None where there are fewer than `FEWEST` distinct prompts.
+    """
+    if len(chosen) > MOST:
+        kept = np.linspace(0, len(chosen) - 1, MOST).astype(np.int64)
+        chosen, rejected, prompts = chosen[kept], rejected[kept], prompts[kept]
+    names, groups = np.unique(prompts, return_inverse=True)
+    if len(names) < FEWEST:
+        return None
+    labels, differences = _differences(chosen, rejected)
+    # Folds by the prompts' own hashes, so that neither order nor position decides.
+    fold = (names % np.uint64(FOLDS)).astype(np.int64)[groups]
+    right = np.full(len(differences), 0.5)
+    for number in range(FOLDS):
+        held = fold == number
+        if held.any() and not held.all():
+            score = differences[held] @ _fit(differences[~held])
+            right[held] = np.where(score == 0, 0.5, score > 0)
+    clues = [
+        _clue(label, column, groups) for label, column in zip(labels, differences.T, strict=True)
+    ]
+    strongest = sorted((clue for clue in clues if clue), key=lambda clue: -clue.right.low)
+    return Probe(len(differences), len(names), share(right, groups), tuple(strongest[:8]))
+
+
+def _differences(chosen: np.ndarray, rejected: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Features of chosen less those of rejected, with the commonest first characters apart."""
+    plain = [number for number in range(len(FEATURES)) if number != FIRST]
+    firsts = np.concatenate([chosen[:, FIRST], rejected[:, FIRST]]).astype(np.int64)
+    codes, counts = np.unique(firsts[firsts > 0], return_counts=True)
+    common = codes[np.argsort(-counts, kind="stable")][:LETTERS]
+    letters = [
+        (chosen[:, FIRST] == code).astype(np.float64) - (rejected[:, FIRST] == code)
+        for code in common
+    ]
+    labels = [FEATURES[number] for number in plain]
+    labels += [f"a first {chr(int(code))!r}" for code in common]
+    values = (chosen[:, plain] - rejected[:, plain]).astype(np.float64)
+    return labels, np.column_stack([values, *letters])
+
+
+def _fit(differences: np.ndarray) -> np.ndarray:
+    """Weights of a logistic rule without intercept, by Newton's method with a small ridge."""
+    scale = np.sqrt((differences**2).mean(axis=0)) + 1e-12
+    data = differences / scale
+    weights = np.zeros(data.shape[1])
+    for _ in range(20):
+        chance = 1 / (1 + np.exp(-np.clip(data @ weights, -30, 30)))
+        gradient = data.T @ (1 - chance) - RIDGE * weights
+        curvature = (data * (chance * (1 - chance))[:, None]).T @ data
+        step = np.linalg.solve(curvature + RIDGE * np.eye(len(weights)), gradient)
+        weights += step
+        if np.abs(step).max() < 1e-6:
+            break
+    return weights / scale
+
+
+def _clue(label: str, column: np.ndarray, groups: np.ndarray) -> Clue | None:
+    differ = column != 0
+    if differ.sum() < FEWEST:
+        return None
+    right = share((column[differ] > 0).astype(np.float64), groups[differ])
+    says = "chosen has more of it" if label in ("length", "lines") else "chosen has it"
+    if right.value < 0.5:
+        says = says.replace("chosen", "rejected")
+        right = Share(1 - right.value, 1 - right.high, 1 - right.low)
+    return Clue(label, says, int(differ.sum()), right)
+
+
+def share(right: np.ndarray, groups: np.ndarray) -> Share:
+    """The mean of ``right`` with a 95 % interval: Wilson's, for as many observations as the
+    spread between prompts leaves (pairs of one prompt are not independent).
+    """
+    mean = float(right.mean())
+    _, place = np.unique(groups, return_inverse=True)
+    place = place.ravel()
+    sums = np.bincount(place, weights=right - mean)
+    clusters = len(sums)
+    variance = float((sums**2).sum()) / len(right) ** 2 * clusters / max(clusters - 1, 1)
+    free = mean * (1 - mean)
+    count = min(float(len(right)), free / variance) if variance > 0 else float(clusters)
+    z = 1.959964
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(free / count + z * z / (4 * count * count))
+    return Share(mean, float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How the lengths of the two answers differ; characters, or tokens where there is a model."""
+
+    unit: str
+    chosen_longer: Share
+    log_ratio: float
+    p80_difference: float
+    median_chosen: float
+    median_rejected: float
+
+
+def lengths(
+    chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray, unit: str
+) -> Lengths | None:
+    """The length skew of pairs, (n,) lengths each; None without any."""
+    if not len(chosen):
+        return None
+    longer = np.where(chosen == rejected, 0.5, chosen > rejected)
+    ratio = np.log(np.maximum(chosen, 1) / np.maximum(rejected, 1))
+    return Lengths(
+        unit,
+        share(longer.astype(np.float64), prompts),
+        float(ratio.mean()),
+        float(np.quantile(chosen - rejected, 0.8)),
+        float(np.median(chosen)),
+        float(np.median(rejected)),
+    )
+
+
+def characters(table: np.ndarray) -> np.ndarray:
+    """(n,) lengths in characters out of (n, len(FEATURES)) features."""
+    return np.rint(np.expm1(table[:, LENGTH].astype(np.float64)))
