@@ -1,9 +1,9 @@
 """Losses that give each answer a reward to reach: squared ones, and sigmoids of one answer."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from likelier.loss.stable import sigma
 from likelier.loss.values import AnswerValues
 
 
@@ -44,10 +44,10 @@ def bco(values: AnswerValues, *, beta: float, delta: float) -> Tensor:
 def apo_zero(values: AnswerValues, *, beta: float) -> Tensor:
     """D'Oosterlinck et al. 2024, equation 7 (arXiv 2408.06266)."""
     up_P, down_P = beta * values.chosen.ratio_P, beta * values.rejected.ratio_P
-    return torch.sigmoid(-up_P) + torch.sigmoid(down_P)
+    return sigma(-up_P) + sigma(down_P)
 
 
 def apo_down(values: AnswerValues, *, beta: float) -> Tensor:
     """D'Oosterlinck et al. 2024, equation 8 (arXiv 2408.06266)."""
     up_P = beta * values.chosen.ratio_P
-    return torch.sigmoid(up_P) + torch.sigmoid(-beta * values.log_ratio_margin_P)
+    return sigma(up_P) + sigma(-beta * values.log_ratio_margin_P)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from likelier.loss.margins import smoothed
+from likelier.loss.stable import sigma
 from likelier.loss.values import AnswerValues
 
 
@@ -38,7 +39,7 @@ def kto_values(
 ) -> Tensor:
     """The loss of log-ratios. ``1 - sigmoid(s)`` is ``sigmoid(-s)``, which does not cancel."""
     x_P = beta * (ratio_P - z0)
-    return torch.where(up_P, desirable * torch.sigmoid(-x_P), undesirable * torch.sigmoid(x_P))
+    return torch.where(up_P, desirable * sigma(-x_P), undesirable * sigma(x_P))
 
 
 def bco_unpaired(values: AnswerValues, *, beta: float, delta: float) -> Tensor:
@@ -50,7 +51,7 @@ def bco_unpaired(values: AnswerValues, *, beta: float, delta: float) -> Tensor:
 def apo_zero_unpaired(values: AnswerValues, *, beta: float) -> Tensor:
     """D'Oosterlinck et al. 2024, equation 7 (arXiv 2408.06266), one answer at a time."""
     x_P = beta * values.chosen.ratio_P
-    return torch.sigmoid(torch.where(thumbs(values), -x_P, x_P))
+    return sigma(torch.where(thumbs(values), -x_P, x_P))
 
 
 def thumbs(values: AnswerValues) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from likelier.loss.sigmoid import EXPONENT, logistic
+from likelier.loss.stable import expm1
 from likelier.loss.values import AnswerValues
 
 SUREST = -1e-15  # log-prob of a token surer than which the odds are no information
@@ -32,7 +33,7 @@ def alpha_scores(values: AnswerValues, *, alpha: float) -> tuple[Tensor, Tensor]
     if alpha == 0:
         return chosen_P, rejected_P
     exponents = ((-alpha * a).clamp(max=EXPONENT) for a in (chosen_P, rejected_P))
-    chosen_P, rejected_P = (-torch.expm1(e) / alpha for e in exponents)
+    chosen_P, rejected_P = (-expm1(e) / alpha for e in exponents)
     return chosen_P, rejected_P
 
 
@@ -50,7 +51,7 @@ def orpo(values: AnswerValues, *, beta: float) -> Tensor:
 def log_odds(values: AnswerValues) -> tuple[Tensor, Tensor]:
     """``log(p / (1 - p))`` of both answers' geometric mean token; expm1, as 1 - exp cancels."""
     means = (side.mean_P.clamp(max=SUREST) for side in (values.chosen, values.rejected))
-    chosen_P, rejected_P = (a - torch.log(-torch.expm1(a)) for a in means)
+    chosen_P, rejected_P = (a - torch.log(-expm1(a)) for a in means)
     return chosen_P, rejected_P
 
 

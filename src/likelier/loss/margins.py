@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from likelier.loss.sigmoid import EXPONENT, logistic
+from likelier.loss.stable import sigma
 from likelier.loss.values import AnswerValues
 
 
@@ -36,7 +37,7 @@ def exo(values: AnswerValues, *, beta: float, smoothing: float) -> Tensor:
     label_P = x_P.new_tensor(smoothing)
     above_P = F.logsigmoid(x_P) - torch.log1p(-label_P)
     below_P = F.logsigmoid(-x_P) - torch.log(label_P)
-    return torch.sigmoid(x_P) * above_P + torch.sigmoid(-x_P) * below_P
+    return sigma(x_P) * above_P + sigma(-x_P) * below_P
 
 
 def discopop(values: AnswerValues, *, beta: float, tau: float) -> Tensor:
@@ -44,7 +45,7 @@ def discopop(values: AnswerValues, *, beta: float, tau: float) -> Tensor:
     x_P = beta * values.log_ratio_margin_P
     # m * exp(-x) with both factors in one exponent: 0 * inf would be NaN.
     exponential_P = torch.exp(F.logsigmoid(x_P / tau) - x_P)
-    return -torch.sigmoid(-x_P / tau) * F.logsigmoid(x_P) + exponential_P
+    return -sigma(-x_P / tau) * F.logsigmoid(x_P) + exponential_P
 
 
 def dpop(values: AnswerValues, *, beta: float, penalty: float) -> Tensor:

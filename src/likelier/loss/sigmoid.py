@@ -3,10 +3,10 @@
 With another divergence than reverse KL: f-DPO, Wang et al. 2023 (arXiv 2309.16240).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from likelier.loss.stable import expm1
 from likelier.loss.values import AnswerValues
 
 EXPONENT = 30.0  # nats: exp of more is no information, and of 710 no number
@@ -44,4 +44,4 @@ def f_score(ratio_P: Tensor, divergence: str, alpha: float) -> Tensor:
         return F.logsigmoid(ratio_P)
     power = 1.0 if divergence == "forward_kl" else alpha
     # (1 - u^-alpha) / alpha; forward KL is alpha = 1 up to a constant, and needs no small alpha.
-    return -torch.expm1(-power * ratio_P.clamp(min=-EXPONENT)) / power
+    return -expm1(-power * ratio_P.clamp(min=-EXPONENT)) / power
