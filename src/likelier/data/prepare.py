@@ -118,4 +118,7 @@ def content_hash(pairs: Sequence[TokenPair]) -> str:
             digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
         for scored in (pair.chosen.scored, pair.rejected.scored):
             digest.update(np.asarray(scored, dtype=np.bool_).tobytes())
+        beside = (pair.margin, pair.weight, pair.label)
+        if any(value is not None for value in beside):
+            digest.update(repr(beside).encode())
     return digest.hexdigest()

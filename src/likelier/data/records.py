@@ -62,12 +62,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A pair as the model sees it: one prompt, two answers, token ids."""
+    """A pair as the model sees it: one prompt, two answers, token ids.
+
+    ``margin`` says how much better the chosen answer is and ``weight`` how much the pair counts,
+    where the data does. ``label`` is that of a row with one answer and a thumb: the answer is then
+    ``chosen``, and ``rejected`` a mismatched answer, or the same one where none is needed.
+    """
 
     prompt: tuple[int, ...]
     chosen: Answer
     rejected: Answer
     source: str
+    margin: float | None = None
+    weight: float | None = None
+    label: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ or a path. One column belongs to one identity: the weights and settings that mad
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -37,12 +38,17 @@ class Column:
     identity: str
     values: Mapping[bytes, Tensor]
 
-    def answer_logp(self, sequence: Scored) -> float:
+    def answer_logp(self, sequence: Scored, weights: Sequence[float] | None = None) -> float:
         """Log-prob of a whole answer in nats, summed in float64.
+
+        ``weights`` is what each scored token counts, None where all count alike.
 
         Raises KeyError where the column lacks this answer.
         """
-        return float(self.values[answer_key(sequence)].double().sum())
+        logps = self.values[answer_key(sequence)].double()
+        if weights is not None:
+            logps = logps * torch.tensor(weights, dtype=torch.float64)
+        return float(logps.sum())
 
     def holds(self, sequences: Iterable[Scored]) -> bool:
         """Whether these are all the answers it has values of."""
@@ -60,6 +66,23 @@ class Column:
         # One entry: safetensors writes several in an order of its own each time.
         sealed = {"identity": f"{self.identity} {_seal(tensors)}"}
         write_file(path, lambda file: save_file(tensors, file, sealed))
+
+
+class NoReference:
+    """The column of losses that read no reference: nothing is scored, every value is 0.
+
+    Rewards are then beta times the policy's own log-probs, as trainers log them for such losses.
+    """
+
+    identity = "none"
+    values: Mapping[bytes, Tensor] = MappingProxyType({})
+
+    def answer_logp(self, sequence: Scored, weights: Sequence[float] | None = None) -> float:
+        """0: the log-ratio is the log-prob."""
+        return 0.0
+
+
+Reference = Column | NoReference
 
 
 def load_column(path: Path, identity: str | None = None) -> Column | None:

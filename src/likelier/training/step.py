@@ -9,45 +9,27 @@ Axis letters: E entries of a pass, R answers of a pass or step, P pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from likelier.batch.layout import Pass, Scored, answers_of
-from likelier.batch.pack import layout, pack
-from likelier.data.records import TokenPair
 from likelier.errors import RunFailed
 from likelier.loss.registry import BoundLoss
 from likelier.loss.values import AnswerValues
 from likelier.model.scorer import Scorer
-from likelier.reference.column import Column
+from likelier.training.passes import PairPass, cut_passes, joined
 
-
-@dataclass(frozen=True)
-class PairPass:
-    """Some pairs of a step in one pass.
-
-    ``reference_R`` summed log-probs (float64); ``chosen_P`` and ``rejected_P`` index the answers
-    of the pass; ``place_P`` is each pair's place in the step.
-    """
-
-    batch: Pass
-    reference_R: Tensor
-    chosen_P: Tensor
-    rejected_P: Tensor
-    place_P: Tensor
-
-    def values(self, policy_R: Tensor) -> AnswerValues:
-        """What the loss reads, for the policy's log-probs of the answers of this pass."""
-        return AnswerValues(
-            policy_R, self.reference_R, self.batch.length_R, self.chosen_P, self.rejected_P
-        )
+__all__ = ["PairPass", "PairValues", "cut_passes", "step_gradients", "step_values"]
 
 
 @dataclass(frozen=True)
 class PairValues:
-    """Per pair, in the order of the step: float64 on the CPU, log-probs and loss in nats."""
+    """Per pair, in the order of the step: float64 on the CPU, log-probs and loss in nats.
+
+    ``score_chosen`` and ``score_rejected`` are what the loss optimises, None where that is the
+    reward. ``label`` is 1 or 0 for rows of one answer, whose rejected side is a mismatched one.
+    """
 
     loss: Tensor
     policy_chosen: Tensor
@@ -56,41 +38,9 @@ class PairValues:
     reference_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
-
-
-def cut_passes(
-    pairs: Sequence[TokenPair],
-    column: Column,
-    backend: str,
-    budget: int,
-    device: torch.device | str = "cpu",
-) -> list[PairPass]:
-    """Cut the pairs of a step into passes of at most ``budget`` tokens; a pair is never cut."""
-    units = [answers_of(pair) for pair in pairs]
-    return [
-        _pair_pass([(place, units[place]) for place in places], column, backend, device)
-        for places in pack(units, budget, backend)
-    ]
-
-
-def _pair_pass(
-    units: Sequence[tuple[int, tuple[Scored, Scored]]],
-    column: Column,
-    backend: str,
-    device: torch.device | str,
-) -> PairPass:
-    number: dict[Scored, int] = {}  # answers that several pairs share stand once
-    for _, unit in units:
-        for sequence in unit:
-            number.setdefault(sequence, len(number))
-    reference = [column.answer_logp(sequence) for sequence in number]
-    return PairPass(
-        layout(backend)(list(number)).to(device),
-        torch.tensor(reference, dtype=torch.float64, device=device),
-        torch.tensor([number[chosen] for _, (chosen, _) in units], device=device),
-        torch.tensor([number[rejected] for _, (_, rejected) in units], device=device),
-        torch.tensor([place for place, _ in units]),
-    )
+    score_chosen: Tensor | None = None
+    score_rejected: Tensor | None = None
+    label: Tensor | None = None
 
 
 def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> PairValues:
@@ -101,35 +51,57 @@ def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) 
     """
     num_pairs = sum(len(item.place_P) for item in passes)
     if loss.couples:
-        with torch.no_grad():
-            policy = [item.batch.answer_logps(scorer(item.batch)) for item in passes]
-        whole, loss_P = _with_gradient(scorer, _joined(passes, policy), loss, num_pairs)
-        grads = whole.split([len(item.reference_R) for item in passes])
-        for item, grad_R in zip(passes, grads, strict=True):
-            _backward(scorer(item.batch), item.batch, grad_R)
-        return _in_step_order(passes, policy, [loss_P])
-    policy, losses = [], []
+        whole = _swept(scorer, passes, loss)
+        if loss.observe is not None:
+            loss.observe(whole)
+        grad_R, loss_P = _with_gradient(scorer, whole, loss, num_pairs)
+        grads = grad_R.split([len(item.reference_R) for item in passes])
+        for item, part_R in zip(passes, grads, strict=True):
+            _backward(scorer(item.batch), item, part_R)
+        return _in_step_order(passes, whole, loss_P, loss)
+    policy, sureness, losses = [], [], []
     for item in passes:
-        logp_E = scorer(item.batch)
-        policy_R = item.batch.answer_logps(logp_E.detach())
-        grad_R, loss_P = _with_gradient(scorer, item.values(policy_R), loss, num_pairs)
-        _backward(logp_E, item.batch, grad_R)
+        logp_E, sureness_R = _scored(scorer, item, loss)
+        policy_R = item.answer_logps(logp_E.detach())
+        values = item.values(policy_R, sureness_R)
+        grad_R, loss_P = _with_gradient(scorer, values, loss, num_pairs)
+        _backward(logp_E, item, grad_R)
         policy.append(policy_R)
+        sureness.append(sureness_R)
         losses.append(loss_P)
-    return _in_step_order(passes, policy, losses)
+    return _in_step_order(passes, joined(passes, policy, sureness), torch.cat(losses), loss)
 
 
 @torch.no_grad()
 def step_values(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> PairValues:
-    """The same values without any gradient.
+    """The same values without any gradient, and without any change to the loss's own state.
 
     Raises RunFailed where a log-prob or the loss is not finite.
     """
-    policy = [item.batch.answer_logps(scorer(item.batch)) for item in passes]
-    values = _joined(passes, policy)
-    loss_P = loss.per_pair(values)
+    values = _swept(scorer, passes, loss)
+    loss_P = (loss.held_out or loss.per_pair)(values)
     _must_be_finite(scorer, values.policy_R, loss_P)
-    return _in_step_order(passes, policy, [loss_P])
+    return _in_step_order(passes, values, loss_P, loss)
+
+
+@torch.no_grad()
+def _swept(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> AnswerValues:
+    """The values of all passes, without gradient."""
+    policy, sureness = [], []
+    for item in passes:
+        logp_E, sureness_R = _scored(scorer, item, loss)
+        policy.append(item.answer_logps(logp_E))
+        sureness.append(sureness_R)
+    return joined(passes, policy, sureness)
+
+
+def _scored(scorer: Scorer, item: PairPass, loss: BoundLoss) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of the entries of a pass, and how sure the policy is of each answer if asked."""
+    if not loss.reads_sureness:
+        return scorer(item.batch), None
+    logp_E, collision_E = scorer(item.batch, collisions=True)
+    surprise_K = (logp_E.detach() - collision_E)[item.batch.entry_K]
+    return logp_E, item.mean_over_tokens(surprise_K)
 
 
 def _with_gradient(
@@ -137,9 +109,8 @@ def _with_gradient(
 ) -> tuple[Tensor, Tensor]:
     """dL/d logp_R for L = sum of the pairs' losses / num_pairs, and the losses."""
     policy_R = values.policy_R.detach().requires_grad_()
-    given = {field.name: getattr(values, field.name) for field in fields(values)}
     with torch.enable_grad():
-        loss_P = loss.per_pair(AnswerValues(**{**given, "policy_R": policy_R}))
+        loss_P = loss.per_pair(replace(values, policy_R=policy_R))
         (grad_R,) = torch.autograd.grad(loss_P.sum() / num_pairs, policy_R)
     _must_be_finite(scorer, values.policy_R, loss_P, grad_R)
     return grad_R, loss_P.detach()
@@ -158,39 +129,29 @@ def _must_be_finite(scorer: Scorer, logp_R: Tensor, *loss: Tensor) -> None:
             )
 
 
-def _backward(logp_E: Tensor, batch: Pass, grad_R: Tensor) -> None:
-    logp_E.backward(batch.entry_gradients(grad_R).to(logp_E.dtype))
+def _backward(logp_E: Tensor, item: PairPass, grad_R: Tensor) -> None:
+    logp_E.backward(item.entry_gradients(grad_R).to(logp_E.dtype))
 
 
-def _joined(passes: Sequence[PairPass], policy: Sequence[Tensor]) -> AnswerValues:
-    """The answers of several passes as one step's."""
-    starts = [0]
-    for item in passes:
-        starts.append(starts[-1] + len(item.reference_R))
-    return AnswerValues(
-        torch.cat(list(policy)),
-        torch.cat([item.reference_R for item in passes]),
-        torch.cat([item.batch.length_R for item in passes]),
-        torch.cat([item.chosen_P + at for item, at in zip(passes, starts, strict=False)]),
-        torch.cat([item.rejected_P + at for item, at in zip(passes, starts, strict=False)]),
-    )
-
-
+@torch.no_grad()
 def _in_step_order(
-    passes: Sequence[PairPass], policy: Sequence[Tensor], losses: Sequence[Tensor]
+    passes: Sequence[PairPass], step: AnswerValues, loss_P: Tensor, loss: BoundLoss
 ) -> PairValues:
-    step = _joined(passes, policy)
     order = torch.argsort(torch.cat([item.place_P for item in passes]))
 
-    def per_pair(values_R: Tensor, index_P: Tensor) -> Tensor:
-        return values_R[index_P].double().cpu()[order]
+    def ordered(value_P: Tensor) -> Tensor:
+        return value_P.double().cpu()[order]
 
+    scores = (None, None) if loss.scores is None else tuple(map(ordered, loss.scores(step)))
     return PairValues(
-        loss=torch.cat(list(losses)).double().cpu()[order],
-        policy_chosen=per_pair(step.policy_R, step.chosen_P),
-        policy_rejected=per_pair(step.policy_R, step.rejected_P),
-        reference_chosen=per_pair(step.reference_R, step.chosen_P),
-        reference_rejected=per_pair(step.reference_R, step.rejected_P),
-        chosen_tokens=per_pair(step.length_R, step.chosen_P),
-        rejected_tokens=per_pair(step.length_R, step.rejected_P),
+        loss=ordered(loss_P),
+        policy_chosen=ordered(step.chosen.policy_P),
+        policy_rejected=ordered(step.rejected.policy_P),
+        reference_chosen=ordered(step.chosen.reference_P),
+        reference_rejected=ordered(step.rejected.reference_P),
+        chosen_tokens=ordered(step.chosen.tokens_P),
+        rejected_tokens=ordered(step.rejected.tokens_P),
+        score_chosen=scores[0],
+        score_rejected=scores[1],
+        label=None if step.label_P is None else ordered(step.label_P),
     )
