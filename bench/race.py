@@ -15,7 +15,7 @@ from child import MARK, hash_ids
 HERE = Path(__file__).parent
 TRL_PYTHON = HERE.parent / ".venv-trl" / "bin" / "python"
 # Both trainers: full-size steps that no schedule, decay or warm-up tells apart.
-OPTIM = {"lr": 1e-5, "schedule": "constant", "warmup": 0, "betas": [0.9, 0.999], "eps": 1e-8,
+OPTIM = {"schedule": "constant", "warmup": 0, "betas": [0.9, 0.999], "eps": 1e-8,
          "weight_decay": 0.0, "max_grad_norm": 1.0}  # fmt: skip
 MAX_LENGTH = 1024
 
@@ -77,6 +77,7 @@ def make_case(
     pairs_per_step: int,
     adapter: Path | None = None,
     max_length: int = MAX_LENGTH,
+    lr: float = 1e-5,
 ) -> Case:
     """Write pairs and configs; TRL gets the pairs in the order in which likelier visits them."""
     from transformers import AutoTokenizer, GenerationConfig
@@ -93,7 +94,7 @@ def make_case(
         "data": {"train": str(folder / "pairs.jsonl"), "eval": None, "max_length": max_length},
         "adapter": {"kind": "lora" if adapter else "none"},
         "loss": {"beta": 0.1},
-        "optim": OPTIM,
+        "optim": {**OPTIM, "lr": lr},
         "train": {"steps": steps, "pairs_per_step": pairs_per_step, "save_every": None},
         "out": str(folder / "run"),
     }

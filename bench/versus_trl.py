@@ -8,7 +8,7 @@
 Both train the same model on the same pairs in the same order with the same optimizer, as
 processes that take turns step by step, so that what disturbs the machine disturbs both. The first
 step is a warm-up and left out. Start-up and the reference pass are shown apart, from empty caches.
-A float32 comparison whose loss curves differ by more than 1e-4 is void.
+A float32 comparison is void where the loss curves differ by more than 1e-4, or hardly move.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import workloads
 from race import TRL_PYTHON, Case, Settings, Told, make_case, race
 
 ALLOWED = 1e-4  # nats of loss, float32, over the steps of the agreement run
+MOVED = 100 * ALLOWED  # a flat curve agrees with any other
 BATCHES = (1, 2, 4, 8)
 WEIGHTS = {  # (weights, autocast) that TRL's user has for a precision; the first is its default
     "float32": (("float32", False),),
@@ -62,12 +63,15 @@ def _options() -> argparse.Namespace:
     add("--search-steps", type=int, default=2, help="the first is left out, unless it is the only")
     add("--pairs-in-one-pass", type=int, help="compare memory alone, with so many pairs in a pass")
     add("--lora", action="store_true", help="adapters of rank 16 instead of full fine-tuning")
+    add("--lr", type=float, help="default: 1e-5, with adapters 2e-4")
     add("--seed", type=int, default=0)
     add("--smoke", action="store_true", help="tiny model, short texts, few steps")
     add("--name", help="of the file in bench/results; a smoke run leaves none")
     options = parser.parse_args()
     if options.smoke:
         options.shape, options.repeats = "smoke", 2
+        options.lr = options.lr or 1e-3
+    options.lr = options.lr or (2e-4 if options.lora else 1e-5)
     if options.shape is None:
         import torch
 
@@ -103,7 +107,10 @@ class Bench:
             self.options.seed, shrink=8 if self.options.smoke else 1,
         )  # fmt: skip
         folder = self.work / f"case-{self.cases}"
-        return make_case(folder, self.model, rows, dtype, steps, pairs_per_step, self.adapter)
+        return make_case(
+            folder, self.model, rows, dtype, steps, pairs_per_step, self.adapter,
+            lr=self.options.lr,
+        )  # fmt: skip
 
     def run(self) -> None:
         """All that was asked for; the file is written anew after every workload."""
@@ -147,7 +154,7 @@ class Bench:
         theirs, ours = told["trl"].steps[1:], told["likelier"].steps[1:]
         row["faster"] = record.spread([t / o for t, o in zip(theirs, ours, strict=True)])
         row["memory_share"] = row["likelier"]["peak_mib_of_steps"] / row["trl"]["peak_mib_of_steps"]
-        row["loss_difference"] = _apart(told)
+        row["loss_difference"], moved = _apart(told), _moved(told)
         if options.agree_steps and dtype == "float32":  # bfloat16 rounds by itself
             small = replace(settings, batch=min(settings.batch, options.agree_pairs))
             # Pairs that come again: their loss falls, so that there is a curve to agree on.
@@ -157,10 +164,13 @@ class Bench:
                 "steps": options.agree_steps,
                 "pairs_per_step": options.agree_pairs,
                 "loss_difference": _apart(curves),
+                "loss_range": _moved(curves),
                 "losses": {who: one.losses for who, one in curves.items()},
             }
             row["loss_difference"] = max(row["loss_difference"], _apart(curves))
-        row["void"] = dtype == "float32" and not row["loss_difference"] <= ALLOWED
+            moved = max(moved, _moved(curves))
+        agree = row["loss_difference"] <= ALLOWED and moved >= MOVED
+        row["void"] = dtype == "float32" and not agree
         record.show([_line(row)])
         return row
 
@@ -205,7 +215,7 @@ class Bench:
             return Settings(**min(rows, key=lambda row: row["seconds_per_pair"])["settings"])
 
         case = self.case(workload, dtype, self.options.search_steps, self.options.pairs_per_step)
-        for batch in BATCHES:
+        for batch in BATCHES[-1:] if self.options.smoke else BATCHES:
             if self.options.pairs_per_step % batch == 0:
                 chosen = Settings(batch, True, *kinds[0])
                 rows.append(self._try(case, chosen, workload, dtype))
@@ -245,6 +255,11 @@ def _apart(told: dict[str, Told]) -> float:
     """The largest difference of two loss curves."""
     pairs = zip(told["likelier"].losses, told["trl"].losses, strict=True)
     return max(abs(ours - theirs) for ours, theirs in pairs)
+
+
+def _moved(told: dict[str, Told]) -> float:
+    """From the least to the largest loss of our curve."""
+    return max(told["likelier"].losses) - min(told["likelier"].losses)
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

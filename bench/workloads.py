@@ -104,7 +104,9 @@ def save_model(folder: Path, shape: dict[str, Any], seed: int = 0) -> None:
     """Write a random float32 model of a shape, and its word-level tokenizer, to a folder."""
     import torch
     from transformers import Exaone4Config, Exaone4ForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     layers = ["full_attention"] * shape["num_hidden_layers"]
     torch.manual_seed(seed)
     model = Exaone4ForCausalLM(Exaone4Config(**_EXAONE, **shape, layer_types=layers))
