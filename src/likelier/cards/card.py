@@ -27,17 +27,22 @@ class Parameter:
 
     @property
     def range(self) -> str:
-        """The range in words: ``over 0, up to 100``."""
+        """The range in words: ``a number over 0 and up to 100``."""
         if self.choices:
             return " or ".join(self.choices)
-        low = f"{'from' if self.ends[0] == '[' else 'over'} {self.low:g}"
-        high = f"{'up to' if self.ends[1] == ']' else 'under'} {self.high:g}"
-        return f"{low}, {high}"
+        closed_low, closed_high = self.ends[0] == "[", self.ends[1] == "]"
+        low = f"{'from' if closed_low else 'over'} {self.low:g}"
+        to = "to" if closed_low else "and up to"
+        high = f"{to if closed_high else 'to under'} {self.high:g}"
+        own = f"{self.default}, or " if isinstance(self.default, str) else ""
+        return f"{own}a number {low} {high}"
 
     def allows(self, value: Any) -> bool:
         """Whether a value lies in the range; NaN does not."""
         if self.choices:
             return value in self.choices
+        if isinstance(value, str):
+            return value == self.default
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         above = value >= self.low if self.ends[0] == "[" else value > self.low

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from likelier.cards import ALIASES, CARDS
 from likelier.config import text
 
 Beside = Mapping[str, Any]  # the keys that stand beside the foreign one: some mean one of ours
@@ -67,8 +68,10 @@ def _names(value: Any, beside: Beside) -> Any:
     return [value] if isinstance(value, str) and value != "all-linear" else value
 
 
-def _sigmoid(value: Any, beside: Beside) -> Any:
-    return "sigmoid" if value in ("sigmoid", ["sigmoid"]) else _KEY_ONLY
+def _loss(value: Any, beside: Beside) -> Any:
+    name = value[0] if isinstance(value, list) and len(value) == 1 else value
+    name = ALIASES.get(str(name), str(name))
+    return name if name in CARDS else _KEY_ONLY
 
 
 def _no_tracker(value: Any, beside: Beside) -> Any:
@@ -92,7 +95,7 @@ RENAMED: dict[str, tuple[str, Callable[[Any, Beside], Any]]] = {
     "lora_alpha": ("adapter.alpha", _same),
     "lora_r": ("adapter.r", _same),
     "lora_target_modules": ("adapter.targets", _names),
-    "loss_type": ("loss.name", _sigmoid),
+    "loss_type": ("loss.name", _loss),
     "lr_scheduler_type": ("optim.schedule", _schedule),
     "max_grad_norm": ("optim.max_grad_norm", _clip),
     "max_steps": ("train.steps", _steps),
@@ -123,7 +126,7 @@ NEEDLESS: dict[str, str] = {
     "dropout": "leave it out: dropout is always off, so that log-probs compare",
     "fp16": "leave it out: float16 overflows; model.dtype: bfloat16 is the half-size dtype",
     "hub_token": "leave it out: no secret belongs in a config; use the environment's HF_TOKEN",
-    "label_smoothing": "leave it out: the sigmoid loss has no smoothing",
+    "label_smoothing": "write loss.smoothing with loss.name: cdpo (or robust): sigmoid has none",
     "load_in_4bit": "leave it out: quantised bases are not offered",
     "load_in_8bit": "leave it out: quantised bases are not offered",
     "logging_dir": "leave it out: everything is written under out",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from likelier.config import text
+from likelier.config.losses import live_loss
 from likelier.config.schema import Config
 
 # Full tuning moves every weight, so its peak is lower: Rafailov et al. 2023 use 5e-7 to 1e-6.
@@ -18,6 +19,9 @@ def learning_rate(config: Config) -> float:
 def live(config: Config) -> dict[str, Any]:
     """The keys that a run with this config reads, as plain data, in the order of the tree."""
     tree: dict[str, Any] = config.model_dump(mode="json")
+    tree["loss"] = live_loss(config.loss)
+    if config.reference.update_every is None:
+        tree["reference"] = {"path": config.reference.path}
     train = tree["train"]
     del train["epochs" if config.train.epochs is None else "steps"]
     if config.data.eval is None:

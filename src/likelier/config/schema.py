@@ -3,20 +3,21 @@
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     PlainSerializer,
     model_validator,
 )
 
+from likelier.config.losses import LossConfig, SigmoidLoss, check_options, needs
+from likelier.config.section import Section
 from likelier.errors import ConfigError
 
 IN_MEMORY = "(in memory)"  # stands where a key's value was given as a Python object
@@ -78,12 +79,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
-class Section(BaseModel):
-    """No unknown key, no guessed type, no NaN, no change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
 class ModelConfig(Section):
     """The policy's start."""
 
@@ -93,17 +88,56 @@ class ModelConfig(Section):
     save_dtype: Dtype = Field("auto", description="dtype of the saved weights; auto = the start's")
 
 
+Column = Literal[
+    "prompt",
+    "chosen",
+    "rejected",
+    "system",
+    "tools",
+    "origin",
+    "completions",
+    "scores",
+    "completion",
+    "label",
+    "score",
+    "first",
+    "second",
+    "preference",
+    "chosen_score",
+    "rejected_score",
+]
+
+
+class RankedConfig(Section):
+    """Which pairs are made of a list of scored answers."""
+
+    pairs: Literal["best-worst", "best-rest", "all"] = Field(
+        "best-worst", description="which answers of a list are compared"
+    )
+    min_gap: float = Field(0.0, ge=0, description="least difference of two scores")
+
+
+Weight = Annotated[float, Field(gt=0, le=100)]
+
+
 class DataConfig(Section):
     """The pairs, and what to do with those that do not fit."""
 
-    train: PathText = Field(description="JSONL or Parquet file, or Hub id, of preference pairs")
+    train: PathText | Annotated[dict[PathText, Weight], Field(min_length=1)] = Field(
+        description="file, folder or Hub id (id:split); or several, each with its weight"
+    )
     eval: Annotated[str, AfterValidator(_eval_source)] | None = Field(
         "5%", description="held out: a share like 5% (split by prompt), a file, or null"
     )
-    columns: dict[Literal["prompt", "chosen", "rejected"], Text] = Field(
-        {}, description="our column: the file's column, where they differ"
+    columns: dict[Column, Text] = Field(
+        {}, description="our column: the file's column, where it is not recognised"
     )
+    chat: bool = Field(False, description="make a user's and an assistant's turn of plain texts")
+    ranked: RankedConfig = RankedConfig()
     template: dict[str, JsonValue] = Field({}, description="further arguments of the chat template")
+    today: Text | None = Field(
+        None, description="date for a template that asks for today's, as 2024-07-26 (which null is)"
+    )
     max_length: int = Field(
         2048, ge=2, le=2**31 - 1, description="tokens of prompt and answer together"
     )
@@ -145,13 +179,12 @@ class ReferenceConfig(Section):
     path: PathText | None = Field(
         None, description="another model folder or Hub id; null = the model as it was at the start"
     )
-
-
-class SigmoidLoss(Section):
-    """DPO: Rafailov et al. 2023, equation 7. Further losses join as members of a union by name."""
-
-    name: Literal["sigmoid"] = "sigmoid"
-    beta: float = Field(0.1, gt=0, le=100, description="how strongly the policy is held near")
+    update_every: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+        None, description="TR-DPO: steps between moves of the reference; null = it stays"
+    )
+    update_mix: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.6, description="TR-DPO: how far it moves to the policy; 1 is all the way"
+    )
 
 
 class OptimConfig(Section):
@@ -239,7 +272,7 @@ class Config(Section):
     data: DataConfig
     adapter: Adapter = LoraConfig()
     reference: ReferenceConfig = ReferenceConfig()
-    loss: SigmoidLoss = SigmoidLoss()
+    loss: LossConfig = SigmoidLoss()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     out: OutPath = Field(description="run folder; made by the run")
@@ -253,6 +286,7 @@ class Config(Section):
             raise _dead("train.eval_every", "data.eval is null")
         if self.train.save_every is None and "keep" in given:
             raise _dead("train.keep", "train.save_every is null")
+        self._check_loss()
         warmup, steps = self.optim.warmup, self.train.steps
         if isinstance(warmup, int) and steps is not None and warmup > steps:
             raise ConfigError(
@@ -262,6 +296,24 @@ class Config(Section):
             )
         return self
 
+    def _check_loss(self) -> None:
+        """Keys that this loss, or this reference, does not read."""
+        loss: Any = self.loss
+        check_options(loss)
+        moving = self.reference.update_every is not None
+        if "update_mix" in self.reference.model_fields_set and not moving:
+            raise _dead("reference.update_mix", "reference.update_every is null")
+        if not needs(loss, "reference"):
+            for key in ("path", "update_every"):
+                if getattr(self.reference, key) is not None:
+                    raise _dead(f"reference.{key}", f"the loss {loss.name} reads no reference")
+        if moving and self.reference.path is not None:
+            raise ConfigError(
+                "a reference that moves begins as the start",
+                where="reference.path and reference.update_every",
+                mend="keep one of the two",
+            )
+
 
 def _dead(key: str, because: str) -> ConfigError:
     return ConfigError(
@@ -269,7 +321,8 @@ def _dead(key: str, because: str) -> ConfigError:
     )
 
 
+@cache
 def json_schema() -> dict[str, Any]:
-    """The tree as JSON Schema, for editors and for the words of error messages."""
+    """The tree as JSON Schema, for editors and for the words of error messages. Not to change."""
     draft = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": draft, **Config.model_json_schema()}

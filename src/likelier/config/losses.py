@@ -1,0 +1,180 @@
+"""The ``loss`` section: one strict kind for every card, and what combines with any of them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import BeforeValidator, Field, create_model
+
+from likelier.cards import CARDS, Card, Parameter, find_card
+from likelier.config import text
+from likelier.config.section import Section
+from likelier.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LengthTokens(Section):
+    """LD-DPO: tokens beyond the length of the shorter answer count alpha."""
+
+    kind: Literal["ld"] = "ld"
+    alpha: Share = Field(0.5, description="what they count; 1 is no change")
+
+
+class DrawnTokens(Section):
+    """SamPO: as many tokens of the longer answer as the shorter one has, drawn once a pair."""
+
+    kind: Literal["sampo"] = "sampo"
+
+
+class DecayingTokens(Section):
+    """D2PO: each token counts gamma times what the one before does."""
+
+    kind: Literal["decay"] = "decay"
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.98, description="1 is no change")
+
+
+class DynamicBeta(Section):
+    """beta-DPO: beta follows the margins of the step, and pairs with odd margins are left out."""
+
+    alpha: Annotated[float, Field(ge=0, le=10)] = Field(0.6, description="how far beta follows")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of the mean margin")
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="share of the pairs used")
+
+
+Tokens = Annotated[LengthTokens | DrawnTokens | DecayingTokens, Field(discriminator="kind")]
+
+_ANY: dict[str, Any] = {
+    "stop_token": (bool, Field(True, description="whether the stop token is scored")),
+    "pair_weights": (bool, Field(False, description="read the data's weight column")),
+}
+_PAIRED: dict[str, Any] = {
+    "nll": (
+        Annotated[float, Field(ge=0, le=100)],
+        Field(0.0, description="weight of the chosen answer's negative log-likelihood"),
+    ),
+    "nll_per": (
+        Literal["token", "answer", "sum"],
+        Field("token", description="its mean: over the step's tokens, per answer, or no mean"),
+    ),
+    "tokens": (Tokens | None, Field(None, description="which tokens count, where not all do")),
+    "wpo": (bool, Field(False, description="weigh pairs by how likely the policy writes them")),
+    "dynamic_beta": (DynamicBeta | None, Field(None, description="let beta follow the margins")),
+}
+
+
+def _field(parameter: Parameter) -> tuple[Any, Any]:
+    about = f"{parameter.meaning}; begin with {parameter.start}"
+    if parameter.choices:
+        return Literal[parameter.choices], Field(parameter.default, description=about)
+    low, high = (int(n) if n == int(n) else n for n in (parameter.low, parameter.high))
+    ends: Any = {
+        "ge" if parameter.ends[0] == "[" else "gt": low,
+        "le" if parameter.ends[1] == "]" else "lt": high,
+    }
+    number: Any = Annotated[float, Field(**ends)]
+    if isinstance(parameter.default, str):
+        number = Literal[parameter.default] | number
+    return number, Field(parameter.default, description=about)
+
+
+def _kind(card: Card, suffix: str, beside: Mapping[str, Any]) -> Any:
+    fields: dict[str, Any] = {"name": (Literal[card.name], card.name)}
+    fields |= {parameter.name: _field(parameter) for parameter in card.parameters}
+    title = "".join(word.capitalize() for word in card.name.split("_"))
+    return create_model(
+        f"{title}{suffix}", __base__=Section, __doc__=card.title, **fields, **beside
+    )
+
+
+def _options(card: Card) -> dict[str, Any]:
+    return _ANY | (_PAIRED if card.paired else {})
+
+
+def named(value: Any, where: str = "loss") -> Any:
+    """A section with the loss's own name, checked against its card."""
+    if not isinstance(value, Mapping):
+        return value
+    given = {"name": "sigmoid", **value}
+    if given["name"] == "mixture" or not isinstance(given["name"], str):
+        return given
+    card = find_card(given["name"], f"{where}.name")
+    every = {parameter.name for other in CARDS.values() for parameter in other.parameters}
+    wrong = card.problem({k: v for k, v in given.items() if k in every})
+    if wrong:
+        key, what, mend = wrong
+        if "does not read" in what:
+            readers = [c.name for c in CARDS.values() if key in c.defaults]
+            mend = f"{mend}; {key} is read by {', '.join(readers)}"
+        elif "would not" not in what:
+            what = f"{text.flow(given[key])} is not possible;{what.partition(';')[2]}"
+        raise ConfigError(what, where=f"{where}.{key}", mend=mend)
+    return given | {"name": card.name}
+
+
+_WEIGHT = {"weight": (Annotated[float, Field(gt=0, le=100)], Field(1.0, description="in the sum"))}
+_parts = tuple(_kind(card, "Part", _WEIGHT) for card in CARDS.values() if card.paired)
+_Part: Any = Annotated[
+    Annotated[Union[_parts], Field(discriminator="name")],  # noqa: UP007
+    BeforeValidator(lambda value: named(value, "loss.parts")),
+]
+_list_to_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+_mixture: dict[str, Any] = {
+    "name": (Literal["mixture"], "mixture"),
+    "parts": (
+        Annotated[tuple[_Part, ...], Field(min_length=2), _list_to_tuple],
+        Field(description="losses, each with its weight"),
+    ),
+    **_ANY,
+    **{key: field for key, field in _PAIRED.items() if key != "dynamic_beta"},
+}
+MixtureLoss: Any = create_model("MixtureLoss", __base__=Section, **_mixture)
+_kinds = tuple(_kind(card, "Loss", _options(card)) for card in CARDS.values())
+SigmoidLoss = next(kind for kind in _kinds if kind.model_fields["name"].default == "sigmoid")
+if TYPE_CHECKING:  # made from the cards, so that no type checker can know them
+    LossConfig = Any
+else:
+    LossConfig = Annotated[
+        Annotated[Union[(*_kinds, MixtureLoss)], Field(discriminator="name")],
+        BeforeValidator(named),
+    ]
+
+
+def live_loss(loss: Any) -> dict[str, Any]:
+    """The keys of the section that the run reads: hyper-parameters, and options that are set."""
+    tree: dict[str, Any] = loss.model_dump(mode="json")
+    options = {**_ANY, **_PAIRED}
+    for key in options.keys() & tree.keys():
+        if tree[key] == type(loss).model_fields[key].default and (
+            key != "nll_per" or not tree.get("nll")
+        ):
+            del tree[key]
+    if tree.get("divergence") == "reverse_kl":
+        del tree["divergence"]
+    for part in (tree, *tree.get("parts", ())):
+        if part.get("divergence", "reverse_kl") != "alpha" and part["name"] == "sigmoid":
+            part.pop("alpha", None)
+    return tree
+
+
+def needs(loss: Any, what: str) -> bool:
+    """Whether the loss of a config reads an input that its cards name."""
+    names = [part.name for part in loss.parts] if loss.name == "mixture" else [loss.name]
+    return any(CARDS[name].reads(what) for name in names)
+
+
+def check_options(loss: Any) -> None:
+    """An option that would not be read is an error.
+
+    Raises ConfigError.
+    """
+    given = loss.model_fields_set
+    if "nll_per" in given and not loss.nll:
+        raise ConfigError(
+            "would not be read: loss.nll is 0", where="loss.nll_per", mend="take it away"
+        )
+    if getattr(loss, "tokens", None) and loss.nll:
+        raise ConfigError(
+            "the likelihood counts whole answers, loss.tokens counts parts of them",
+            where="loss.nll and loss.tokens",
+            mend="keep one of the two",
+        )
