@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from likelier.data.leak import leaks
 from likelier.data.records import Answer, Pair, TokenPair
-from likelier.data.split import shared_prompts, split_by_prompt
+from likelier.data.split import split_by_prompt
 from likelier.errors import DataError
 
 
@@ -73,9 +74,9 @@ def test_one_prompt_cannot_be_split() -> None:
         split_by_prompt(pairs_of(["가", "가"]), 0.5, 0)
 
 
-def test_shared_prompts_name_both_rows() -> None:
+def test_leaks_name_both_rows() -> None:
     train = pairs_of(["가", "나", "나"])
     held_out = [Pair("나 ", "a", "b", "eval:1"), Pair("다", "a", "b", "eval:2")]
-    (finding,) = shared_prompts(train, held_out)
+    (finding,) = leaks(train, held_out)
     assert (finding.code, finding.severity, finding.source) == ("leak", "warning", "eval:1")
     assert "a:1" in finding.message

@@ -1,39 +1,60 @@
 """What is wrong with the data: every row read once, every row counted."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from likelier.data.read import Row, read_rows, rows_from_memory
-from likelier.data.records import Finding, Message, Pair
-from likelier.data.shapes import NAMES, nearest, to_pair
+from likelier.data.content import Content
+from likelier.data.formats import NAMES, Format, look
+from likelier.data.part import Counted, Task
+from likelier.data.pool import parts
+from likelier.data.ranked import Ranking, gather
+from likelier.data.read import rows_from_memory
+from likelier.data.records import Finding, Labelled, Pair, Row
+from likelier.data.shapes import nearest
+from likelier.data.sources import read_mixture, read_source
 from likelier.errors import ConfigError, DataError
 
-PLACES = 20  # how many findings a summary shows in full
+PLACES = 20  # how many places of each code a summary shows
+RANK = {"error": 0, "warning": 1, "note": 2}
+
+Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read: ``data.columns``, ``data.chat`` and ``data.ranked``."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    chat: bool = False
+    ranking: Ranking = field(default_factory=Ranking)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file holds: ``rows == len(pairs) + number of rows with an error``."""
+    """What data holds. ``rows`` is the rows used and the ``left_out``, each of which has an
+    error, or a note that says why it holds nothing.
+    """
 
     pairs: tuple[Pair, ...]
     findings: tuple[Finding, ...]
     rows: int
+    left_out: int
+    form: Format
+    labelled: tuple[Labelled, ...] = ()
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How often one code was found."""
+    """How often one code was found, and its first places."""
 
     code: str
     severity: str
     count: int
+    places: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,20 +67,69 @@ class Summary:
     places: tuple[Finding, ...]
 
 
-def load_pairs(path: Path, columns: dict[str, str]) -> Loaded:
-    """Read a file to its end and check every row.
+class Tally:
+    """Findings counted by code; of each code only the first places are kept."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._places: dict[tuple[str, str], list[Finding]] = {}
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Count more findings, in the order of the file."""
+        for finding in findings:
+            key = (finding.code, finding.severity)
+            self._counts[key] += 1
+            places = self._places.setdefault(key, [])
+            if len(places) < PLACES:
+                places.append(finding)
+
+    def summary(self, rows: int, usable: int) -> Summary:
+        """Errors first, the most frequent first."""
+        kinds = [
+            Kind(code, severity, count, tuple(self._places[code, severity]))
+            for (code, severity), count in self._counts.items()
+        ]
+        kinds.sort(key=lambda kind: (RANK[kind.severity], -kind.count, kind.code))
+        every = in_file_order(place for kind in kinds for place in kind.places)
+        every.sort(key=lambda finding: RANK[finding.severity])
+        return Summary(rows, usable, tuple(kinds), tuple(every[:PLACES]))
+
+
+def load_pairs(data: Data, columns: Mapping[str, str] | Reading) -> Loaded:
+    """Read data to its end and check every row.
 
     Raises:
         InputMissing: there is no such file.
-        DataError: the file cannot be read at all, or holds no row.
+        DataError: a file cannot be read at all, or there is no row.
         ConfigError: ``columns`` has a key that is none of ours.
     """
-    return _load(read_rows(path), columns, str(path))
+    return _load(open_data(data), columns, str(data))
 
 
-def load_memory(rows: Iterable[Any], columns: dict[str, str], name: str = "train") -> Loaded:
+def load_memory(
+    rows: Iterable[Any], columns: Mapping[str, str] | Reading, name: str = "train"
+) -> Loaded:
     """As `load_pairs`, for rows given in memory."""
     return _load(rows_from_memory(rows, name), columns, name)
+
+
+def open_data(data: Data) -> Iterator[Row | Finding]:
+    """The rows of a name of data, or of several with weights."""
+    return read_mixture(data) if isinstance(data, Mapping) else read_source(data)
+
+
+def open_rows(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format, Iterator[Counted]]:
+    """The format of rows, and the rows with how many each stands for.
+
+    Raises ConfigError for a key of ``columns`` that is none of ours, and for a ranking that no
+    list of answers would use.
+    """
+    _check_columns(reading.columns)
+    form, rows = look(rows, reading.columns, reading.chat)
+    if form.shape not in ("ranked", "scored") and reading.ranking != Ranking():
+        what = f"would not be read: the data have {form.told}"
+        raise ConfigError(what, where="data.ranked", mend="take data.ranked away")
+    return form, gather(rows, form)
 
 
 def refuse(
@@ -91,36 +161,54 @@ def refuse(
 
 def summary(loaded: Loaded) -> Summary:
     """Counts by code and the first twenty places in file order; errors come first in both."""
-    counts = Counter((finding.code, finding.severity) for finding in loaded.findings)
-    kinds = [Kind(code, severity, count) for (code, severity), count in counts.items()]
-    rank = {"error": 0, "warning": 1, "note": 2}
-    kinds.sort(key=lambda kind: (rank[kind.severity], -kind.count, kind.code))
-    places = sorted(loaded.findings, key=lambda finding: rank[finding.severity])[:PLACES]
-    return Summary(loaded.rows, len(loaded.pairs), tuple(kinds), tuple(places))
+    tally = Tally()
+    tally.add(loaded.findings)
+    return tally.summary(loaded.rows, loaded.rows - loaded.left_out)
 
 
-def _load(rows: Iterable[Row | Finding], columns: dict[str, str], name: str) -> Loaded:
-    _check_columns(columns)
-    pairs: list[Pair] = []
-    findings: list[Finding] = []
-    count = 0
-    seen: dict[bytes, str] = {}
-    for row in rows:
-        count += 1
-        pair = to_pair(row, columns) if isinstance(row, Row) else row
-        if isinstance(pair, Pair):
-            pair = _same_answers(pair) or pair
-        if isinstance(pair, Finding):
-            findings.append(pair)
-            continue
-        pairs.append(pair)
-        findings += _seen_before(pair, seen) + _look(pair)
+def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Reading, name: str) -> Loaded:
+    reading = columns if isinstance(columns, Reading) else Reading(columns)
+    form, counted = open_rows(rows, reading)
+    done = list(parts(counted, Task(form, reading.ranking, keep_pairs=True)))
+    no_row(sum(part.rows for part in done), name)
+    content = Content()
+    for part in done:
+        content.add_part(part.sources, part.keys, part.nears)
+    found = [finding for part in done for finding in part.findings]
+    return Loaded(
+        pairs=tuple(pair for part in done for pair in part.pairs),
+        findings=tuple(in_file_order([*(one for _, one in content.findings()), *found])),
+        rows=sum(part.rows for part in done),
+        left_out=sum(part.left_out for part in done),
+        form=form,
+        labelled=tuple(one for part in done for one in part.labelled),
+    )
+
+
+def no_row(count: int, name: str) -> None:
+    """Raise DataError where there is no row at all."""
     if count == 0:
         raise DataError("no row in it", where=name, mend="put at least one row in it")
-    return Loaded(tuple(pairs), tuple(findings), count)
 
 
-def _check_columns(columns: dict[str, str]) -> None:
+_PLACE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<part>\d+))?", re.DOTALL)
+
+
+def in_file_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings by file, row and pair; those of no row come last."""
+    files: dict[str, int] = {}
+
+    def place(finding: Finding) -> tuple[int, int, int]:
+        found = _PLACE.fullmatch(finding.source)
+        if found is None:
+            return (2**62, 0, 0)
+        number = files.setdefault(found["file"], len(files))
+        return number, int(found["row"]), int(found["part"] or 0)
+
+    return sorted(findings, key=place)
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
     for name in columns:
         if name not in NAMES:
             meant = nearest(name, NAMES)
@@ -135,76 +223,3 @@ def _others(errors: Sequence[Finding]) -> str:
     more = f"\n  and {len(errors) - 1} more of {kinds} kind{'s' if kinds > 1 else ''}"
     file, colon, _ = errors[0].source.rpartition(":")
     return f"{more}; `likelier check {file}` lists them" if colon else more
-
-
-def _bare(side: str | tuple[Message, ...]) -> Any:
-    """A side without the spaces around its texts: what two answers must differ in."""
-    if isinstance(side, str):
-        return side.strip()
-    return [
-        {key: value.strip() if isinstance(value, str) else value for key, value in turn.items()}
-        for turn in side
-    ]
-
-
-def _same_answers(pair: Pair) -> Finding | None:
-    if _bare(pair.chosen) != _bare(pair.rejected):
-        return None
-    message = "chosen and rejected are the same text"
-    mend = "delete the row or set data.on_bad_row: drop"
-    return Finding("identical", "error", pair.source, None, message, mend)
-
-
-def _digest(*sides: Any) -> bytes:
-    content = json.dumps(sides, ensure_ascii=False, sort_keys=True, default=str)
-    return blake2b(content.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _seen_before(pair: Pair, seen: dict[bytes, str]) -> list[Finding]:
-    """Warn of a pair that an earlier row has, as it is or with its sides swapped."""
-    findings = []
-    key = _digest(pair.prompt, pair.chosen, pair.rejected)
-    if before := seen.get(key):
-        message = f"the same pair as {before}"
-        mend = "delete one, unless it should count twice"
-        findings.append(Finding("duplicate", "warning", pair.source, None, message, mend))
-    if before := seen.get(_digest(pair.prompt, pair.rejected, pair.chosen)):
-        message = f"the same pair as {before} with chosen and rejected swapped"
-        findings.append(
-            Finding("conflict", "warning", pair.source, None, message, "keep the right one")
-        )
-    seen.setdefault(key, pair.source)
-    return findings
-
-
-DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
-
-
-def _look(pair: Pair) -> list[Finding]:
-    """Warnings about one pair: turns out of order, broken or decomposed text."""
-    findings = []
-    for name in NAMES:
-        side = getattr(pair, name)
-        turns = [side] if isinstance(side, str) else [turn.get("content", "") for turn in side]
-        text = "\n".join(turn for turn in turns if isinstance(turn, str))
-        if DECOMPOSED.search(text):
-            message, mend = "Hangul in decomposed form (NFD)", "convert the text to NFC"
-            findings.append(Finding("decomposed", "warning", pair.source, name, message, mend))
-        if "\ufffd" in text:
-            message, mend = "the text was damaged before (U+FFFD)", "decode the original again"
-            findings.append(Finding("damaged", "warning", pair.source, name, message, mend))
-        if not isinstance(pair.prompt, str) and not isinstance(side, str):
-            before = () if name == "prompt" else pair.prompt[-1:]
-            if odd := _odd_turns((*before, *side)):
-                mend = "check that no turn was lost; the template may refuse this"
-                findings.append(Finding("turns", "warning", pair.source, name, odd, mend))
-    return findings
-
-
-def _odd_turns(chat: Sequence[Message]) -> str | None:
-    for before, after in pairwise(chat):
-        if before["role"] == after["role"] and after["role"] in ("user", "assistant"):
-            return f"two {after['role']} turns in a row"
-        if after["role"] == "system":
-            return "a system turn that is not the first"
-    return None

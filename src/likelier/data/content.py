@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from typing import Any
@@ -25,23 +25,17 @@ def digest(side: Any) -> int:
 class Content:
     """The content of many pairs as hashes: 40 bytes a pair, and signatures of a sample."""
 
-    def __init__(self, near: bool = False) -> None:
+    def __init__(self) -> None:
         self.places = Places()
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
-        self._near = near
         self._signatures: list[np.ndarray] = []
 
-    def add(self, pair: Pair) -> None:
-        """Take one more pair."""
-        keys = [digest((pair.prompt, pair.tools)), digest(pair.chosen), digest(pair.rejected)]
-        self.add_hashed(pair.source, keys, signature_of(pair) if self._near else None)
-
-    def add_hashed(self, source: str, keys: list[int], near: np.ndarray | None) -> None:
-        """Take one more pair that another process has hashed."""
-        self.places.append(source)
-        self._keys.extend(keys)
-        if near is not None and len(self._signatures) < MOST:
-            self._signatures.append(near)
+    def add_part(self, sources: Sequence[str], keys: np.ndarray, nears: np.ndarray) -> None:
+        """Take more pairs: their places, hashes (n, 3) and signatures (n, SIZE) or (0, SIZE)."""
+        for source in sources:
+            self.places.append(source)
+        self._keys.frombytes(np.ascontiguousarray(keys, dtype=np.uint64).tobytes())
+        self._signatures += list(nears[: max(0, MOST - len(self._signatures))])
 
     @property
     def keys(self) -> np.ndarray:
@@ -61,6 +55,8 @@ class Content:
     def _duplicates(self) -> Iterator[tuple[int, Finding]]:
         first, again = _first_of(self.keys)
         for index in again:
+            if self.places.same_row(first[index], index):  # a copy by its weight
+                continue
             message = f"the same pair as {self.places[first[index]]}"
             mend = "delete one, unless it should count twice"
             yield index, self._finding("duplicate", index, message, mend)

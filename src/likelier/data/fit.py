@@ -1,7 +1,7 @@
 """Sequences that are too long: dropped, refused or trimmed, and always counted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from likelier.data.encoder import Encoder
@@ -51,20 +51,28 @@ def fit(
     findings: list[Finding] = []
     dropped = trimmed = 0
     for pair in token_pairs:
-        if overlong != "trim" or encoder is None:
-            shorter = pair if _length(pair) <= max_length else _overlong(pair, max_length)
-        else:
-            shorter = _trim(pair, max_length, encoder)
-        if isinstance(shorter, Finding):
+        shorter, found = fit_pair(pair, max_length, encoder if overlong == "trim" else None)
+        if shorter is None:
             dropped += 1
-            findings.append(shorter)
         else:
             kept.append(shorter)
-            if shorter is not pair:
-                trimmed += 1
-                findings.append(_trimmed(pair, shorter))
+            trimmed += shorter is not pair
+        findings += [found] if found else []
     _check_loss(token_pairs, kept, findings, overlong, dropped)
     return Fitted(tuple(kept), dropped, trimmed, tuple(findings))
+
+
+def fit_pair(
+    pair: TokenPair, max_length: int, trim_with: Encoder | None
+) -> tuple[TokenPair | None, Finding | None]:
+    """The pair as it fits, or None; and what was found. Trimmed only with an encoder."""
+    if trim_with is None:
+        shorter = pair if _length(pair) <= max_length else _overlong(pair, max_length)
+    else:
+        shorter = _trim(pair, max_length, trim_with)
+    if isinstance(shorter, Finding):
+        return None, shorter
+    return shorter, None if shorter is pair else _trimmed(pair, shorter)
 
 
 def _check_loss(
@@ -80,6 +88,7 @@ def _check_loss(
         more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
         raise DataError(first.message + more, where=first.where, mend=first.mend)
     if not kept:
+        first = first or next(iter(findings), None)
         if first is None:
             raise DataError("there is no pair", where="data.train", mend="give at least one")
         what = f"no pair is left, all {len(pairs)} are too long; here {first.message}"
@@ -114,9 +123,9 @@ def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Fin
     chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
     if chosen == rejected or not any(chosen.scored) or not any(rejected.scored):
         message = f"the answers are the same or empty once cut to {room} tokens"
-        mend = "raise data.max_length or delete the row"
-        return Finding("overlong", "warning", pair.source, None, message, mend)
-    return TokenPair(prompt, chosen, rejected, pair.source)
+        mend = "raise data.max_length, delete the row, or set data.on_bad_row: drop"
+        return Finding("truncated", "error", pair.source, None, message, mend)
+    return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
 
 
 def _shorter_prompt(prompt: tuple[int, ...], room: int, encoder: Encoder) -> tuple[int, ...] | None:

@@ -1,13 +1,15 @@
 """Prompts held out and trained on: the same, near copies, or long stretches in common."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
 
 from likelier.data.look import text_of
-from likelier.data.minhash import NEAR, bare, near_groups, signature
+from likelier.data.minhash import MOST, bare, near_groups, signature
 from likelier.data.records import Finding, Labelled, Pair
 
 WORDS = 8  # the n of the n-grams
@@ -15,80 +17,111 @@ COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of train
 # Words; a Han or Kana character is a word of its own, because no spaces part them.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
-Rows = Iterable[Pair | Labelled]
+
+@dataclass(frozen=True)
+class Watch:
+    """What to look for in training prompts: hashes of held-out prompts and of their n-grams."""
+
+    texts: frozenset[int]
+    grams: frozenset[int]
+
+    def hits(self, prompt: str) -> list[int]:
+        """The hashes watched for that a bare prompt holds."""
+        text = _hash(prompt)
+        return [hit for hit in [text] if hit in self.texts] + [
+            gram for gram in _grams(prompt) if gram in self.grams
+        ]
 
 
-def leaks(train: Rows, held_out: Sequence[Pair | Labelled]) -> list[Finding]:
-    """A warning for each held-out pair whose prompt is trained on; it names both rows.
+@dataclass(frozen=True)
+class HeldOutPrompts:
+    """Held-out pairs whose prompts must not be trained on."""
 
-    ``held_out`` is kept in memory, ``train`` is gone through once. The strongest reason is named:
-    the same prompt, a near copy, or more than half of its words in runs of eight that a training
-    prompt has, too.
-    """
-    texts = [bare(text_of(pair.prompt)) for pair in held_out]
-    distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    grams = {text: _grams(text) for text in distinct}
-    wanted = {gram for found in grams.values() for gram in found}
-    same: dict[str, str] = {}
-    seen: dict[int, str] = {}
-    signatures: list[np.ndarray] = [signature(text) for text in distinct]
-    sources: list[str] = []
-    done: set[str] = set()
+    pairs: tuple[Pair | Labelled, ...]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The bare prompts."""
+        return [bare(text_of(pair.prompt)) for pair in self.pairs]
+
+    @cached_property
+    def watch(self) -> Watch:
+        """What to look for in training prompts."""
+        texts = frozenset(self.texts)
+        grams = frozenset(gram for text in texts for gram in _grams(text))
+        return Watch(frozenset(map(_hash, texts)), grams)
+
+    def leaks(
+        self, hits: Mapping[int, str], signatures: np.ndarray, sources: Sequence[str]
+    ) -> list[Finding]:
+        """A warning for each held-out pair whose prompt is trained on; it names both rows.
+
+        The strongest reason is named: the same prompt, a near copy, or more than half of its
+        words in runs of eight that training prompts have, too.
+
+        Args:
+            hits: what `Watch.hits` found, and where first.
+            signatures: (n, SIZE) of training prompts, and their ``sources``.
+        """
+        distinct = list(dict.fromkeys(self.texts))
+        near = _near([signature(text) for text in distinct], signatures, sources)
+        message = {
+            text: _told(text, hits, near.get(number)) for number, text in enumerate(distinct)
+        }
+        mend = "delete it from one of the two"
+        return [
+            Finding("leak", "warning", pair.source, "prompt", found, mend)
+            for pair, text in zip(self.pairs, self.texts, strict=True)
+            if (found := message[text])
+        ]
+
+
+def leaks(train: Iterable[Pair], held_out: Sequence[Pair]) -> list[Finding]:
+    """As `HeldOutPrompts.leaks`, for pairs in memory."""
+    held = HeldOutPrompts(tuple(held_out))
+    hits: dict[int, str] = {}
+    signatures, sources = [], []
     for pair in train:
         text = bare(text_of(pair.prompt))
-        if text in done:
-            continue
-        done.add(text)
-        if text in distinct:
-            same.setdefault(text, pair.source)
-        for gram in _grams(text):
-            if gram in wanted:
-                seen.setdefault(gram, pair.source)
+        for hit in held.watch.hits(text):
+            hits.setdefault(hit, pair.source)
         signatures.append(signature(text))
         sources.append(pair.source)
-    near = _near(signatures, sources, len(distinct))
-    findings = []
-    for pair, text in zip(held_out, texts, strict=True):
-        message = None
-        if source := same.get(text):
-            message = f"the prompt is also in the training data, at {source}"
-        elif source := near.get(distinct[text]):
-            message = f"nearly the same prompt is in the training data, at {source}"
-        elif overlap := _overlap(grams[text], seen):
-            share, source = overlap
-            message = f"{share:.0%} of the prompt's words are in training prompts, as at {source}"
-        if message:
-            mend = "delete it from one of the two"
-            findings.append(Finding("leak", "warning", pair.source, "prompt", message, mend))
-    return findings
+    return held.leaks(hits, np.array(signatures, dtype=np.uint32), sources)
 
 
-def _near(signatures: list[np.ndarray], sources: list[str], held: int) -> dict[int, str]:
-    """For each held-out text with a near copy among the others, the place of one."""
-    if not signatures:
+def _told(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
+    if source := hits.get(_hash(text)):
+        return f"the prompt is also in the training data, at {source}"
+    if near:
+        return f"nearly the same prompt is in the training data, at {near}"
+    grams = _grams(text)
+    found = [n for n, gram in enumerate(grams) if gram in hits]
+    covered = {word for n in found for word in range(n, n + WORDS)}
+    share = len(covered) / (len(grams) + WORDS - 1) if grams else 0.0
+    if share <= COVERED:
+        return None
+    return f"{share:.0%} of its words stand in training prompts, as at {hits[grams[found[0]]]}"
+
+
+def _near(
+    held: Sequence[np.ndarray], trained: np.ndarray, sources: Sequence[str]
+) -> dict[int, str]:
+    """For each held-out prompt with a near copy in training, the place of the first."""
+    if not held or not len(trained):
         return {}
-    groups = near_groups(np.stack(signatures), NEAR)
+    groups = near_groups(np.concatenate([np.stack(held), trained[:MOST]])).tolist()
     first: dict[int, str] = {}
-    for group, source in zip(groups[held:].tolist(), sources, strict=True):
+    for group, source in zip(groups[len(held) :], sources, strict=False):
         first.setdefault(group, source)
-    return {n: first[group] for n, group in enumerate(groups[:held].tolist()) if group in first}
+    return {n: first[group] for n, group in enumerate(groups[: len(held)]) if group in first}
+
+
+def _hash(text: str) -> int:
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _grams(text: str) -> list[int]:
     words = _WORD.findall(text)
-    return [
-        int.from_bytes(
-            blake2b(" ".join(words[n : n + WORDS]).encode(errors="surrogatepass"), digest_size=8)
-            .digest(),
-            "little",
-        )
-        for n in range(len(words) - WORDS + 1)
-    ]  # fmt: skip
-
-
-def _overlap(grams: list[int], seen: dict[int, str]) -> tuple[float, str] | None:
-    """The share of words covered by n-grams that are trained on, and where, if it is too much."""
-    hits = [n for n, gram in enumerate(grams) if gram in seen]
-    covered = {word for n in hits for word in range(n, n + WORDS)}
-    share = len(covered) / (len(grams) + WORDS - 1) if grams else 0.0
-    return (share, seen[grams[hits[0]]]) if share > COVERED else None
+    return [_hash(" ".join(words[n : n + WORDS])) for n in range(len(words) - WORDS + 1)]

@@ -3,7 +3,9 @@
 import re
 from array import array
 
-_PLACE = re.compile(r"(?P<name>.*[:\[])(?P<row>\d+)(?P<end>\]?)(?:#(?P<part>\d+))?", re.DOTALL)
+_PLACE = re.compile(
+    r"(?P<name>.*[:\[])(?P<row>\d+)(?P<end>\]?)(?:#\d+)??(?:#(?P<part>\d+))?", re.DOTALL
+)
 
 
 class Places:
@@ -23,6 +25,10 @@ class Places:
         self._name.append(self._names.setdefault(name, len(self._names)))
         self._row.append(int(found["row"]) if found else 0)
         self._part.append(int(found["part"] or 0) if found else 0)
+
+    def same_row(self, one: int, other: int) -> bool:
+        """Whether two places are of one row."""
+        return (self._name[one], self._row[one]) == (self._name[other], self._row[other])
 
     def __getitem__(self, index: int) -> str:
         start, end = list(self._names)[self._name[index]]

@@ -2,20 +2,29 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from likelier.config import Config
-from likelier.data.check import Loaded, load_memory, load_pairs, refuse
+from likelier.config.schema import DataConfig
+from likelier.data.check import Data, Reading, no_row, open_data, open_rows, refuse
+from likelier.data.content import Content
 from likelier.data.encoder import Encoder
 from likelier.data.fit import fit
+from likelier.data.formats import Format
+from likelier.data.leak import HeldOutPrompts
+from likelier.data.packed import Shared
+from likelier.data.part import Part, Task, row_of
+from likelier.data.pool import parts
+from likelier.data.ranked import Ranking
+from likelier.data.read import rows_from_memory
 from likelier.data.records import Pair, TokenPair
-from likelier.data.split import shared_prompts, split_by_prompt
-from likelier.data.tokens import encode_pairs
+from likelier.data.split import held_out
+from likelier.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -33,15 +42,15 @@ class Prepared:
 
     def told(self) -> str:
         """One line about where the rows went."""
-        parts = [f"{len(self.train)} training pairs, {len(self.eval)} held out"]
+        told = [f"{len(self.train)} training pairs, {len(self.eval)} held out"]
         for name in ("dropped", "trimmed"):
             if self.counts[name]:
-                parts.append(f"{self.counts[name]} of {self.counts['rows']} rows {name}")
+                told.append(f"{self.counts[name]} of {self.counts['rows']} rows {name}")
         findings = ", ".join(f"{n} {code}" for code, n in self.counts["findings"].items())
         leaks = self.counts.get("eval", {}).get("findings", {}).get("leak", 0)
         if leaks:
-            parts.append(f"{leaks} held-out prompts are also trained on")
-        return "; ".join(parts) + (f" ({findings})" if findings else "")
+            told.append(f"{leaks} held-out prompts are also trained on, or nearly")
+        return "; ".join(told) + (f" ({findings})" if findings else "")
 
 
 def prepare(
@@ -54,60 +63,108 @@ def prepare(
 
     Raises DataError and InputMissing as the parts do: nothing is dropped without being counted.
     """
-    train, counts = _read_tokens(config, encoder, config.data.train, train_rows, "train")
+    share = config.data.eval_share if eval_rows is None else None
+    held, watched = None, None
     if eval_rows is not None or config.data.eval_path:
-        path = config.data.eval_path or ""
-        held, counts["eval"] = _read_tokens(config, encoder, path, eval_rows, "eval")
-        leaks = shared_prompts(train.pairs, held.pairs)
-        if leaks:
-            counts["eval"]["findings"]["leak"] = len(leaks)
-        return Prepared(train.tokens, held.tokens, counts)
-    if config.data.eval_share is None:
-        return Prepared(train.tokens, (), counts)
-    # By the text of the prompts, so that copies that differ in spaces stay on one side.
-    _, held_out = split_by_prompt(train.pairs, config.data.eval_share, config.train.seed)
-    rows = {pair.source for pair in held_out}
+        task = _task(config, encoder, keep_pairs=True)
+        held = _read_tokens(config, task, config.data.eval_path or "", eval_rows, "eval")
+        watched = HeldOutPrompts(held.pairs)
+    split_seed = config.train.seed if share is not None or watched else None
+    task = _task(config, encoder, split_seed=split_seed, watch=watched.watch if watched else None)
+    train = _read_tokens(config, task, config.data.train, train_rows, "train")
+    if held and watched:
+        sources = [pair.source for pair in train.tokens]
+        used = {pair.source for pair in held.tokens}
+        found = watched.leaks(train.hits, train.prompts, sources)
+        if leaked := sum(leak.source in used for leak in found):
+            held.counts["findings"]["leak"] = leaked
+        return Prepared(train.tokens, held.tokens, {**train.counts, "eval": held.counts})
+    if share is None:
+        return Prepared(train.tokens, (), train.counts)
+    out = held_out(train.prompt_keys, train.prompts, share)
     return Prepared(
-        train=tuple(pair for pair in train.tokens if pair.source not in rows),
-        eval=tuple(pair for pair in train.tokens if pair.source in rows),
-        counts=counts,
+        train=tuple(pair for pair, held in zip(train.tokens, out, strict=True) if not held),
+        eval=tuple(pair for pair, held in zip(train.tokens, out, strict=True) if held),
+        counts=train.counts,
     )
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Pairs as read, and those of them that became tokens and fit."""
+    """Pairs as tokens that fit, and what tells their prompts apart, where it is asked for."""
 
-    pairs: tuple[Pair, ...]
     tokens: tuple[TokenPair, ...]
+    pairs: tuple[Pair, ...]
+    prompt_keys: np.ndarray
+    prompts: np.ndarray
+    hits: dict[int, str]
+    counts: dict[str, Any]
+
+
+def _task(config: Config, encoder: Encoder, **wanted: Any) -> Callable[[Format], Task]:
+    ranking = reading_of(config.data).ranking
+    return lambda form: Task(form, ranking, encoder, keep_tokens=True, **wanted)
 
 
 def _read_tokens(
-    config: Config, encoder: Encoder, path: str, rows: Iterable[Any] | None, name: str
-) -> tuple[_Tokens, dict[str, Any]]:
-    loaded = read(path, config.data.columns, rows, name)
-    bad = refuse(loaded.findings, config.data.on_bad_row, usable=len(loaded.pairs))
-    encoded, found = encode_pairs(encoder, loaded.pairs)
-    bad_tokens = refuse(found, config.data.on_bad_row, usable=len(encoded))
-    fitted = fit(encoded, config.data.max_length, config.data.overlong, encoder)
-    findings = Counter(f.code for f in (*loaded.findings, *found, *fitted.findings))
+    config: Config,
+    task_for: Callable[[Format], Task],
+    path: Data,
+    rows: Iterable[Any] | None,
+    name: str,
+) -> _Tokens:
+    read = open_data(path) if rows is None else rows_from_memory(rows, name)
+    form, counted = open_rows(read, reading_of(config.data))
+    encoder = task_for(form).encoder
+    pairs: list[TokenPair] = []
+    done: list[Part] = []
+    shared = Shared()
+    for part in parts(counted, task_for(form)):
+        assert part.tokens is not None
+        pairs += part.tokens.pairs(part.sources, shared)
+        done.append(replace(part, tokens=None))
+    if any(part.labelled for part in done):
+        what = "these rows hold one labelled answer each, not pairs"
+        raise DataError(what, where=name, mend="use a loss for unpaired answers, or make pairs")
+    rows_read = sum(part.rows for part in done)
+    no_row(rows_read, name if rows is not None else str(path))
+    found = [finding for part in done for finding in part.findings]
+    refuse(found, config.data.on_bad_row, usable=len(pairs))
+    fitted = fit(pairs, config.data.max_length, config.data.overlong, encoder)
+    refuse(fitted.findings, config.data.on_bad_row, usable=len(fitted.pairs))
+    content = Content()
+    for part in done:
+        content.add_part(part.sources, part.keys, part.nears)
+    between = (finding for _, finding in content.findings())
     used = {pair.source for pair in fitted.pairs}
-    return _Tokens(tuple(p for p in loaded.pairs if p.source in used), fitted.pairs), {
-        "rows": loaded.rows,
-        "used": len(fitted.pairs),
-        "dropped": sum(bad.values()) + sum(bad_tokens.values()) + fitted.dropped,
-        "trimmed": fitted.trimmed,
-        "findings": dict(findings),
-    }
+    keep = np.array([pair.source in used for pair in pairs], dtype=np.bool_)
+    count = {row_of(s): n for part in done for s, n in zip(part.sources, part.counts, strict=True)}
+    rows_used = sum(count[row] for row in {row_of(source) for source in used})
+    return _Tokens(
+        tokens=fitted.pairs,
+        pairs=tuple(pair for part in done for pair in part.pairs),
+        prompt_keys=_kept([part.prompt_keys for part in done], keep),
+        prompts=_kept([part.prompts for part in done], keep),
+        hits={hit: source for part in reversed(done) for hit, source in part.hits},
+        counts={
+            "rows": rows_read,
+            "used": rows_used,
+            "dropped": rows_read - rows_used,
+            "trimmed": fitted.trimmed,
+            "findings": dict(Counter(f.code for f in chain(found, between, fitted.findings))),
+        },
+    )
 
 
-def read(
-    path: str | Path, columns: Any, rows: Iterable[Any] | None = None, name: str = "train"
-) -> Loaded:
-    """The pairs of a file, or of rows in memory."""
-    if rows is not None:
-        return load_memory(rows, dict(columns), name)
-    return load_pairs(Path(path), dict(columns))
+def _kept(arrays: Sequence[np.ndarray], keep: np.ndarray) -> np.ndarray:
+    whole = np.concatenate(arrays)
+    return whole[keep] if len(whole) else whole
+
+
+def reading_of(data: DataConfig) -> Reading:
+    """How a config says that rows are read."""
+    ranking = Ranking(data.ranked.pairs, data.ranked.min_gap)
+    return Reading({str(ours): theirs for ours, theirs in data.columns.items()}, data.chat, ranking)
 
 
 def content_hash(pairs: Sequence[TokenPair]) -> str:

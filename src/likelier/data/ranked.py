@@ -176,7 +176,7 @@ def gather(rows: Iterable[Row | Finding], form: Format) -> Iterator[tuple[int, R
     Neighbours with one prompt become one list of completions where each row holds only one.
     """
     if form.shape != "scored":
-        yield from ((1, row) for row in rows)
+        yield from ((0 if "#" in row.source[-4:] else 1, row) for row in rows)  # 0: a copy
         return
     group: list[Row] = []
     for row in rows:

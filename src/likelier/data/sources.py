@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def read_mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
     """The rows of several sources, each row as often as the weight of its source says.
 
     ``0.25`` takes a quarter of the rows, chosen by their content; ``2`` takes each twice; ``1.5``
-    takes each once and half of them again. A row that is not taken comes as a ``weight`` note.
+    takes each once and half of them again. A row that is not taken comes as a ``weight`` note,
+    a second copy with ``#2`` behind its place.
     """
     for name, weight in weights.items():
         if not 0 < weight <= 100:
@@ -69,8 +71,8 @@ def read_mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
                 message = f"left out: the weight of {name} is {weight}"
                 mend = "raise the weight to use more rows"
                 yield Finding("weight", "note", row.source, None, message, mend)
-            for _ in range(copies):
-                yield row
+            for number in range(1, copies + 1):
+                yield row if number == 1 else replace(row, source=f"{row.source}#{number}")
 
 
 def _copies(row: Row, weight: float) -> int:

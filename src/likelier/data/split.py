@@ -1,4 +1,4 @@
-"""A share of the prompts set aside for evaluation, chosen by content."""
+"""A share of the prompts set aside for evaluation, chosen by content; near copies stay together."""
 
 import json
 import unicodedata
@@ -6,35 +6,81 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
-from likelier.data.records import Finding, Pair, TokenPair
+import numpy as np
+
+from likelier.data.look import text_of
+from likelier.data.minhash import SIZE, bare, near_groups, signature
+from likelier.data.records import Pair, TokenPair
 from likelier.errors import DataError
 
 P = TypeVar("P", Pair, TokenPair)
 
 
 def split_by_prompt(pairs: Sequence[P], share: float, seed: int) -> tuple[list[P], list[P]]:
-    """Part ``pairs`` into (train, eval) so that no prompt is on both sides.
+    """Part ``pairs`` into (train, eval) so that no prompt, and no near copy, is on both sides.
 
-    The prompts with the smallest keyed hash of their content go to ``eval``: as many as
-    ``share`` of all distinct prompts, at least one, and at least one stays. Row numbers and
-    file order decide nothing; the order within each side is the given one.
+    The order within each side is the given one. Raises as `held_out`.
+    """
+    held = held_out(prompt_keys(pairs, seed), prompt_signatures(pairs), share)
+    train = [pair for pair, out in zip(pairs, held, strict=True) if not out]
+    return train, [pair for pair, out in zip(pairs, held, strict=True) if out]
+
+
+def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarray:
+    """Which pairs go to ``eval``, (n,) bool, by their prompts.
+
+    Prompts that are near copies make a cluster. The clusters with the smallest key go to ``eval``
+    until they hold ``share`` of all distinct prompts; one that would be too many is passed over.
+    At least one prompt goes and at least one stays. Row numbers and file order decide nothing.
+
+    Args:
+        keys: (n, 16) uint8 of `prompt_keys`.
+        signatures: (n, SIZE) uint32 of `prompt_signatures`.
 
     Raises:
-        DataError: there are fewer than two distinct prompts.
+        DataError: there are fewer than two clusters.
     """
-    keys = [_key(pair, seed) for pair in pairs]
-    prompts = sorted(set(keys))
-    if len(prompts) < 2:
+    _, first, prompt = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    prompt = prompt.ravel()  # numbered in the order of the keys
+    groups = near_groups(signatures[first]) if len(first) else np.zeros(0, np.int64)
+    clusters: dict[int, list[int]] = {}
+    for number, group in enumerate(groups.tolist()):
+        clusters.setdefault(group, []).append(number)
+    if len(clusters) < 2:
+        near = f" that are no near copies, of {len(first)}" if len(first) > 1 else ""
         raise DataError(
-            f"{len(prompts)} distinct prompt cannot be split into train and eval",
+            f"{len(clusters)} distinct prompt{near}: cannot be split into train and eval",
             where="data.eval",
             mend="give a file, or set data.eval: null",
         )
-    count = min(max(1, round(share * len(prompts))), len(prompts) - 1)
-    held_out = set(prompts[:count])
-    train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in held_out]
-    held = [pair for pair, key in zip(pairs, keys, strict=True) if key in held_out]
-    return train, held
+    wanted = max(1, round(share * len(first)))
+    wanted = min(wanted, len(first) - min(map(len, clusters.values())))
+    chosen: list[int] = []
+    for members in clusters.values():
+        if len(chosen) + len(members) <= wanted:
+            chosen += members
+    if not chosen:  # every cluster is larger than the share
+        chosen = min(clusters.values(), key=len)
+    return np.isin(prompt, chosen)
+
+
+def prompt_keys(pairs: Sequence[Pair] | Sequence[TokenPair], seed: int) -> np.ndarray:
+    """(n, 16) uint8: a hash of each prompt's content, keyed by the seed."""
+    keys = b"".join(_key(pair, seed) for pair in pairs)
+    return np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16)
+
+
+def prompt_signatures(pairs: Sequence[Pair] | Sequence[TokenPair]) -> np.ndarray:
+    """(n, SIZE) uint32: the MinHash of each prompt. Token ids are compared as they are."""
+    texts = [_text(pair) for pair in pairs]
+    made = {text: signature(text) for text in dict.fromkeys(texts)}
+    return np.stack([made[text] for text in texts]) if texts else np.zeros((0, SIZE), np.uint32)
+
+
+def _text(pair: Pair | TokenPair) -> str:
+    if isinstance(pair, TokenPair):
+        return "".join(chr(min(token + 1, 0x10FFFF)) for token in pair.prompt)
+    return bare(text_of(pair.prompt))
 
 
 def _key(pair: Pair | TokenPair, seed: int) -> bytes:
@@ -43,15 +89,3 @@ def _key(pair: Pair | TokenPair, seed: int) -> bytes:
     content = unicodedata.normalize("NFC", json.dumps(prompt, ensure_ascii=False, sort_keys=True))
     salt = f"{seed}\n".encode()
     return blake2b(salt + content.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def shared_prompts(train: Sequence[P], held_out: Sequence[P]) -> list[Finding]:
-    """A warning for each held-out pair whose prompt is trained on; it names both rows."""
-    trained = {_key(pair, 0): pair.source for pair in reversed(train)}
-    findings = []
-    for pair in held_out:
-        if source := trained.get(_key(pair, 0)):
-            message = f"the prompt is also in the training data, at {source}"
-            mend = "delete it from one of the two"
-            findings.append(Finding("leak", "warning", pair.source, "prompt", message, mend))
-    return findings
