@@ -133,7 +133,9 @@ class DataConfig(Section):
         {}, description="our column: the file's column, where it is not recognised"
     )
     chat: bool = Field(False, description="make a user's and an assistant's turn of plain texts")
-    ranked: RankedConfig = RankedConfig()
+    ranked: RankedConfig = Field(
+        RankedConfig(), description="which pairs are made of lists of scored answers"
+    )
     template: dict[str, JsonValue] = Field({}, description="further arguments of the chat template")
     today: Text | None = Field(
         None, description="date for a template that asks for today's, as 2024-07-26 (which null is)"
