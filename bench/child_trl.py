@@ -67,6 +67,7 @@ def main() -> None:
         beta=case["likelier"]["loss"]["beta"],
         max_length=case["likelier"]["data"]["max_length"],
         bf16=settings["autocast"],
+        use_cpu=not torch.cuda.is_available(),  # without it, no bf16 on a CPU
         gradient_checkpointing=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=1,

@@ -190,7 +190,7 @@ class Bench:
     def settings(self, workload: str, dtype: str) -> Settings:
         """TRL's best settings: those stored for this machine, or searched now and stored."""
         known = json.loads(self.stored.read_text("utf-8")) if self.stored.exists() else {}
-        mine = {name: record.machine()[name] for name in ("cpu", "cores", "gpu")}
+        mine = {name: record.machine()[name] for name in ("cpu", "threads", "gpu")}
         here = {name: known.get("machine", {}).get(name) for name in mine} == mine
         found = known.get("best", {}) if here else {}
         tried = known.get("tried", []) if here else []
