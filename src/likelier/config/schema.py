@@ -105,6 +105,8 @@ Column = Literal[
     "preference",
     "chosen_score",
     "rejected_score",
+    "margin",
+    "weight",
 ]
 
 

@@ -171,17 +171,17 @@ def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Reading, n
     form, counted = open_rows(rows, reading)
     done = list(parts(counted, Task(form, reading.ranking, keep_pairs=True)))
     no_row(sum(part.rows for part in done), name)
-    content = Content()
+    content = Content(form.shape == "labelled")
     for part in done:
         content.add_part(part.sources, part.keys, part.nears)
     found = [finding for part in done for finding in part.findings]
     return Loaded(
-        pairs=tuple(pair for part in done for pair in part.pairs),
+        pairs=tuple(pair for part in done for pair in part.pairs if isinstance(pair, Pair)),
         findings=tuple(in_file_order([*(one for _, one in content.findings()), *found])),
         rows=sum(part.rows for part in done),
         left_out=sum(part.left_out for part in done),
         form=form,
-        labelled=tuple(one for part in done for one in part.labelled),
+        labelled=tuple(one for part in done for one in part.pairs if isinstance(one, Labelled)),
     )
 
 

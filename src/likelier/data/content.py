@@ -12,7 +12,7 @@ import numpy as np
 from likelier.data.look import text_of
 from likelier.data.minhash import MOST, bare, near_groups, signature
 from likelier.data.places import Places
-from likelier.data.records import Finding, Pair
+from likelier.data.records import Finding, Pair, Preference
 
 
 def digest(side: Any) -> int:
@@ -23,10 +23,14 @@ def digest(side: Any) -> int:
 
 
 class Content:
-    """The content of many pairs as hashes: 40 bytes a pair, and signatures of a sample."""
+    """The content of many pairs as hashes: 40 bytes a pair, and signatures of a sample.
 
-    def __init__(self) -> None:
+    Of ``labelled`` rows the third hash is that of the label.
+    """
+
+    def __init__(self, labelled: bool = False) -> None:
         self.places = Places()
+        self._labelled = labelled
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
         self._signatures: list[np.ndarray] = []
 
@@ -49,7 +53,8 @@ class Content:
 
     def findings(self) -> Iterator[tuple[int, Finding]]:
         """(number of the pair, finding) in the order of the pairs."""
-        found = [*self._duplicates(), *self._conflicts(), *self._near_copies()]
+        against = self._labels() if self._labelled else self._conflicts()
+        found = [*self._duplicates(), *against, *self._near_copies()]
         yield from sorted(found, key=lambda item: item[0])
 
     def _duplicates(self) -> Iterator[tuple[int, Finding]]:
@@ -88,6 +93,14 @@ class Content:
                 message = f"part of a circle of {size} answers, each preferred to the next"
                 yield index, self._finding("cycle", index, message, "delete the weakest judgement")
 
+    def _labels(self) -> Iterator[tuple[int, Finding]]:
+        """The same answer to the same prompt, once good and once bad."""
+        first, again = _first_of(self.keys[:, :2])
+        for index in again:
+            if self.keys[index, 2] != self.keys[first[index], 2]:
+                message = f"the same answer as {self.places[first[index]]} with the other label"
+                yield index, self._finding("conflict", index, message, "keep the right one")
+
     def _near_copies(self) -> Iterator[tuple[int, Finding]]:
         if not self._signatures:
             return
@@ -103,9 +116,11 @@ class Content:
         return Finding(code, "warning", self.places[index], None, message, mend)
 
 
-def signature_of(pair: Pair) -> np.ndarray:
-    """The signature of a whole pair."""
-    return signature(bare("\n".join(map(text_of, (pair.prompt, pair.chosen, pair.rejected)))))
+def signature_of(pair: Preference) -> np.ndarray:
+    """The signature of a whole row."""
+    if isinstance(pair, Pair):
+        return signature(bare("\n".join(map(text_of, (pair.prompt, pair.chosen, pair.rejected)))))
+    return signature(bare("\n".join(map(text_of, (pair.prompt, pair.completion)))))
 
 
 def _first_of(keys: np.ndarray) -> tuple[list[int], list[int]]:

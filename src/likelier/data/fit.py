@@ -121,7 +121,8 @@ def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Fin
         return _overlong(pair, max_length)
     room = max_length - len(prompt)
     chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
-    if chosen == rejected or not any(chosen.scored) or not any(rejected.scored):
+    same = chosen == rejected and pair.label is None
+    if same or not any(chosen.scored) or not any(rejected.scored):
         message = f"the answers are the same or empty once cut to {room} tokens"
         mend = "raise data.max_length, delete the row, or set data.on_bad_row: drop"
         return Finding("truncated", "error", pair.source, None, message, mend)

@@ -30,6 +30,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "preference": ("overall_preference", "better_response_id", "winner", "labels", "preference"),
     "chosen_score": ("chosen_score", "score_chosen", "chosen_rating"),
     "rejected_score": ("rejected_score", "score_rejected", "rejected_rating"),
+    "margin": ("margin",),
+    "weight": ("weight",),
 }  # fmt: skip
 NAMES = tuple(ALIASES)  # what `data.columns` may name
 NEEDED: dict[Shape, tuple[str, ...]] = {
@@ -40,8 +42,17 @@ NEEDED: dict[Shape, tuple[str, ...]] = {
     "scored": ("prompt", "completion", "score"),
 }
 OPTIONAL: dict[Shape, tuple[str, ...]] = {
-    "pairs": ("prompt", "system", "tools", "origin", "chosen_score", "rejected_score"),
-    "labelled": ("prompt", "system", "tools", "origin"),
+    "pairs": (
+        "prompt",
+        "system",
+        "tools",
+        "origin",
+        "chosen_score",
+        "rejected_score",
+        "margin",
+        "weight",
+    ),
+    "labelled": ("prompt", "system", "tools", "origin", "weight"),
     "ranked": ("prompt", "system", "tools", "origin", "scores"),
     "compared": ("prompt", "system", "tools", "origin"),
     "scored": ("system", "tools", "origin"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from likelier.data.look import text_of
 from likelier.data.minhash import MOST, bare, near_groups, signature
-from likelier.data.records import Finding, Labelled, Pair
+from likelier.data.records import Finding, Preference
 
 WORDS = 8  # the n of the n-grams
 COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts
@@ -37,7 +37,7 @@ class Watch:
 class HeldOutPrompts:
     """Held-out pairs whose prompts must not be trained on."""
 
-    pairs: tuple[Pair | Labelled, ...]
+    pairs: tuple[Preference, ...]
 
     @cached_property
     def texts(self) -> list[str]:
@@ -76,7 +76,7 @@ class HeldOutPrompts:
         ]
 
 
-def leaks(train: Iterable[Pair], held_out: Sequence[Pair]) -> list[Finding]:
+def leaks(train: Iterable[Preference], held_out: Sequence[Preference]) -> list[Finding]:
     """As `HeldOutPrompts.leaks`, for pairs in memory."""
     held = HeldOutPrompts(tuple(held_out))
     hits: dict[int, str] = {}

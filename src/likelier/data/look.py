@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from likelier.data.features import said
-from likelier.data.records import Finding, Labelled, Message, Pair
+from likelier.data.records import Finding, Labelled, Message, Pair, Preference
 from likelier.data.script import script_of
 
 _DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
@@ -15,7 +15,7 @@ _DOUBLED = 20  # characters; a shorter prompt may begin an answer by chance
 Side = str | tuple[Message, ...]
 
 
-def look_at(pair: Pair | Labelled) -> list[Finding]:
+def look_at(pair: Preference) -> list[Finding]:
     """All that is noticed; an ``error`` means that the pair cannot be used."""
     if isinstance(pair, Labelled):
         sides = {"prompt": pair.prompt, "completion": pair.completion}
@@ -47,7 +47,7 @@ def _bare(side: Side) -> Any:
     ]
 
 
-def _texts(pair: Pair | Labelled, name: str, side: Side) -> Iterator[Finding]:
+def _texts(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
     text = text_of(side)
     if _DECOMPOSED.search(text):
         message, mend = "Hangul in decomposed form (NFD)", "convert the text to NFC"

@@ -22,7 +22,7 @@ from likelier.data.part import Part, Task, row_of
 from likelier.data.pool import parts
 from likelier.data.ranked import Ranking
 from likelier.data.read import rows_from_memory
-from likelier.data.records import Pair, TokenPair
+from likelier.data.records import Preference, TokenPair
 from likelier.data.split import held_out
 from likelier.errors import DataError
 
@@ -94,7 +94,7 @@ class _Tokens:
     """Pairs as tokens that fit, and what tells their prompts apart, where it is asked for."""
 
     tokens: tuple[TokenPair, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Preference, ...]
     prompt_keys: np.ndarray
     prompts: np.ndarray
     hits: dict[int, str]
@@ -115,6 +115,10 @@ def _read_tokens(
 ) -> _Tokens:
     read = open_data(path) if rows is None else rows_from_memory(rows, name)
     form, counted = open_rows(read, reading_of(config.data))
+    if form.shape == "labelled":
+        what = "these rows hold one labelled answer each, not pairs"
+        mend = "use a loss for unpaired answers, or make pairs"
+        raise DataError(what, where=name if rows is not None else str(path), mend=mend)
     encoder = task_for(form).encoder
     pairs: list[TokenPair] = []
     done: list[Part] = []
@@ -123,9 +127,6 @@ def _read_tokens(
         assert part.tokens is not None
         pairs += part.tokens.pairs(part.sources, shared)
         done.append(replace(part, tokens=None))
-    if any(part.labelled for part in done):
-        what = "these rows hold one labelled answer each, not pairs"
-        raise DataError(what, where=name, mend="use a loss for unpaired answers, or make pairs")
     rows_read = sum(part.rows for part in done)
     no_row(rows_read, name if rows is not None else str(path))
     found = [finding for part in done for finding in part.findings]

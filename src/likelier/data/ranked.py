@@ -66,9 +66,10 @@ def ranked_pairs(row: Row, form: Format, ranking: Ranking) -> tuple[Pair, ...] |
             better.answer,
             worse.answer,
             f"{row.source}#{number}" if len(chosen) > 1 else row.source,
-            tools,
-            (better.score, worse.score),
-            origin,
+            tools=tools,
+            origin=origin,
+            scores=(better.score, worse.score),
+            margin=better.score - worse.score,
         )
         for number, (better, worse) in enumerate(chosen, start=1)
     )

@@ -23,8 +23,10 @@ class Pair:
     fourth of rows given in memory; Parquet rows count from 1), with ``#2`` behind it for the
     second of several pairs made from one row.
 
-    ``tools`` are what the template may list for the model to call, ``scores`` those of chosen and
-    rejected where the row has them, ``origin`` is the data set that the row says it comes from.
+    ``tools`` are what the template may list for the model to call, ``origin`` is the data set that
+    the row says it comes from. Where the row has them: ``scores`` of chosen and rejected,
+    ``margin``, by how much chosen is better (else the difference of the scores), and ``weight``,
+    how much the pair counts.
     """
 
     prompt: str | tuple[Message, ...]
@@ -32,8 +34,10 @@ class Pair:
     rejected: str | tuple[Message, ...]
     source: str
     tools: tuple[Message, ...] = ()
-    scores: tuple[float, float] | None = None
     origin: str | None = None
+    scores: tuple[float, float] | None = None
+    margin: float | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Labelled:
     source: str
     tools: tuple[Message, ...] = ()
     origin: str | None = None
+    weight: float | None = None
+
+
+Preference = Pair | Labelled  # what a row holds
 
 
 @dataclass(frozen=True)

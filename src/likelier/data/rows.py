@@ -4,12 +4,13 @@ from dataclasses import replace
 
 from likelier.data.formats import Format
 from likelier.data.ranked import Ranking, ranked_pairs
-from likelier.data.records import Finding, Labelled, Pair, Row
+from likelier.data.records import Finding, Labelled, Preference, Row
 from likelier.data.shapes import (
     Unfit,
     check_end,
     check_start,
     missing,
+    number_of,
     origin_of,
     read_messages,
     read_prompt,
@@ -22,7 +23,7 @@ from likelier.data.transcript import as_list
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
-def read_row(row: Row, form: Format, ranking: Ranking) -> tuple[Pair | Labelled, ...] | Finding:
+def read_row(row: Row, form: Format, ranking: Ranking) -> tuple[Preference, ...] | Finding:
     """The pairs (or the labelled answer) of a row, or why there is none.
 
     An error `Finding` is a row that cannot be read; a note is one that says nothing.
@@ -66,4 +67,5 @@ def _labelled(row: Row, form: Format) -> Labelled:
         message = f"true or false expected, found {str(label)[:20]!r}"
         raise Unfit("label", columns["label"], message, "write true for good, false for bad")
     tools, origin = read_tools(row.record, columns), origin_of(row.record, columns)
-    return Labelled(prompt, answer, known, row.source, tools, origin)
+    weight = number_of(row.record, columns, "weight")
+    return Labelled(prompt, answer, known, row.source, tools, origin, weight)

@@ -37,14 +37,19 @@ def to_pair(row: Row, columns: Mapping[str, str], chat: bool = False) -> Pair | 
     """
     try:
         prompt, chosen, rejected = _sides(row.record, columns, chat)
+        scores, margin = _scores(row.record, columns), number_of(row.record, columns, "margin")
+        if margin is None and scores:
+            margin = scores[0] - scores[1]
         return Pair(
             prompt,
             chosen,
             rejected,
             row.source,
-            read_tools(row.record, columns),
-            _scores(row.record, columns),
-            origin_of(row.record, columns),
+            tools=read_tools(row.record, columns),
+            origin=origin_of(row.record, columns),
+            scores=scores,
+            margin=margin,
+            weight=number_of(row.record, columns, "weight"),
         )
     except Unfit as unfit:
         return unfit.at(row.source)
@@ -173,12 +178,21 @@ def read_number(value: Any, field: str) -> float:
 
 
 def _scores(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[float, float] | None:
-    names = ("chosen_score", "rejected_score")
-    fields = [columns[name] for name in names if name in columns]
-    if len(fields) < 2 or all(record.get(field) is None for field in fields):
+    chosen, rejected = (
+        number_of(record, columns, name) for name in ("chosen_score", "rejected_score")
+    )
+    return (chosen, rejected) if chosen is not None and rejected is not None else None
+
+
+def number_of(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> float | None:
+    """The number in one of our columns; None where the row has none. A weight is not negative."""
+    field = columns.get(name)
+    if field is None or record.get(field) in (None, ""):
         return None
-    chosen, rejected = (read_number(record.get(field), field) for field in fields)
-    return chosen, rejected
+    number = read_number(record[field], field)
+    if name == "weight" and number < 0:
+        raise Unfit("score", field, f"the weight is {number:g}", "write 0 or more")
+    return number
 
 
 def _chats(

@@ -10,10 +10,11 @@ import numpy as np
 
 from likelier.data.look import text_of
 from likelier.data.minhash import SIZE, bare, near_groups, signature
-from likelier.data.records import Pair, TokenPair
+from likelier.data.records import Pair, Preference, TokenPair
 from likelier.errors import DataError
 
 P = TypeVar("P", Pair, TokenPair)
+Prompted = Preference | TokenPair
 
 
 def split_by_prompt(pairs: Sequence[P], share: float, seed: int) -> tuple[list[P], list[P]]:
@@ -64,26 +65,26 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
     return np.isin(prompt, chosen)
 
 
-def prompt_keys(pairs: Sequence[Pair] | Sequence[TokenPair], seed: int) -> np.ndarray:
+def prompt_keys(pairs: Sequence[Prompted], seed: int) -> np.ndarray:
     """(n, 16) uint8: a hash of each prompt's content, keyed by the seed."""
     keys = b"".join(_key(pair, seed) for pair in pairs)
     return np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16)
 
 
-def prompt_signatures(pairs: Sequence[Pair] | Sequence[TokenPair]) -> np.ndarray:
+def prompt_signatures(pairs: Sequence[Prompted]) -> np.ndarray:
     """(n, SIZE) uint32: the MinHash of each prompt. Token ids are compared as they are."""
     texts = [_text(pair) for pair in pairs]
     made = {text: signature(text) for text in dict.fromkeys(texts)}
     return np.stack([made[text] for text in texts]) if texts else np.zeros((0, SIZE), np.uint32)
 
 
-def _text(pair: Pair | TokenPair) -> str:
+def _text(pair: Prompted) -> str:
     if isinstance(pair, TokenPair):
         return "".join(chr(min(token + 1, 0x10FFFF)) for token in pair.prompt)
     return bare(text_of(pair.prompt))
 
 
-def _key(pair: Pair | TokenPair, seed: int) -> bytes:
+def _key(pair: Prompted, seed: int) -> bytes:
     # NFC, and no spaces at the ends: the same Korean question typed on two systems is one prompt
     prompt = pair.prompt.strip() if isinstance(pair.prompt, str) else pair.prompt
     content = unicodedata.normalize("NFC", json.dumps(prompt, ensure_ascii=False, sort_keys=True))

@@ -15,7 +15,15 @@ from likelier.data.chat import Segment, as_text, chat_key, cut_answer, render
 from likelier.data.encoder import BREAK, Encoder, build_encoder
 from likelier.data.fit import Fitted, fit
 from likelier.data.lines import odd_character
-from likelier.data.records import Answer, Finding, Message, Pair, TokenPair
+from likelier.data.records import (
+    Answer,
+    Finding,
+    Labelled,
+    Message,
+    Pair,
+    Preference,
+    TokenPair,
+)
 from likelier.data.shapes import Chat, Unfit, check_end, check_start, read_messages
 from likelier.errors import DataError
 
@@ -29,6 +37,7 @@ __all__ = [
     "fit",
 ]
 
+SIDES = ("chosen", "rejected")
 TEXTS_AT_ONCE = 2048  # bounds what the tokenizer's own records take
 
 
@@ -54,16 +63,19 @@ def encode_pair(encoder: Encoder, pair: Pair) -> TokenPair:
     return encoded[0]
 
 
-def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[list[TokenPair], list[Finding]]:
+def encode_pairs(
+    encoder: Encoder, pairs: Sequence[Preference]
+) -> tuple[list[TokenPair], list[Finding]]:
     """Many pairs as tokens, and what was found on the way; both in the order of ``pairs``.
 
+    A labelled answer stands on both sides.
     Equal prompts are rendered once, and equal texts tokenised once.
     """
     seen: dict[str, str] = {}
     drafts: list[_Draft | Finding] = []
     for pair in pairs:
         try:
-            answers = (pair.chosen, pair.rejected)
+            answers = answers_in(pair)
             drafts.append(_draft(encoder, pair.prompt, answers, seen, pair.tools))
         except Unfit as unfit:
             drafts.append(unfit.at(pair.source))
@@ -77,7 +89,7 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[Pair]) -> tuple[list[TokenPai
             findings.append(draft)
             continue
         try:
-            encoded.append(_assemble(encoder, ids, draft, pair.source))
+            encoded.append(_assemble(ids, draft, pair))
         except Unfit as unfit:
             findings.append(unfit.at(pair.source))
             continue
@@ -205,19 +217,30 @@ def _tokenise(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, tuple[int
     return ids
 
 
-def _assemble(encoder: Encoder, ids: _Ids, draft: _Draft, source: str) -> TokenPair:
+def answers_in(pair: Preference) -> tuple[str, ...] | tuple[tuple[Message, ...], ...]:
+    """The one or two answers of a row."""
+    answers = (pair.completion,) if isinstance(pair, Labelled) else (pair.chosen, pair.rejected)
+    return answers  # type: ignore[return-value]  # all text or all messages, as the reader made them
+
+
+def _assemble(ids: _Ids, draft: _Draft, pair: Preference) -> TokenPair:
     prompt = ids.prompt(draft)
-    chosen, rejected = (ids.answer(segments) for segments in draft.answers)
     if not prompt:
         raise Unfit("empty", "prompt", "the prompt has no token", "add text to it")
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+    labelled = isinstance(pair, Labelled)
+    answers = [ids.answer(segments) for segments in draft.answers]
+    for name, answer in zip(("completion",) if labelled else SIDES, answers, strict=True):
         if sum(answer.scored) < 2:  # the stop alone
             message = "the answer has no token but its stop"
             raise Unfit("empty", name, message, "add text or delete the row")
+    if isinstance(pair, Labelled):
+        (answer,) = answers
+        return TokenPair(prompt, answer, answer, pair.source, label=pair.label)
+    chosen, rejected = answers
     if chosen == rejected:
         message = "chosen and rejected become the same tokens"
         raise Unfit("merged", None, message, "delete the row or set data.on_bad_row: drop")
-    return TokenPair(prompt, chosen, rejected, source)
+    return TokenPair(prompt, chosen, rejected, pair.source)
 
 
 def _warnings(encoder: Encoder, draft: _Draft, pair: TokenPair) -> list[Finding]:
