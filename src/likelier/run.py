@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from likelier.config import Config, config_from, learning_rate
+from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.encoder import build_encoder
 from likelier.data.order import Order, make_order
-from likelier.data.prepare import Prepared, prepare
+from likelier.data.prepare import Prepared
+from likelier.data.purpose import prepare_for_loss
 from likelier.errors import LikelierError
 from likelier.evaluation.heldout import HeldOut
 from likelier.evaluation.metrics import metrics
@@ -25,12 +26,13 @@ from likelier.model.score import Ready, make_ready
 from likelier.model.scorer import Scorer
 from likelier.progress import bar, say
 from likelier.reference.build import reference_column
-from likelier.reference.column import Column
+from likelier.reference.column import NoReference, Reference
 from likelier.start import adapt, handed_over, open_reference, open_start
 from likelier.training.determinism import deterministic
 from likelier.training.folder import RunFolder, open_folder
 from likelier.training.gate import pass_gate
 from likelier.training.ledger import Ledger
+from likelier.training.moving import MovingReference
 from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.step import cut_passes, step_gradients
 from likelier.training.stopping import StopRequest, listening
@@ -80,13 +82,14 @@ def train(
     if RunFolder(config.out).finished(config):
         return _nothing_to_do(config.out)
 
+    objective = bind(live(config)["loss"], loss)
     start = open_start(config, model, tokenizer)
     encoder = build_encoder(
         start.tokenizer, start.causal_lm.generation_config, config.data.template
     )
-    data = prepare(config, encoder, train, eval)
+    data = prepare_for_loss(config, encoder, train, eval)
     say(data.told())
-    objective = bind(config.loss.model_dump(), loss)
+    say(f"loss: {objective.formula}")
     other = open_reference(config, start)
     policy = adapt(config, start)
     ready = make_ready(policy)
@@ -99,14 +102,17 @@ def train(
         budget = folder.settle(config, data, ready, objective)
         own = other is None
         fresh_adapter = policy is not start
-        column = reference_column(
-            other or ready, data.pairs, budget, folder.path,
-            base_only=own and fresh_adapter, goes_on=folder.goes_on,
-        )  # fmt: skip
+        column: Reference = NoReference()
+        if objective.needs("reference"):
+            column = reference_column(
+                other or ready, data.pairs, budget, folder.path,
+                base_only=own and fresh_adapter, goes_on=folder.goes_on,
+            )  # fmt: skip
         del other  # a second model has said all that it is needed for
-        gate = pass_gate(ready, data.train, column, objective, budget, own)
+        starts_equal = own and objective.needs("reference")
+        gate = pass_gate(ready, data.train, column, objective, budget, starts_equal)
         order = make_order(data.train, config.train)
-        folder.begin(ready, data, column, gate, order.num_steps)
+        folder.begin(ready, data, column, gate, order.num_steps, objective.formula)
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
         with listening() as stop, closing(adamw) as optimizer:
             with ready.running() as scorer:
@@ -127,7 +133,7 @@ def _take_steps(
     ready: Ready,
     scorer: Scorer,
     data: Prepared,
-    column: Column,
+    column: Reference,
     order: Order,
     objective: BoundLoss,
     budget: int,
@@ -136,10 +142,11 @@ def _take_steps(
     on_step: OnStep,
 ) -> None:
     """Every step from the last checkpoint on: gradient, update, log, now and then more."""
-    held = HeldOut.of(data.eval, column, ready, budget)
+    held = HeldOut.of(data.eval, column, ready, budget, objective.tokens)
     rate = schedule(config.optim, learning_rate(config), order.num_steps)
     ledger = Ledger(folder.path / "ledger", objective.beta)
-    first = folder.go_on(optimizer)
+    moving = moving_reference(config, optimizer)
+    first = folder.go_on(optimizer, objective, moving)
     ledger.cut_back(first)
 
     def log(row: dict[str, float]) -> None:
@@ -149,18 +156,29 @@ def _take_steps(
     def save(step: int) -> None:
         optimizer.must_be_finite()
         ledger.write()
-        folder.save(step, optimizer, config.train.keep)
+        folder.save(step, optimizer, config.train.keep, objective, moving)
+
+    def evaluate(step: int, held: HeldOut) -> None:
+        if moving is not None:
+            held = replace(held, passes=tuple(moving.rescored(scorer, held.passes)))
+        log({"step": step, **held.evaluate(scorer, objective)})
 
     if held and first == 0:
-        log({"step": 0, **held.evaluate(scorer, objective)})
+        evaluate(0, held)
     with bar("train", order.num_steps, first) as show:
         for step in range(first + 1, order.num_steps + 1):
             began = time.perf_counter()
             visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
             step_pairs = [pair for _, pair in visits]
-            passes = cut_passes(step_pairs, column, ready.backend, budget, ready.policy.device)
+            passes = cut_passes(
+                step_pairs, column, ready.backend, budget, ready.policy.device, objective.tokens
+            )
+            if moving is not None:
+                passes = moving.rescored(scorer, passes)
             values = step_gradients(scorer, passes, objective)
             norm = optimizer.step(rate(step))
+            if moving is not None:
+                moving.after(step)
             row = {"step": step, **metrics(values, objective.beta),
                    "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
             ledger.add(step, visits, values)
@@ -169,8 +187,8 @@ def _take_steps(
             if last or step % config.train.log_every == 0:
                 log(row)
             if held and (last or due(step, config.train.eval_every)):
-                log({"step": step, **held.evaluate(scorer, objective)})
-            show(1, f"loss {row['loss']:.4f}  margin {row['rewards/margins']:.3f}")
+                evaluate(step, held)
+            show(1, f"loss {row['loss']:.4f}  margin {row.get('rewards/margins', 0.0):.3f}")
             if stop:
                 save(step)
                 folder.write_record(status="stopped")
@@ -178,6 +196,12 @@ def _take_steps(
             if due(step, config.train.save_every):
                 save(step)
     ledger.write()
+
+
+def moving_reference(config: Config, optimizer: MasterAdamW) -> MovingReference | None:
+    """The reference of TR-DPO, where the config asks for it."""
+    every, mix = config.reference.update_every, config.reference.update_mix
+    return None if every is None else MovingReference(optimizer, every, mix)
 
 
 def due(step: int, every: int | None) -> bool:

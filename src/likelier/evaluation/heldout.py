@@ -1,7 +1,8 @@
 """Held-out figures: the same scoring on pairs that no step sees."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from likelier.data.records import TokenPair
 from likelier.evaluation.intervals import wilson
@@ -9,7 +10,7 @@ from likelier.evaluation.metrics import hits, metrics
 from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.model.scorer import Scorer
-from likelier.reference.column import Column
+from likelier.reference.column import Reference
 from likelier.training.step import PairPass, PairValues, cut_passes, step_values
 
 
@@ -22,12 +23,17 @@ class HeldOut:
 
     @classmethod
     def of(
-        cls, pairs: Sequence[TokenPair], column: Column, ready: Ready, budget: int
+        cls,
+        pairs: Sequence[TokenPair],
+        column: Reference,
+        ready: Ready,
+        budget: int,
+        tokens: Mapping[str, Any] | None = None,
     ) -> "HeldOut | None":
         """Pairs cut into passes for a model; None where there are no pairs."""
         if not pairs:
             return None
-        passes = cut_passes(pairs, column, ready.backend, budget, ready.policy.device)
+        passes = cut_passes(pairs, column, ready.backend, budget, ready.policy.device, tokens)
         return cls(tuple(pairs), tuple(passes))
 
     def evaluate(self, scorer: Scorer, loss: BoundLoss) -> dict[str, float]:

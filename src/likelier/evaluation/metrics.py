@@ -17,14 +17,28 @@ TIE = 1e-4  # nats of log-ratio margin: below, float32 rounding decides which si
 
 
 def hits(values: PairValues, beta: float) -> Tensor:
-    """1 where the chosen answer has the larger reward, 0 where the rejected, a tie one half."""
+    """1 where the chosen answer has the larger reward, 0 where the rejected, a tie one half.
+
+    Of single answers with a thumb: 1 where the reward has the sign of the thumb.
+    """
     chosen, rejected = rewards(values, beta)
     margin = chosen - rejected
-    return torch.where(margin.abs() < beta * TIE, 0.5, (margin > 0).double())
+    if values.label is not None:
+        margin = torch.where(values.label > 0, chosen, -chosen)
+    return _hits(margin, beta * TIE)
+
+
+def _hits(margin: Tensor, tie: float) -> Tensor:
+    return torch.where(margin.abs() < tie, 0.5, (margin > 0).double())
 
 
 def metrics(values: PairValues, beta: float) -> dict[str, float]:
-    """Means over the pairs: loss and log-probs in nats, rewards in beta x nats, accuracy 0 to 1."""
+    """Means over the pairs: loss and log-probs in nats, rewards in beta x nats, accuracy 0 to 1.
+
+    ``scores/*`` stand beside ``rewards/*`` where the loss optimises another figure.
+    """
+    if values.label is not None:
+        return _of_thumbs(values, beta)
     chosen, rejected = rewards(values, beta)
     columns = {
         "loss": values.loss,
@@ -35,4 +49,32 @@ def metrics(values: PairValues, beta: float) -> dict[str, float]:
         "logps/chosen": values.policy_chosen,
         "logps/rejected": values.policy_rejected,
     }
+    if values.score_chosen is not None and values.score_rejected is not None:
+        margin = values.score_chosen - values.score_rejected
+        columns |= {
+            "scores/chosen": values.score_chosen,
+            "scores/rejected": values.score_rejected,
+            "scores/margins": margin,
+            "scores/accuracies": _hits(margin, beta * TIE / float(values.chosen_tokens.max())),
+        }
     return {name: float(column.mean()) for name, column in columns.items()}
+
+
+def _of_thumbs(values: PairValues, beta: float) -> dict[str, float]:
+    """Of single answers: ``chosen`` are those with thumbs up, ``rejected`` those with down.
+
+    Where a step has one kind only, the figures of the other are left out.
+    """
+    assert values.label is not None
+    reward, _ = rewards(values, beta)
+    row = {"loss": float(values.loss.mean())}
+    for name, which in (("chosen", values.label > 0), ("rejected", values.label <= 0)):
+        if which.any():
+            row[f"rewards/{name}"] = float(reward[which].mean())
+            row[f"logps/{name}"] = float(values.policy_chosen[which].mean())
+    if "rewards/chosen" in row and "rewards/rejected" in row:
+        row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
+    row["rewards/accuracies"] = float(hits(values, beta).mean())
+    mismatched = values.policy_rejected - values.reference_rejected
+    row["kl"] = max(0.0, float(mismatched.mean()))
+    return row

@@ -120,6 +120,7 @@ class BoundLoss:
     scores: TwoSides | None = None
     cards: tuple[Card, ...] = ()
     reads_sureness: bool = False
+    tokens: Mapping[str, Any] | None = None  # the rule by which tokens count
     observe: Callable[[AnswerValues], None] | None = None
     held_out: PerPair | None = None
     state: dict[str, float] = field(default_factory=dict)
@@ -246,6 +247,9 @@ def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
             loss, per_pair=per_pair, observe=observe, couples=True, held_out=loss.per_pair,
             formula=told,
         )  # fmt: skip
+    if rule := options.get("tokens"):
+        how = ", ".join(f"{k} {v}" for k, v in rule.items())
+        loss = replace(loss, tokens=rule, formula=f"{loss.formula}, tokens counted by {how}")
     if options.get("wpo"):
         loss = replace(loss, reads_sureness=True, **_mapped(loss, parts.by_sureness),
                        formula=f"w * [{loss.formula}], w = min(1, w_c * w_r)")  # fmt: skip
@@ -253,6 +257,8 @@ def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
         per = options.get("nll_per", "token")
         add = partial(parts.plus_nll, weight=nll, per=per)
         loss = replace(loss, **_mapped(loss, add), formula=f"{loss.formula} + {nll:g} * NLL({per})")
+    if options.get("stop_token") is False:
+        loss = replace(loss, formula=f"{loss.formula}, stop tokens left out")
     if options.get("pair_weights"):
         loss = replace(loss, **_mapped(loss, parts.by_weight), formula=f"weight * [{loss.formula}]")
     return loss

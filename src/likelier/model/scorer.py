@@ -5,6 +5,7 @@ sharding can wrap it; nothing calls a submodule from outside.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from likelier.batch.layout import Pass
 from likelier.batch.tree import Tree
 from likelier.logprob.chunked import token_logps
+from likelier.logprob.collision import collision_logps, collisions_of
 from likelier.logprob.head import Head, at_least_float32, head_logits
 from likelier.model.dropout import without_dropout
 from likelier.model.rotary import check_length, rotary_tables, rows_by_table
@@ -45,8 +47,11 @@ class Scorer(nn.Module):
         self.model, self.rule, self.chunk = model, rule, chunk
         self.tables = rotary_tables(model.config.get_text_config())
 
-    def forward(self, batch: Pass) -> Tensor:
+    def forward(self, batch: Pass, collisions: bool = False) -> Any:
         """Log-probs of the entries of a pass, in nats, shape (E,), at least float32.
+
+        With ``collisions`` a second tensor says how concentrated each prediction is: the log-prob
+        that two draws there give one token, without gradient, shape (E,).
 
         Raises DataError where a sequence is longer than the rotary table allows.
         """
@@ -59,9 +64,15 @@ class Scorer(nn.Module):
             states_BLD = self._states(batch.token_BL, batch.depth_BL, attention_mask=batch.keep_BL)
         states_ND = states_BLD.flatten(0, 1).index_select(0, batch.predict_N)
         if self.rule.own:
-            logp_NV = torch.log_softmax(at_least_float32(states_ND), dim=-1)
-            return logp_NV[batch.row_E, batch.token_E]
-        return token_logps(states_ND, self._head(), batch.row_E, batch.token_E, self.chunk)
+            logits_NV = at_least_float32(states_ND)
+            logp_E = torch.log_softmax(logits_NV, dim=-1)[batch.row_E, batch.token_E]
+            if collisions:
+                return logp_E, collisions_of(logits_NV.detach())[batch.row_E]
+            return logp_E
+        logp_E = token_logps(states_ND, self._head(), batch.row_E, batch.token_E, self.chunk)
+        if collisions:
+            return logp_E, collision_logps(states_ND, self._head(), self.chunk)[batch.row_E]
+        return logp_E
 
     def _states_by_table(self, batch: Pass) -> Tensor:
         """Padded rows through the model, those that share a rotary table together."""

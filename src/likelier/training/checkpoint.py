@@ -1,6 +1,6 @@
 """Checkpoints: taken between steps, written whole with hashes, nothing pickled.
 
-A checkpoint is a folder ``step-00000040`` with four safetensors files and a manifest. It is
+A checkpoint is a folder ``step-00000040`` with safetensors files and a manifest. It is
 valid only where every hash holds; the latest valid one by step number is gone on from.
 """
 
@@ -19,16 +19,24 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 def save_checkpoint(
-    folder: Path, step: int, optimizer: MasterAdamW, facts: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    optimizer: MasterAdamW,
+    facts: dict[str, Any],
+    keep: int,
+    figures: dict[str, float] | None = None,
+    reference: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write the state after ``step`` steps, then delete all but the newest ``keep`` valid ones.
 
-    ``facts`` go into the manifest (hash of the reference column, identity of the run).
+    ``facts`` go into the manifest (hash of the reference column, identity of the run), and so do
+    the running ``figures`` of a loss. ``reference`` are the weights of one that moves.
 
     Raises OutputError where the disk refuses; earlier checkpoints then still stand.
     """
     path = folder / f"step-{step:08d}"
-    state = {name: _plain(tensors) for name, tensors in optimizer.state().items()}
+    whole = optimizer.state() | ({"reference": reference} if reference else {})
+    state = {name: _plain(tensors) for name, tensors in whole.items()}
 
     def write(target: Path) -> None:
         for name, tensors in state.items():
@@ -37,7 +45,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():  # a damaged one: a valid one of this step would have been gone on from
         remove_folder(path)
-    write_folder(path, write, {"format": 1, "step": step, **facts})
+    write_folder(path, write, {"format": 1, "step": step, "figures": figures or {}, **facts})
     _prune(folder, keep)
     return path
 
@@ -86,6 +94,17 @@ def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
     """Put a checkpoint's state into the optimizer and the model whose parameters it trains."""
     names = ("masters", "exp_avg", "exp_avg_sq", "count")
     optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in names})
+
+
+def load_figures(path: Path) -> dict[str, float]:
+    """The running figures of a loss in a checkpoint."""
+    return dict((read_manifest(path) or {}).get("figures", {}))
+
+
+def load_reference(path: Path) -> dict[str, Tensor] | None:
+    """The weights of a moving reference in a checkpoint; None before it first moved."""
+    file = path / "reference.safetensors"
+    return load_file(file) if file.exists() else None
 
 
 def _prune(folder: Path, keep: int) -> None:

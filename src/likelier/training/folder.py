@@ -32,11 +32,18 @@ from likelier.files import (
 from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.progress import say
-from likelier.reference.column import Column
+from likelier.reference.column import Column, Reference
 from likelier.training.budget import tokens_per_pass
-from likelier.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from likelier.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_figures,
+    load_reference,
+    save_checkpoint,
+)
 from likelier.training.gate import GateReport
 from likelier.training.inputs import asked, hashes, refuse_changes, refuse_other_config
+from likelier.training.moving import MovingReference
 from likelier.training.optimizer import MasterAdamW
 from likelier.training.step import PairPass
 
@@ -97,13 +104,20 @@ class RunFolder:
         return budget
 
     def begin(
-        self, ready: Ready, data: Prepared, column: Column, gate: GateReport, num_steps: int
+        self,
+        ready: Ready,
+        data: Prepared,
+        column: Reference,
+        gate: GateReport,
+        num_steps: int,
+        objective: str,
     ) -> None:
         """Write down what the run is.
 
         Raises OutputError where the reference column is another than when it began.
         """
-        self.inputs["reference"] = sha256(self.path / "reference.safetensors")
+        if isinstance(column, Column):
+            self.inputs["reference"] = sha256(self.path / "reference.safetensors")
         refuse_changes(self.record.get("inputs", {}), self.inputs, self.path)
         versions = {package.name: package.installed for package in packages()}
         self._tell_of_other_bits({"threads": torch.get_num_threads(), **versions})
@@ -127,17 +141,18 @@ class RunFolder:
             device=str(ready.policy.device),
             backend=ready.backend,
             backend_reason=ready.backend_reason,
+            objective=objective,
             gate=gate.as_record(),
             reference={
                 "identity": column.identity,
-                "column": self.inputs["reference"],
+                "column": self.inputs.get("reference"),
                 "answers": len(column.values),
             },
             parameters=sum(p.numel() for p in parameters),
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
         )
 
-    def go_on(self, optimizer: MasterAdamW) -> int:
+    def go_on(self, optimizer: MasterAdamW, loss: BoundLoss, moving: MovingReference | None) -> int:
         """Load the newest valid checkpoint, forget what was logged after it; returns its step.
 
         Raises RunFailed where checkpoints are there but none is whole.
@@ -147,6 +162,10 @@ class RunFolder:
         if found is not None:
             step, checkpoint = found
             load_checkpoint(checkpoint, optimizer)
+            loss.state.update(load_figures(checkpoint))
+            saved = load_reference(checkpoint)
+            if moving is not None and saved is not None:
+                moving.restore(saved)
             say(f"going on from step {step}")
         for name in ("metrics.jsonl", "timing.jsonl"):
             rows = [row for row in read_lines(self.path / name) if step and row["step"] <= step]
@@ -154,11 +173,20 @@ class RunFolder:
         self.write_record(step=step)
         return step
 
-    def save(self, step: int, optimizer: MasterAdamW, keep: int) -> None:
+    def save(
+        self,
+        step: int,
+        optimizer: MasterAdamW,
+        keep: int,
+        loss: BoundLoss,
+        moving: MovingReference | None,
+    ) -> None:
         """Write a checkpoint of the state after ``step`` steps; its logs go to disk before it."""
         for name in ("metrics.jsonl", "timing.jsonl"):
             sync(self.path / name)
-        save_checkpoint(self.path / "checkpoints", step, optimizer, self.inputs, keep)
+        reference = moving.masters if moving is not None and moving.moved else None
+        checkpoints = self.path / "checkpoints"
+        save_checkpoint(checkpoints, step, optimizer, self.inputs, keep, loss.state, reference)
         self.write_record(step=step)
 
     def finish(self, step: int) -> None:

@@ -19,7 +19,7 @@ from likelier.errors import RunFailed
 from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.model.scorer import HeadRule, Scorer
-from likelier.reference.column import Column
+from likelier.reference.column import Reference
 from likelier.training.step import PairValues, cut_passes, step_values
 
 NUM_PAIRS = 8
@@ -49,7 +49,7 @@ class GateReport:
 def pass_gate(
     ready: Ready,
     pairs: Sequence[TokenPair],
-    column: Column,
+    column: Reference,
     loss: BoundLoss,
     budget: int,
     start_is_reference: bool,
@@ -70,7 +70,7 @@ def pass_gate(
             "`likelier env`",
         )
     with ready.running() as scorer:
-        passes = cut_passes(chosen, column, ready.backend, budget, ready.policy.device)
+        passes = cut_passes(chosen, column, ready.backend, budget, ready.policy.device, loss.tokens)
         values = step_values(scorer, passes, loss)
     start_loss, reward = _rewards_at_start(values, loss)
     # The column was made by the same path, but in other passes: twice the backend's own noise.

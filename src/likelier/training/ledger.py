@@ -36,6 +36,8 @@ def ledger_rows(
         "margin": beta * (policy - reference),
         "loss": values.loss,
     }
+    if values.label is not None:
+        columns["label"] = values.label.long()
     listed = {name: column.tolist() for name, column in columns.items()}
     return [
         {
