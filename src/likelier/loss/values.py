@@ -70,7 +70,9 @@ class AnswerValues:
         return self._side(self.rejected_P)
 
     def _side(self, index_P: Tensor) -> Side:
-        return Side(self.policy_R[index_P], self.reference_R[index_P], self.length_R[index_P])
+        # A number times whole lengths would be float32.
+        length_R = self.length_R.to(self.policy_R.dtype)
+        return Side(self.policy_R[index_P], self.reference_R[index_P], length_R[index_P])
 
     @property
     def log_ratio_R(self) -> Tensor:

@@ -152,7 +152,12 @@ class RunFolder:
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
         )
 
-    def go_on(self, optimizer: MasterAdamW, loss: BoundLoss, moving: MovingReference | None) -> int:
+    def go_on(
+        self,
+        optimizer: MasterAdamW,
+        loss: BoundLoss | None = None,
+        moving: MovingReference | None = None,
+    ) -> int:
         """Load the newest valid checkpoint, forget what was logged after it; returns its step.
 
         Raises RunFailed where checkpoints are there but none is whole.
@@ -162,7 +167,8 @@ class RunFolder:
         if found is not None:
             step, checkpoint = found
             load_checkpoint(checkpoint, optimizer)
-            loss.state.update(load_figures(checkpoint))
+            if loss is not None:
+                loss.state.update(load_figures(checkpoint))
             saved = load_reference(checkpoint)
             if moving is not None and saved is not None:
                 moving.restore(saved)
