@@ -22,7 +22,13 @@ app = typer.Typer(
 )
 
 DataArgument = Annotated[
-    Path, typer.Argument(metavar="DATA", help="JSONL or Parquet file of preference pairs.")
+    Path,
+    typer.Argument(
+        metavar="DATA", help="File (JSONL, JSON, CSV, Parquet), folder or Hub id (id:split)."
+    ),
+]
+ChatOption = Annotated[
+    bool, typer.Option("--chat", help="Make a user's and an assistant's turn of plain texts.")
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="MODEL", help="Model folder or Hub id.")
@@ -70,7 +76,7 @@ def demo(
     run_demo(out, seed=seed)
 
 
-@app.command(epilog="Example: likelier check pairs.jsonl --columns prompt=question")
+@app.command(epilog="Example: likelier check pairs.jsonl --model ./my-model --html check.html")
 def check(
     data: DataArgument,
     model: Annotated[
@@ -78,21 +84,48 @@ def check(
         typer.Option(metavar="MODEL", help="Also look at the pairs as this model would see them."),
     ] = None,
     columns: ColumnsOption = None,
+    chat: ChatOption = False,
+    pairs: Annotated[
+        str, typer.Option(metavar="HOW", help="Of ranked lists: best-worst, best-rest or all.")
+    ] = "best-worst",
+    min_gap: Annotated[
+        float, typer.Option(min=0, help="Of ranked lists: least difference of two scores.")
+    ] = 0.0,
+    held_out: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="DATA", help="Held-out data: find prompts in both."),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Find pairs of more tokens; needs --model.")
+    ] = None,
+    score: Annotated[
+        int, typer.Option(min=0, help="Score so many pairs with the model: margin and noise.")
+    ] = 0,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIMIT", help='End with 3 if missed, as "conflicts<=0.01".'),
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write a cleaned copy, with a ledger.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what is wrong with preference data, and where.
 
-    Also what to do about it. Reads the whole file and ends with 65 where there are errors.
+    Also why it matters and what to do about it. Reads everything once; ends with 65 where there
+    are errors, with 3 where a gate is missed.
     """
     if model is not None:
         _check_versions()
-    from likelier.doctor import examine
-    from likelier.terminal import print_summary
+    from likelier.doctor.command import check as check_data
 
-    found = examine(data, _columns(columns), model)
-    print_summary(found, as_json=as_json)
-    if any(kind.severity == "error" for kind in found.kinds):
-        raise typer.Exit(65)
+    code = check_data(
+        data, model, _columns(columns), chat, pairs, min_gap, held_out, max_length, score,
+        gate or [], fix, html, as_json,
+    )  # fmt: skip
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(epilog="Example: likelier show pairs.jsonl --model ./my-model -n 1")
@@ -101,12 +134,19 @@ def show(
     model: ModelOption,
     number: Annotated[int, typer.Option("-n", min=1, help="How many pairs.")] = 3,
     columns: ColumnsOption = None,
+    chat: ChatOption = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page instead of the terminal.")
+    ] = None,
 ) -> None:
-    """Show what the model sees of a pair, token by token."""
+    """Show what the model sees of a pair, token by token.
+
+    What is prompt, scored and stop, where the answers part, and what the tree shares.
+    """
     _check_versions()
     from likelier.show import show as show_pairs
 
-    show_pairs(data, model, number, _columns(columns))
+    show_pairs(data, model, number, _columns(columns), chat, html)
 
 
 @app.command(epilog="Example: likelier score pairs.jsonl --model ./my-model --out scores.jsonl")
@@ -161,6 +201,22 @@ def report(
     from likelier.report.page import write_report
 
     print(write_report(run))
+
+
+@app.command(epilog="Example: likelier losses simpo")
+def losses(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A loss, for its whole card.")
+    ] = None,
+) -> None:
+    """List every loss, or show one card.
+
+    With its paper, formula, hyper-parameters and their ranges, when to use it, and its trap.
+    """
+    from likelier.cards import find_card
+    from likelier.cards.page import card_text, table
+
+    print(table() if name is None else card_text(find_card(name, "NAME")), end="")
 
 
 @app.command(epilog="Example: likelier env")

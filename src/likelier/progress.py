@@ -57,3 +57,29 @@ def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None
             say(f"{label} {done}/{total}{'  ' + text if text else ''}")
 
     return advance
+
+
+@contextmanager
+def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
+    """Show how many rows of a work of unknown length are done. Yields ``advance(rows)``."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda rows: None
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed:.0f} rows"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as shown:
+        task = shown.add_task(f"{label} {name}", total=None, speed="")
+
+        def advance(rows: int) -> None:
+            shown.update(task, advance=rows)
+            current = shown.tasks[0]
+            if current.elapsed:
+                shown.update(task, speed=f"{current.completed / current.elapsed:.0f} a second")
+
+        yield advance

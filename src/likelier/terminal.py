@@ -1,35 +1,35 @@
 """What a command prints about data: a table of what was found, then the places, one a line."""
 
-import json
 import unicodedata
-from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 
 from likelier.data.check import Summary
 from likelier.data.records import Finding
+from likelier.data.rules import why
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
-def print_summary(summary: Summary, *, as_json: bool) -> None:
-    """Print what ``likelier check`` found, as one JSON object or for people."""
-    if as_json:
-        print(json.dumps(asdict(summary), ensure_ascii=False))
-        return
+def print_summary(summary: Summary) -> None:
+    """Print a table of the kinds of findings, then the first places of each."""
     console = Console(highlight=False, markup=False, emoji=False)
     if summary.kinds:
-        table = Table("code", "severity", "count", title_justify="left")
+        table = Table("code", "severity", "count", "why it matters", title_justify="left")
         table.columns[2].justify = "right"
         for kind in summary.kinds:
-            table.add_row(visible(kind.code), kind.severity, str(kind.count))
+            table.add_row(visible(kind.code), kind.severity, str(kind.count), why(kind.code))
         console.print(table)
-    for place in summary.places:
-        _print_place(console, place)
-    hidden = sum(kind.count for kind in summary.kinds) - len(summary.places)
-    if hidden:
-        console.print(f"and {hidden} more")
+    for kind in summary.kinds:
+        for number, place in enumerate(kind.places):
+            _print_place(console, place)
+            following = kind.places[number + 1 : number + 2]
+            if place.mend and all(other.mend != place.mend for other in following):
+                console.print(visible(f"  {place.mend}"), style="dim", soft_wrap=True)
+        hidden = kind.count - len(kind.places)
+        if hidden:
+            console.print(f"  and {hidden} more {visible(kind.code)}", soft_wrap=True)
     console.print(f"{summary.usable} of {summary.rows} rows can be used")
 
 
@@ -38,7 +38,6 @@ def _print_place(console: Console, place: Finding) -> None:
     colour = _COLOURS[place.severity]
     console.print(place.severity, style=colour, end=" ", soft_wrap=True)
     console.print(visible(f"{place.where}: {place.message}"), soft_wrap=True)
-    console.print(visible(f"  {place.mend}"), style="dim", soft_wrap=True)
 
 
 def visible(text: str) -> str:

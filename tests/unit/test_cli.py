@@ -184,7 +184,7 @@ def test_show_and_score(stand_in):
     assert main(["show", "a.jsonl", "--model", "m", "-n", "2", *columns]) == 0
     assert main(["score", "a.jsonl", "--model", "m", "--out", "o.jsonl"]) == 0
     assert main(["score", "a.jsonl", "--model", "m"]) == 0
-    assert shown == [(Path("a.jsonl"), "m", 2, {"prompt": "질문", "chosen": "a=b"})]
+    assert shown == [(Path("a.jsonl"), "m", 2, {"prompt": "질문", "chosen": "a=b"}, False, None)]
     assert scored == [
         (Path("a.jsonl"), "m", Path("o.jsonl"), {}),
         (Path("a.jsonl"), "m", None, {}),
@@ -223,7 +223,12 @@ def test_env_is_text_for_people_and_machines():
 
 def test_check_of_good_data(pairs, capsys):
     assert main(["check", pairs(GOOD)]) == 0
-    assert capsys.readouterr().out == "1 of 1 rows can be used\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "a chosen and a rejected answer a row (texts, used as they stand); "
+        "columns: prompt, chosen, rejected",
+        "1 pairs of 1 prompts",
+        "1 of 1 rows can be used",
+    ]
 
 
 def test_check_names_places_and_ends_with_65(pairs, capsys):
@@ -280,17 +285,17 @@ def test_check_of_a_file_that_is_not_there(capsys):
 
 def test_a_long_place_stays_on_one_line(capsys):
     place = Finding("x", "error", "a/" * 200 + "f.jsonl:7", "chosen", "m" * 300, "mend it")
-    print_summary(Summary(30, 0, (Kind("x", "error", 30),), (place,)), as_json=False)
+    print_summary(Summary(30, 0, (Kind("x", "error", 30, (place,)),), (place,)))
     said = capsys.readouterr().out
     assert f"error {place.where}: {place.message}\n" in said
-    assert "and 29 more\n0 of 30 rows can be used\n" in said
+    assert "and 29 more x\n0 of 30 rows can be used\n" in said
 
 
 def test_data_cannot_drive_the_terminal(capsys):
-    place = Finding("x", "error", "f:1", None, "\x1b[31mred [bold]x[/] \u202ereversed", "\r\n가")
-    print_summary(Summary(1, 0, (Kind("x", "error", 1),), (place,)), as_json=False)
+    place = Finding("x", "error", "f:1", None, "\x1b[31mred [bold]x[/] \u202ereversed\r\n가", "")
+    print_summary(Summary(1, 0, (Kind("x", "error", 1, (place,)),), (place,)))
     said = capsys.readouterr().out
-    assert r"\x1b[31mred [bold]x[/] \u202ereversed" in said and r"\r\n가" in said
+    assert r"\x1b[31mred [bold]x[/] \u202ereversed\r\n가" in said
     assert "\x1b" not in said and "\r" not in said
     assert visible("가\u200d나 é") == "가\u200d나 é"
 

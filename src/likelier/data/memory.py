@@ -52,15 +52,12 @@ class Memory:
             hits=tuple((hit, places[number] + part) for hit, number, part in told["hits"]),
             origins=tuple(told["origins"]),
             pairs=(),
-            labelled=(),
             tokens=tokens,
             **arrays,
         )
 
     def put(self, batch: Sequence[Counted], part: Part) -> None:
         """Keep what was made of rows. A cache that cannot be written is no error."""
-        if part.labelled:
-            return
         number = {row.source: index for index, (_, row) in enumerate(batch)}
 
         def place(source: str) -> list[Any]:

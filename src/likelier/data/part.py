@@ -8,7 +8,7 @@ import numpy as np
 
 from likelier.data.content import digest, signature_of
 from likelier.data.encoder import Encoder
-from likelier.data.features import features, said
+from likelier.data.features import FEATURES, features, said
 from likelier.data.fit import fit_pair
 from likelier.data.formats import Format
 from likelier.data.leak import Watch
@@ -16,7 +16,7 @@ from likelier.data.look import look_at, text_of
 from likelier.data.minhash import SIZE, bare
 from likelier.data.packed import Packed
 from likelier.data.ranked import Ranking
-from likelier.data.records import Finding, Labelled, Pair, Row, TokenPair
+from likelier.data.records import Finding, Labelled, Pair, Preference, Row, TokenPair
 from likelier.data.rows import read_row
 from likelier.data.split import prompt_keys, prompt_signatures
 from likelier.data.tokens import encode_pairs
@@ -76,8 +76,7 @@ class Part:
     counts: tuple[int, ...]
     hits: tuple[tuple[int, str], ...]
     origins: tuple[str | None, ...]
-    pairs: tuple[Pair, ...]
-    labelled: tuple[Labelled, ...]
+    pairs: tuple[Preference, ...]
     keys: np.ndarray
     prompts: np.ndarray
     prompt_keys: np.ndarray
@@ -90,7 +89,7 @@ class Part:
 def work(task: Task, batch: Sequence[Counted]) -> Part:
     """Everything that a task asks of some rows."""
     findings: list[Finding] = []
-    read: list[Pair | Labelled] = []
+    pairs: list[Preference] = []
     weight: dict[str, int] = {}  # by row: how many rows of the file it stands for
     place: dict[str, int] = {}
     for number, (count, row) in enumerate(batch):
@@ -104,16 +103,14 @@ def work(task: Task, batch: Sequence[Counted]) -> Part:
             noticed = look_at(pair)
             findings += noticed
             if all(finding.severity != "error" for finding in noticed):
-                read.append(pair)
-    pairs = [pair for pair in read if isinstance(pair, Pair)]
-    labelled = tuple(one for one in read if isinstance(one, Labelled))
+                pairs.append(pair)
     tokens: list[TokenPair] = []
     if task.encoder is not None:
         tokens, found_in_tokens = _tokens(task, task.encoder, pairs)
         findings += found_in_tokens
         usable = {pair.source for pair in tokens}
         pairs = [pair for pair in pairs if pair.source in usable]
-    used = {row_of(pair.source) for pair in pairs} | {row_of(one.source) for one in labelled}
+    used = {row_of(pair.source) for pair in pairs}
     findings.sort(key=lambda finding: place.get(row_of(finding.source), len(place)))
     asked = () if task.split_seed is None else pairs
     return Part(
@@ -125,12 +122,11 @@ def work(task: Task, batch: Sequence[Counted]) -> Part:
         hits=tuple(_hits(task.watch, pairs)) if task.watch else (),
         origins=tuple(pair.origin for pair in pairs),
         pairs=tuple(pairs) if task.keep_pairs else (),
-        labelled=labelled,
         keys=_keys(pairs),
         prompts=prompt_signatures(asked),
         prompt_keys=prompt_keys(asked, task.split_seed or 0),
-        nears=_stack([signature_of(pair) for pair in pairs if task.statistics], (SIZE,), "uint32"),
-        features=_features(pairs) if task.statistics else np.zeros((0, 2, 0), np.float32),
+        nears=_nears(pairs if task.statistics else ()),
+        features=_features(pairs if task.statistics else ()),
         lengths=_lengths(tokens),
         tokens=Packed.of(tokens) if task.keep_tokens else None,
     )
@@ -142,7 +138,7 @@ def row_of(source: str) -> str:
 
 
 def _tokens(
-    task: Task, encoder: Encoder, pairs: Sequence[Pair]
+    task: Task, encoder: Encoder, pairs: Sequence[Preference]
 ) -> tuple[list[TokenPair], list[Finding]]:
     encoded, findings = encode_pairs(encoder, pairs)
     if task.max_length is None:
@@ -155,7 +151,7 @@ def _tokens(
     return fitted, findings
 
 
-def _hits(watch: Watch, pairs: Sequence[Pair]) -> Iterator[tuple[int, str]]:
+def _hits(watch: Watch, pairs: Sequence[Preference]) -> Iterator[tuple[int, str]]:
     done: set[int] = set()
     for pair in pairs:
         for hit in watch.hits(bare(text_of(pair.prompt))):
@@ -164,17 +160,29 @@ def _hits(watch: Watch, pairs: Sequence[Pair]) -> Iterator[tuple[int, str]]:
                 yield hit, pair.source
 
 
-def _keys(pairs: Sequence[Pair]) -> np.ndarray:
-    keys = [
-        [digest([pair.prompt, pair.tools]), digest(pair.chosen), digest(pair.rejected)]
-        for pair in pairs
-    ]
+def _keys(pairs: Sequence[Preference]) -> np.ndarray:
+    keys = [[digest([pair.prompt, pair.tools]), *map(digest, _told_apart(pair))] for pair in pairs]
     return np.array(keys, dtype=np.uint64).reshape(-1, 3)
 
 
-def _features(pairs: Sequence[Pair]) -> np.ndarray:
-    both = [[features(said(pair.chosen)), features(said(pair.rejected))] for pair in pairs]
-    return np.array(both, dtype=np.float32).reshape(len(pairs), 2, -1 if pairs else 0)
+def _told_apart(pair: Preference) -> tuple[object, object]:
+    if isinstance(pair, Labelled):
+        return pair.completion, pair.label
+    return pair.chosen, pair.rejected
+
+
+def _nears(pairs: Sequence[Preference]) -> np.ndarray:
+    signatures = [signature_of(pair) for pair in pairs]
+    return np.stack(signatures) if signatures else np.zeros((0, SIZE), np.uint32)
+
+
+def _features(pairs: Sequence[Preference]) -> np.ndarray:
+    both = [
+        [features(said(pair.chosen)), features(said(pair.rejected))]
+        for pair in pairs
+        if isinstance(pair, Pair)
+    ]
+    return np.array(both, dtype=np.float32).reshape(len(both), 2, len(FEATURES))
 
 
 def _lengths(tokens: Sequence[TokenPair]) -> np.ndarray:
@@ -182,7 +190,3 @@ def _lengths(tokens: Sequence[TokenPair]) -> np.ndarray:
         [len(pair.prompt), len(pair.chosen.tokens), len(pair.rejected.tokens)] for pair in tokens
     ]
     return np.array(lengths, dtype=np.int32).reshape(-1, 3)
-
-
-def _stack(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.stack(arrays) if arrays else np.zeros((0, *shape), dtype=dtype)

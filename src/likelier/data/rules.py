@@ -116,3 +116,13 @@ _ALL = (
          "Match lengths, or use a length-normalised loss."),
 )  # fmt: skip
 RULES: dict[str, Rule] = {rule.code: rule for rule in _ALL}
+
+
+def why(code: str) -> str:
+    """Why a kind of finding matters; empty for a code that is none of ours."""
+    return RULES[code].why if code in RULES else ""
+
+
+def cure(code: str) -> str:
+    """What to do about a kind of finding; empty for a code that is none of ours."""
+    return RULES[code].cure if code in RULES else ""

@@ -310,8 +310,8 @@ def missing(
     taken = {columns.get(other, other) for other in names}
     found = nearest(wanted, [str(key) for key in record if key not in taken])
     message = f'no column "{wanted}"'
-    if name in columns:
-        message += f", which data.columns.{name} names"
+    if columns.get(name, name) != name:
+        message += f", which stands for data.columns.{name}"
         mend = f'did you mean "{found}"?' if found else f"the columns are {_some(record)}"
     elif found:
         message += f', but a column "{found}": did you mean "{wanted}"?'

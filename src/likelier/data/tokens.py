@@ -11,7 +11,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from likelier.data.chat import Segment, as_text, chat_key, cut_answer, render
+from likelier.data.chat import (
+    Segment,
+    as_text,
+    chat_key,
+    cut_answer,
+    render,
+    stands_in,
+    texts_of,
+)
 from likelier.data.encoder import BREAK, Encoder, build_encoder
 from likelier.data.fit import Fitted, fit
 from likelier.data.lines import odd_character
@@ -93,7 +101,7 @@ def encode_pairs(
         except Unfit as unfit:
             findings.append(unfit.at(pair.source))
             continue
-        findings += _warnings(encoder, draft, encoded[-1])
+        findings += _warnings(encoder, draft, encoded[-1]) + _of_prompt(encoder, draft, pair)
     return encoded, findings
 
 
@@ -256,7 +264,50 @@ def _warnings(encoder: Encoder, draft: _Draft, pair: TokenPair) -> list[Finding]
             message = f"{count} unknown tokens: the tokenizer does not know this text"
             mend = "check that the tokenizer is the model's own"
             findings.append(Finding("unknown", "warning", pair.source, None, message, mend))
-    return findings
+    return [*findings, *(found for found in (_bos(encoder, pair), _foreign(draft, pair)) if found)]
+
+
+FOREIGN = 1.5  # tokens a character; Hangul that a byte tokenizer does not know takes 3
+MANY = 50  # tokens; fewer say nothing
+
+
+def _of_prompt(encoder: Encoder, draft: _Draft, pair: Preference) -> list[Finding]:
+    """What the template made of the prompt: text left out, a BOS too many."""
+    if isinstance(pair.prompt, str):
+        return []
+    rendered = draft.prompt.replace(BREAK, "")
+    return [
+        Finding("drops", "warning", pair.source, f"prompt[{number}]",
+                f"the template leaves out text of the {turn['role']}'s turn",
+                "look at it with `likelier show`; change the template or the roles")
+        for number, turn in enumerate(pair.prompt)
+        if not all(stands_in(text, rendered) for text in texts_of(turn))
+    ]  # fmt: skip
+
+
+def _bos(encoder: Encoder, pair: TokenPair) -> Finding | None:
+    bos = encoder.tokenizer.bos_token_id
+    if bos is None or bos in encoder.end_ids.values():
+        return None
+    count = pair.prompt.count(bos)
+    if count > 1:
+        message = f"the prompt begins with {count} first tokens (BOS)"
+    elif count == 0 and bos in encoder.leading:
+        message = "the template writes no first token (BOS), which the tokenizer puts before texts"
+    else:
+        return None
+    mend = "let either the template or the tokenizer write it"
+    return Finding("bos", "warning", pair.source, "prompt", message, mend)
+
+
+def _foreign(draft: _Draft, pair: TokenPair) -> Finding | None:
+    tokens = len(pair.chosen.tokens) + len(pair.rejected.tokens)
+    letters = sum(len(segment.text) for answer in draft.answers for segment in answer)
+    if tokens < MANY or tokens < FOREIGN * letters:
+        return None
+    message = f"{tokens / max(letters, 1):.1f} tokens a character"
+    mend = "check that the tokenizer is the model's own and knows this language"
+    return Finding("foreign", "warning", pair.source, None, message, mend)
 
 
 def _clock(encoder: Encoder) -> Finding:

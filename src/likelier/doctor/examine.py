@@ -1,0 +1,256 @@
+"""Everything that can be told of preference data before a run, in one pass over its rows."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from likelier.data.check import Data, Reading, Summary, Tally, no_row, open_data, open_rows
+from likelier.data.content import Content, digest
+from likelier.data.encoder import Encoder
+from likelier.data.features import FEATURES
+from likelier.data.formats import Format
+from likelier.data.leak import HeldOutPrompts
+from likelier.data.minhash import MOST
+from likelier.data.part import Counted, Part, Task
+from likelier.data.pool import parts
+from likelier.data.probe import Lengths, Probe, characters, lengths, probe
+from likelier.data.records import Finding, Preference
+from likelier.data.script import SCRIPTS
+from likelier.doctor.template import template_notes
+from likelier.progress import counting
+
+SAMPLE = 20_000  # pairs whose features are kept for the statistics
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be looked at, and how.
+
+    Attributes:
+        data: a file, folder or Hub id; or several with weights.
+        reading: columns, chat and ranking.
+        model: whose tokenizer and template are used; None looks at the text alone.
+        held_out: data whose prompts must not be trained on.
+        max_length: tokens; pairs over it are found. None is any length.
+        trim: find what trimming would leave instead.
+        score: how many pairs are scored with the model, an even sample; 0 loads no weights.
+    """
+
+    data: Data
+    reading: Reading = field(default_factory=Reading)
+    model: str | None = None
+    held_out: str | None = None
+    max_length: int | None = None
+    trim: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict)
+    score: int = 0
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the pairs are like together.
+
+    ``sampled`` of them were looked at for lengths, languages and the probe; ``compared`` for near
+    copies. ``scripts`` counts answers by the letters that they are written in.
+    """
+
+    pairs: int
+    prompts: int
+    most_pairs_of_a_prompt: int
+    sampled: int
+    compared: int
+    lengths: Lengths | None
+    scripts: Mapping[str, int]
+    probe: Probe | None
+    origins: Mapping[str, int]
+    labels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found: the findings, the format recognised, and the statistics."""
+
+    summary: Summary
+    form: Format
+    statistics: Statistics
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a row cannot be used."""
+        return any(kind.severity == "error" for kind in self.summary.kinds)
+
+
+def examine(question: Question) -> Examination:
+    """Read every row once, and with a model also put every pair through its template.
+
+    Memory does not grow with the texts: what is kept of a pair are hashes, and features and
+    signatures of a sample.
+
+    Raises:
+        InputMissing: the file or the model is not there.
+        DataError: the file cannot be read at all, or the model's tokenizer or template cannot
+            be used.
+        ConfigError: a key of ``columns`` that is none of ours, or a setting of no effect.
+    """
+    encoder = encoder_of(question)
+    held = _held_out(question)
+    form, rows = open_rows(open_data(question.data), question.reading)
+    task = Task(
+        form,
+        question.reading.ranking,
+        encoder,
+        max_length=question.max_length,
+        trim=question.trim,
+        split_seed=0 if held else None,  # for the signatures of the prompts
+        watch=held.watch if held else None,
+        statistics=True,
+    )
+    seen = _Seen(form)
+    first, rows = _first(rows)
+    with counting("check", _name(question.data)) as advance:
+        for part in parts(rows, task):
+            seen.take(part)
+            advance(part.rows)
+    no_row(seen.rows, _name(question.data))
+    if encoder is not None:
+        seen.tally.add(template_notes(encoder, form, first, question.reading.ranking))
+    seen.tally.add(finding for _, finding in seen.content.findings())
+    if held:
+        signatures = np.array(seen.prompts, dtype=np.uint32)
+        seen.tally.add(held.leaks(seen.hits, signatures, seen.prompt_sources))
+    statistics = seen.statistics()
+    seen.tally.add(_of_the_whole(statistics, _name(question.data)))
+    usable = seen.rows - seen.left_out
+    return Examination(seen.tally.summary(seen.rows, usable), form, statistics)
+
+
+def encoder_of(question: Question) -> Encoder | None:
+    """The encoder of the model asked about, if any."""
+    if question.model is None:
+        return None
+    from likelier.data.encoder import build_encoder
+    from likelier.model.load import load_tokenizer
+
+    return build_encoder(*load_tokenizer(question.model), question.template)
+
+
+def _held_out(question: Question) -> HeldOutPrompts | None:
+    """The pairs of ``held_out`` that can be read; what is wrong with it is its own check's."""
+    if question.held_out is None:
+        return None
+    form, rows = open_rows(open_data(question.held_out), question.reading)
+    task = Task(form, question.reading.ranking, keep_pairs=True)
+    pairs: list[Preference] = []
+    for part in parts(rows, task):
+        pairs += part.pairs
+    return HeldOutPrompts(tuple(pairs))
+
+
+def _first(rows: Iterator[Counted]) -> tuple[list[Counted], Iterator[Counted]]:
+    """The first few rows, and all of them again."""
+    first = list(islice(rows, 20))
+    return first, chain(first, rows)
+
+
+def _name(data: Data) -> str:
+    return ", ".join(data) if isinstance(data, Mapping) else str(data)
+
+
+class _Seen:
+    """What is kept of all parts: counts, hashes, and an even sample of features."""
+
+    def __init__(self, form: Format):
+        self.form = form
+        self.tally = Tally()
+        self.content = Content(form.shape == "labelled")
+        self.rows = self.left_out = self.total = 0
+        self.hits: dict[int, str] = {}
+        self.prompts: list[np.ndarray] = []
+        self.prompt_sources: list[str] = []
+        self._step = 1  # every so many pairs are sampled
+        self._features: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._keys: list[int] = []
+        self._origins: Counter[str] = Counter()
+
+    def take(self, part: Part) -> None:
+        """Take what came of one more batch."""
+        self.rows += part.rows
+        self.left_out += part.left_out
+        self.tally.add(part.findings)
+        self.content.add_part(part.sources, part.keys, part.nears)
+        for hit, source in part.hits:
+            self.hits.setdefault(hit, source)
+        room = MOST - len(self.prompts)
+        self.prompts += list(part.prompts[:room])
+        self.prompt_sources += part.sources[:room] if len(part.prompts) else ()
+        self._origins.update(origin for origin in part.origins if origin is not None)
+        for index in range(len(part.features)):
+            if self.total % self._step == 0:
+                self._features.append(part.features[index])
+                self._keys.append(int(part.keys[index, 0]))
+                if len(part.lengths):
+                    self._lengths.append(part.lengths[index])
+            self.total += 1
+            if len(self._features) >= 2 * SAMPLE:  # thin out: every second stays
+                self._step *= 2
+                self._features, self._keys = self._features[::2], self._keys[::2]
+                self._lengths = self._lengths[::2]
+
+    def statistics(self) -> Statistics:
+        """The statistics of everything taken."""
+        keys = self.content.keys
+        _, counts = np.unique(keys[:, 0], return_counts=True)
+        table = np.array(self._features, dtype=np.float32).reshape(-1, 2, len(FEATURES))
+        prompts = np.array(self._keys, dtype=np.uint64)
+        chosen, rejected, unit = characters(table[:, 0]), characters(table[:, 1]), "characters"
+        if self._lengths:
+            both = np.array(self._lengths, dtype=np.float64)
+            chosen, rejected, unit = both[:, 1], both[:, 2], "tokens"
+        columns = [(name, FEATURES.index(f"{name} letters")) for name in SCRIPTS if name != "other"]
+        scripts = {name: int(table[:, :, at].sum()) for name, at in columns}
+        labelled = self.form.shape == "labelled"
+        return Statistics(
+            pairs=len(keys),
+            prompts=len(counts),
+            most_pairs_of_a_prompt=int(counts.max()) if len(counts) else 0,
+            sampled=len(table),
+            compared=self.content.sampled,
+            lengths=lengths(chosen, rejected, prompts, unit),
+            scripts={name: count for name, count in scripts.items() if count},
+            probe=probe(table[:, 0], table[:, 1], prompts),
+            origins=dict(self._origins.most_common(20)),
+            labels=self._labels(keys) if labelled else {},
+        )
+
+    def _labels(self, keys: np.ndarray) -> dict[str, int]:
+        good = int((keys[:, 2] == digest(True)).sum())
+        return {"good": good, "bad": len(keys) - good}
+
+
+def _of_the_whole(statistics: Statistics, name: str) -> Iterable[Finding]:
+    """Findings that no single row has: a shortcut, a skew of lengths."""
+    found, skew = statistics.probe, statistics.lengths
+    if found and found.is_shortcut:
+        best = f", {found.clues[0].feature} most of all" if found.clues else ""
+        low, high = found.accuracy.low, found.accuracy.high
+        message = (
+            f"trivial features alone tell chosen from rejected for {found.accuracy.value:.0%} of "
+            f"the pairs ({low:.0%} to {high:.0%}){best}"
+        )
+        mend = "balance the data in these features, or filter by them"
+        yield Finding("shortcut", "warning", name, None, message, mend)
+    share = skew.chosen_longer if skew else None
+    if skew and share and found and (share.low > 0.65 or share.high < 0.35):
+        side = "chosen" if share.value > 0.5 else "rejected"
+        value = max(share.value, 1 - share.value)
+        message = (
+            f"{side} is longer in {value:.0%} of the pairs (median {skew.median_chosen:.0f} and "
+            f"{skew.median_rejected:.0f} {skew.unit})"
+        )
+        mend = "match lengths, or use a length-normalised loss"
+        yield Finding("length", "warning", name, None, message, mend)

@@ -1,0 +1,42 @@
+"""What was examined, as a page."""
+
+from pathlib import Path
+
+from likelier.data.rules import cure, why
+from likelier.doctor.examine import Examination
+from likelier.doctor.words import statistics_lines
+from likelier.files import write_text
+from likelier.pages.render import render_page
+from likelier.terminal import visible
+
+
+def write_page(found: Examination, name: str, path: Path) -> None:
+    """Write what was found as a page, replacing ``path`` whole. Raises OutputError."""
+    summary = found.summary
+    errors = sum(kind.count for kind in summary.kinds if kind.severity == "error")
+    told = f"{summary.usable} of {summary.rows} rows can be used"
+    kinds = [
+        {
+            "code": kind.code,
+            "severity": kind.severity,
+            "count": kind.count,
+            "why": why(kind.code),
+            "cure": cure(kind.code),
+            "places": [
+                {"where": visible(place.where), "message": visible(place.message)}
+                for place in kind.places
+            ],
+        }
+        for kind in summary.kinds
+    ]
+    page = render_page(
+        "check.html",
+        name=visible(name),
+        errors=errors,
+        verdict=f"{told}; {errors} errors" if errors else told,
+        form=visible(found.form.told),
+        kinds=kinds,
+        lines=[visible(line.strip()) for line in statistics_lines(found.statistics)],
+        clues=found.statistics.probe.clues if found.statistics.probe else (),
+    )
+    write_text(path, page)

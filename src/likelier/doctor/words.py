@@ -1,0 +1,57 @@
+"""What was examined, in words and as plain data."""
+
+from dataclasses import asdict
+from typing import Any
+
+from likelier.data.probe import Share
+from likelier.data.rules import cure, why
+from likelier.doctor.examine import Examination, Statistics
+
+
+def as_data(found: Examination) -> dict[str, Any]:
+    """An examination as plain data, every kind with why it matters and what to do."""
+    kinds = [
+        {**asdict(kind), "why": why(kind.code), "cure": cure(kind.code)}
+        for kind in found.summary.kinds
+    ]
+    form = {**asdict(found.form), "told": found.form.told}
+    statistics = asdict(found.statistics)
+    return {**asdict(found.summary), "kinds": kinds, "format": form, "statistics": statistics}
+
+
+def statistics_lines(statistics: Statistics) -> list[str]:
+    """The statistics in words, one figure a line."""
+    lines = []
+    if statistics.labels:
+        labels = ", ".join(f"{count} {name}" for name, count in statistics.labels.items())
+        lines.append(f"{statistics.pairs} answers to {statistics.prompts} prompts: {labels}")
+    elif statistics.pairs:
+        lines.append(f"{statistics.pairs} pairs of {statistics.prompts} prompts")
+    if (skew := statistics.lengths) and statistics.pairs > 1:
+        lines.append(
+            f"chosen is longer in {share(skew.chosen_longer)}; median {skew.median_chosen:.0f} "
+            f"and {skew.median_rejected:.0f} {skew.unit}"
+        )
+    if len(statistics.scripts) > 1:
+        total = sum(statistics.scripts.values())
+        shares = (f"{name} {count / total:.0%}" for name, count in statistics.scripts.items())
+        lines.append(f"answers by letters: {', '.join(shares)}")
+    if found := statistics.probe:
+        lines.append(
+            f"trivial features alone tell chosen from rejected for {share(found.accuracy)} "
+            f"of held-out pairs"
+        )
+        lines += [
+            f"  {clue.feature}: {clue.says} in {share(clue.right)} of {clue.differ} pairs"
+            for clue in found.clues[:3]
+            if clue.right.low > 0.55
+        ]
+    if len(statistics.origins) > 1:
+        told = (f"{name} {count}" for name, count in statistics.origins.items())
+        lines.append(f"sources: {', '.join(told)}")
+    return lines
+
+
+def share(figure: Share) -> str:
+    """A share with its interval."""
+    return f"{figure.value:.0%} ({figure.low:.0%} to {figure.high:.0%})"
