@@ -161,16 +161,39 @@ def test_no_gradient_is_computed_for_what_is_frozen(
     assert any(t.shape == head.weight.shape for t in made_zeros) == ("weight" not in frozen)
 
 
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_frozen_head_gives_the_same_hidden_gradient(
+    kind: str, chunk: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden_ND, head, row_E, token_E = made = make(kind, dtype)
+    trained = run(chunked, made, weights(made), chunk)
+    for parameter in (head.weight, head.bias):
+        if parameter is not None:
+            parameter.requires_grad_(False)
+    visits = []
+    into = chunked.head_logits_into
+    monkeypatch.setattr(chunked, "head_logits_into", lambda *a: visits.append(a) or into(*a))
+    logp_E = chunked.token_logps(hidden_ND, head, row_E, token_E, chunk)
+    once = len(visits)
+    (grad_ND,) = torch.autograd.grad(logp_E, hidden_ND, weights(made).to(logp_E.dtype))
+    assert torch.equal(logp_E, trained[0])
+    # Only a soft-cap needs the logits again: their slope stands between softmax and gradient.
+    assert len(visits) == (once if head.softcap is None else 2 * once)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-2
+    torch.testing.assert_close(grad_ND, trained[1], rtol=tolerance, atol=tolerance)
+
+
 def test_no_chunk_holds_more_than_its_rows_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    head_logits = chunked.head_logits
+    head_logits_into = chunked.head_logits_into
 
-    def spy(hidden_CD: Tensor, head: Head) -> Tensor:
-        logits_CV = head_logits(hidden_CD, head)
+    def spy(logits_CV: Tensor, hidden_CD: Tensor, head: Head) -> None:
         shapes.append(tuple(logits_CV.shape))
-        return logits_CV
+        head_logits_into(logits_CV, hidden_CD, head)
 
-    monkeypatch.setattr(chunked, "head_logits", spy)
+    monkeypatch.setattr(chunked, "head_logits_into", spy)
     made = make()
     run(chunked, made, weights(made), 10)
     assert shapes == [(10, VOCABULARY)] * 6 + [(5, VOCABULARY)] + [(10, VOCABULARY)] * 6 + [

@@ -71,8 +71,9 @@ def record(steps: int, planned: int, status: str) -> dict[str, Any]:
         "backend_reason": None,
         "gate": {
             "pairs": 8,
-            "largest_difference": 3.1e-06,
+            "difference": 3.1e-06,
             "tolerance": 1e-4,
+            "unit": "an answer",
             "loss": math.log(2),
             "largest_reward": 0.0,
         },

@@ -4,7 +4,7 @@ A hidden state depends only on the tokens before it, so sequences that begin ali
 states of their common beginning. The tree is a radix tree written down depth first; a token may
 look at its ancestors only, and one predicate says which those are (`ancestor_mask_TT`).
 
-Axis letters: T tokens of the row, Q queries, K keys.
+Axis letters: T tokens of the row.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,13 @@ Span = tuple[int, int]  # flat row indices: first, one past the last
 class Segment:
     """One node of the tree: a run of tokens without a branch, and the spans of its ancestors.
 
-    ``ancestors`` runs from the root down; spans that touch in the row are joined.
+    Its descendants are the rows from ``stop`` to ``end``. ``ancestors`` runs from the root down;
+    spans that touch in the row are joined.
     """
 
     start: int
     stop: int
+    end: int
     ancestors: tuple[Span, ...]
 
     @property
@@ -120,8 +122,8 @@ def _write_down(root: _Node) -> tuple[Tree, dict[_Node, int]]:
     """The flat row of a trie, and where each of its nodes begins."""
     token: list[int] = []
     depth: list[int] = []
-    segments: list[Segment] = []
-    ends: list[Span] = []  # (segment index, end of its subtree), filled on leaving a node
+    runs: list[tuple[int, int, tuple[Span, ...]]] = []  # start, stop, ancestors
+    ends: dict[int, int] = {}  # end of the subtree of each run, filled on leaving a node
     start_of: dict[_Node, int] = {}
     stack: list[tuple[_Node, tuple[Span, ...], int] | int] = [
         (child, (), 0) for child in reversed(root.children.values())
@@ -129,23 +131,24 @@ def _write_down(root: _Node) -> tuple[Tree, dict[_Node, int]]:
     while stack:
         visit = stack.pop()
         if isinstance(visit, int):
-            ends.append((visit, len(token)))
+            ends[visit] = len(token)
             continue
         node, ancestors, node_depth = visit
         start, stop = len(token), len(token) + len(node.tokens)
         start_of[node] = start
         token.extend(node.tokens)
         depth.extend(range(node_depth, node_depth + len(node.tokens)))
-        stack.append(len(segments))
-        segments.append(Segment(start, stop, ancestors))
+        stack.append(len(runs))
+        runs.append((start, stop, ancestors))
         below = _joined(ancestors, (start, stop))
         stack.extend(
             (child, below, node_depth + len(node.tokens))
             for child in reversed(node.children.values())
         )
     end_T = torch.empty(len(token), dtype=torch.long)
-    for index, end in ends:
-        end_T[segments[index].start : segments[index].stop] = end
+    segments = [Segment(run[0], run[1], ends[i], run[2]) for i, run in enumerate(runs)]
+    for segment in segments:
+        end_T[segment.start : segment.stop] = segment.end
     tree = Tree(
         torch.tensor(token, dtype=torch.long),
         torch.tensor(depth, dtype=torch.long),
@@ -182,20 +185,3 @@ def ancestor_mask_TT(tree: Tree, window: int | None = None) -> Tensor:
     if window is not None:
         mask_TT &= tree.depth_T[:, None] - tree.depth_T[None, :] < window
     return mask_TT
-
-
-def segment_mask_QK(segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
-    """The same predicate for one segment's queries over its ancestors' keys and its own.
-
-    Shape (Q, K) with K = tokens above + Q; None where every query sees every key.
-    """
-    own, depth = segment.stop - segment.start, segment.depth
-    if own == 1 and (window is None or depth < window):
-        return None
-    query_Q = torch.arange(depth, depth + own, device=device)
-    key_K = torch.arange(depth + own, device=device)
-    behind_QK = query_Q[:, None] - key_K[None, :]  # along one path a key's place is its depth
-    mask_QK = behind_QK >= 0
-    if window is not None:
-        mask_QK &= behind_QK < window
-    return mask_QK

@@ -1,7 +1,9 @@
 """Log-probs with the vocabulary axis visited in chunks of rows, never keeping the logits.
 
 The forward saves one log-sum-exp a row; the backward makes each chunk's logits again. Peak
-memory is chunk x V, whatever the number of answers. `plain` is the twin.
+memory is chunk x V, whatever the number of answers. Under a frozen head the backward needs no
+second visit: the mean weight row under the softmax, which is all it asks of the logits, is made
+in the first. `plain` is the twin.
 
 Axis letters: N predicting positions, E (position, token) entries, C rows of a chunk, D hidden,
 V vocabulary.
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from likelier.logprob.head import Head, at_least_float32, head_logits
+from likelier.logprob.head import Head, at_least_float32, head_logits_into
 
 DEFAULT_CHUNK_VALUES = 1 << 24  # logits of one chunk: 64 MiB in float32
 
@@ -30,7 +32,12 @@ def token_logps(
     chunk = chunk or max(1, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
     edge_C = torch.arange(0, len(hidden_ND) + chunk, chunk, device=row_E.device)
     cuts = torch.searchsorted(row_E, edge_C).tolist()
-    logp_E: Tensor = _ChunkedLogps.apply(
+    trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
+    if torch.is_grad_enabled() and hidden_ND.requires_grad and not trained and not head.softcap:
+        function: Any = _FrozenHeadLogps
+    else:
+        function = _ChunkedLogps
+    logp_E: Tensor = function.apply(
         hidden_ND, head.weight, head.bias, row_E, token_E, (head.scale, head.softcap), chunk, cuts
     )
     return logp_E
@@ -42,6 +49,27 @@ def _chunks(rows: int, chunk: int, cuts: list[int]) -> list[tuple[slice, slice]]
         (slice(start, min(start + chunk, rows)), slice(cuts[i], cuts[i + 1]))
         for i, start in enumerate(range(0, rows, chunk))
     ]
+
+
+def _buffer(hidden_ND: Tensor, head: Head, chunk: int) -> Tensor:
+    """Room for the logits of one chunk, used again for every chunk."""
+    shape = min(chunk, len(hidden_ND)), head.weight.shape[0]
+    return at_least_float32(hidden_ND.new_empty(0)).new_empty(shape)
+
+
+def _take_logps(
+    logits_CV: Tensor, row_E: Tensor, token_E: Tensor, logp_E: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write the log-probs of a chunk's entries; the logits become ``exp(logit - max)``.
+
+    Returns the log-sum-exp and the sum of those exponentials, both of shape (C,).
+    """
+    chosen_E = logits_CV[row_E, token_E]
+    max_C = logits_CV.amax(-1)
+    sum_C = logits_CV.sub_(max_C[:, None]).exp_().sum(-1)
+    lse_C = sum_C.log() + max_C
+    torch.sub(chosen_E, lse_C[row_E], out=logp_E)
+    return lse_C, sum_C
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -58,14 +86,13 @@ class _ChunkedLogps(torch.autograd.Function):
         cuts: list[int],
     ) -> Tensor:
         head = Head(weight_VD, bias_V, *shape)
-        logp_E = at_least_float32(hidden_ND.new_empty(0)).new_empty(len(row_E))
-        lse_N = logp_E.new_empty(len(hidden_ND))
+        buffer_CV = _buffer(hidden_ND, head, chunk)
+        logp_E, lse_N = buffer_CV.new_empty(len(row_E)), buffer_CV.new_empty(len(hidden_ND))
         for rows, entries in _chunks(len(hidden_ND), chunk, cuts):
-            logits_CV = head_logits(hidden_ND[rows], head)
-            lse_C = torch.logsumexp(logits_CV, dim=-1)
-            lse_N[rows] = lse_C
+            logits_CV = buffer_CV[: rows.stop - rows.start]
+            head_logits_into(logits_CV, hidden_ND[rows], head)
             at_E = row_E[entries] - rows.start
-            logp_E[entries] = logits_CV[at_E, token_E[entries]] - lse_C[at_E]
+            lse_N[rows], _ = _take_logps(logits_CV, at_E, token_E[entries], logp_E[entries])
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N)
         ctx.shape, ctx.chunk, ctx.cuts = shape, chunk, cuts
         return logp_E
@@ -76,12 +103,14 @@ class _ChunkedLogps(torch.autograd.Function):
         hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N = ctx.saved_tensors
         head = Head(weight_VD, bias_V, *ctx.shape)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        buffer_CV = _buffer(hidden_ND, head, ctx.chunk)
         grad_hidden_ND = torch.empty_like(hidden_ND) if need_hidden else None
         # Sums over chunks are kept in float32: bfloat16 would round each addition away.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_N.dtype) if need_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=lse_N.dtype) if need_bias else None
         for rows, entries in _chunks(len(hidden_ND), ctx.chunk, ctx.cuts):
-            logits_CV = head_logits(hidden_ND[rows], head)
+            logits_CV = buffer_CV[: rows.stop - rows.start]
+            head_logits_into(logits_CV, hidden_ND[rows], head)
             at_E, grad_e = row_E[entries] - rows.start, grad_E[entries]
             # d logp[row, token] / d logits = onehot(token) - softmax(logits[row]), summed over
             # the entries of a row.
@@ -99,8 +128,10 @@ class _ChunkedLogps(torch.autograd.Function):
                 grad_bias_V += grad_CV.sum(0)
             grad_CV = grad_CV.to(hidden_ND.dtype)
             if grad_hidden_ND is not None:
-                grad_hidden_ND[rows] = grad_CV @ weight_VD
-            if grad_weight_VD is not None:
+                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[rows])
+            if grad_weight_VD is not None and grad_weight_VD.dtype == hidden_ND.dtype:
+                grad_weight_VD.addmm_(grad_CV.T, hidden_ND[rows])
+            elif grad_weight_VD is not None:
                 grad_weight_VD += grad_CV.T @ hidden_ND[rows]
         return (
             grad_hidden_ND,
@@ -108,3 +139,41 @@ class _ChunkedLogps(torch.autograd.Function):
             None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
             *[None] * 5,
         )
+
+
+class _FrozenHeadLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        row_E: Tensor,
+        token_E: Tensor,
+        shape: tuple[float, float | None],
+        chunk: int,
+        cuts: list[int],
+    ) -> Tensor:
+        head = Head(weight_VD, bias_V, *shape)
+        buffer_CV = _buffer(hidden_ND, head, chunk)
+        logp_E, mean_ND = buffer_CV.new_empty(len(row_E)), torch.empty_like(hidden_ND)
+        for rows, entries in _chunks(len(hidden_ND), chunk, cuts):
+            logits_CV = buffer_CV[: rows.stop - rows.start]
+            head_logits_into(logits_CV, hidden_ND[rows], head)
+            at_E = row_E[entries] - rows.start
+            _, sum_C = _take_logps(logits_CV, at_E, token_E[entries], logp_E[entries])
+            softmax_CV = logits_CV.div_(sum_C[:, None]).to(hidden_ND.dtype)
+            torch.mm(softmax_CV, weight_VD, out=mean_ND[rows])
+        ctx.save_for_backward(mean_ND, weight_VD, row_E, token_E)
+        ctx.scale = head.scale
+        return logp_E
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
+        mean_ND, weight_VD, row_E, token_E = ctx.saved_tensors
+        grad_E = grad_E * ctx.scale
+        total_N = grad_E.new_zeros(len(mean_ND)).index_add_(0, row_E, grad_E)
+        grad_ND = at_least_float32(mean_ND) * -total_N[:, None]
+        grad_ND.index_add_(0, row_E, at_least_float32(weight_VD[token_E]) * grad_E[:, None])
+        return grad_ND.to(mean_ND.dtype), *[None] * 7

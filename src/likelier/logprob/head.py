@@ -31,3 +31,17 @@ def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:
     if head.softcap is not None:
         logits_NV = torch.tanh(logits_NV / head.softcap) * head.softcap
     return logits_NV
+
+
+def head_logits_into(logits_NV: Tensor, hidden_ND: Tensor, head: Head) -> None:
+    """The same, written over ``logits_NV``, without gradient: new memory costs more than sums."""
+    if hidden_ND.dtype == logits_NV.dtype:
+        torch.mm(hidden_ND, head.weight.T, out=logits_NV)
+    else:
+        logits_NV.copy_(hidden_ND @ head.weight.T)
+    if head.bias is not None:
+        logits_NV.add_(head.bias)
+    if head.scale != 1.0:
+        logits_NV.mul_(head.scale)
+    if head.softcap is not None:
+        logits_NV.div_(head.softcap).tanh_().mul_(head.softcap)

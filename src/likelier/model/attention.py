@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from likelier.batch.tree import Tree, ancestor_mask_TT, segment_mask_QK
+from likelier.batch.tree import Tree, ancestor_mask_TT
+from likelier.model.blocks import segments
 from likelier.model.rotary import rotary_tables
 
 
@@ -64,39 +65,10 @@ def _attend(
                 f"{type(module).__name__} asks for {', '.join(sorted(unknown))}"
             )
         assert tree is not None
-        if key.shape[1] != query.shape[1]:  # grouped-query attention
-            repeats = query.shape[1] // key.shape[1]
-            key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
         output = attention(query, key, value, tree, scaling, sliding_window)
         return output.transpose(1, 2).contiguous(), None
 
     return forward
-
-
-def segments(
-    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
-) -> Tensor:
-    """Per segment: its queries over its ancestors' keys and its own. No T x T, no wasted work.
-
-    All of shape (1, heads, T, head size); ``dense`` is the twin.
-    """
-    outputs = []
-    for segment in tree.segments:
-        spans = [*segment.ancestors, (segment.start, segment.stop)]
-        keys, values = (
-            torch.cat([states[:, :, start:stop] for start, stop in spans], dim=2)
-            for states in (key, value)
-        )
-        outputs.append(
-            F.scaled_dot_product_attention(
-                query[:, :, segment.start : segment.stop],
-                keys,
-                values,
-                attn_mask=segment_mask_QK(segment, window, query.device),
-                scale=scaling,
-            )
-        )
-    return torch.cat(outputs, dim=2)
 
 
 def dense(
@@ -104,6 +76,8 @@ def dense(
 ) -> Tensor:
     """The predicate as one boolean mask of T x T: for tests and tiny inputs."""
     mask_TT = ancestor_mask_TT(tree, window)
+    repeats = query.shape[1] // key.shape[1]  # grouped-query attention
+    key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_TT, scale=scaling)
 
 

@@ -109,15 +109,15 @@ def _sharing(run: RunFolder) -> list[Fact]:
 
 def _gate(run: RunFolder) -> list[Fact]:
     gate = section(run.record, "gate")
-    pairs, largest = count(gate.get("pairs")), number(gate.get("largest_difference"))
+    pairs, apart = count(gate.get("pairs")), number(gate.get("difference"))
     tolerance, loss = number(gate.get("tolerance")), number(gate.get("loss"))
     reward = number(gate.get("largest_reward"))
     same = start = ""
-    if pairs is not None and largest is not None:
+    if pairs is not None and apart is not None:
         allowed = f"; {short(tolerance)} is allowed" if tolerance is not None else ""
         same = (
             f"{pairs:,} pairs scored by the fast and by the plain path differ by "
-            f"{short(largest)} nats an answer at most{allowed}"
+            f"{short(apart)} nats {_text(gate.get('unit')) or 'an answer'}{allowed}"
         )
     if loss is not None:
         # Six digits: that it is ln 2 is the point.

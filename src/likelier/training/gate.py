@@ -30,14 +30,17 @@ EXPERT_FACTOR = 2.0  # routing flips on a rounding, so single answers may differ
 
 @dataclass(frozen=True)
 class GateReport:
-    """What was compared: pairs, the largest difference in nats an answer, and what was allowed.
+    """What was compared: pairs, the difference in nats and what was allowed, an answer or a token.
 
-    ``loss`` and ``largest_reward`` are of the same pairs under the policy as it starts.
+    In float32 the largest difference of an answer; in half precision the root mean square error
+    of a token against float32, where ``tolerance`` comes from that of the plain path. ``loss``
+    and ``largest_reward`` are of the same pairs under the policy as it starts.
     """
 
     pairs: int
-    largest_difference: float
+    difference: float
     tolerance: float
+    unit: str
     loss: float
     largest_reward: float
 
@@ -61,11 +64,11 @@ def pass_gate(
     """
     chosen = _telling_pairs(pairs)
     sequences = list(dict.fromkeys(answer for pair in chosen for answer in answers_of(pair)))
-    difference, tolerance = _compare_backends(ready, sequences)
-    if not difference <= tolerance:
+    found = _compare_backends(ready, sequences)
+    if not found.difference <= found.allowed:
         raise RunFailed(
-            f"the {ready.backend} backend differs from the plain path by {difference:.2g} nats an "
-            f"answer; {tolerance:.2g} is allowed",
+            f"the {ready.backend} backend differs from the plain path by {found.difference:.2g} "
+            f"nats {found.unit}; {found.allowed:.2g} is allowed",
             mend="this architecture or kernel is not served rightly: please report it with "
             "`likelier env`",
         )
@@ -74,14 +77,14 @@ def pass_gate(
         values = step_values(scorer, passes, loss)
     start_loss, reward = _rewards_at_start(values, loss)
     # The column was made by the same path, but in other passes: twice the backend's own noise.
-    allowed = loss.beta * 2 * max(tolerance, difference)
+    allowed = loss.beta * 2 * found.noise
     if start_is_reference and not reward <= allowed:
         raise RunFailed(
             f"the policy is the reference, but a reward is {reward:.2g} before the first update; "
             f"{allowed:.2g} is allowed",
             mend="the reference column does not belong to this start: empty $LIKELIER_CACHE",
         )
-    return GateReport(len(chosen), difference, tolerance, start_loss, reward)
+    return GateReport(len(chosen), found.difference, found.allowed, found.unit, start_loss, reward)
 
 
 def _telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
@@ -103,37 +106,61 @@ def _telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
 
 
 @torch.no_grad()
-def _by_backend(ready: Ready, sequences: Sequence[Scored]) -> Tensor:
-    """Log-probs of answers in one pass of the backend, as training makes them."""
+def _by_backend(ready: Ready, sequences: Sequence[Scored]) -> list[Tensor]:
+    """Log-probs of each answer's tokens in one pass of the backend, as training makes them."""
     with ready.running() as scorer:
         batch = layout(ready.backend)(sequences).to(ready.policy.device)
-        return batch.answer_logps(scorer(batch)).cpu()
+        return list(scorer(batch)[batch.entry_K].double().cpu().split(batch.length_R.tolist()))
 
 
 @torch.no_grad()
-def _plainly(ready: Ready, sequences: Sequence[Scored]) -> Tensor:
+def _plainly(ready: Ready, sequences: Sequence[Scored]) -> list[Tensor]:
     """One sequence at a time, no padding, the model's own attention and its own head."""
     plain = Scorer(ready.policy.causal_lm, HeadRule(own=True))
     with ready.running("padded"):
-        batches = (padded_pass([one]).to(ready.policy.device) for one in sequences)
-        return torch.cat([batch.answer_logps(plain(batch)).cpu() for batch in batches])
+        batches = [padded_pass([one]).to(ready.policy.device) for one in sequences]
+        return [plain(batch)[batch.entry_K].double().cpu() for batch in batches]
 
 
-def _compare_backends(ready: Ready, sequences: Sequence[Scored]) -> tuple[float, float]:
-    """(largest difference, largest allowed), in nats an answer."""
+@dataclass(frozen=True)
+class _Comparison:
+    """How far the backend is from the plain path, what is allowed, and per what.
+
+    ``noise`` is what rounding alone may do to one answer, in nats.
+    """
+
+    difference: float
+    allowed: float
+    unit: str
+    noise: float
+
+
+def _compare_backends(ready: Ready, sequences: Sequence[Scored]) -> _Comparison:
     model = ready.policy.causal_lm
     is_half = model.dtype in (torch.bfloat16, torch.float16)
     has_experts = any("expert" in name for name, _ in model.named_modules())
     ours, plain = _by_backend(ready, sequences), _plainly(ready, sequences)
     if not is_half:
-        difference = (ours - plain).abs()
-        return float(difference.median() if has_experts else difference.max()), TOLERANCE
+        apart = (_sums(ours) - _sums(plain)).abs()
+        difference = float(apart.median() if has_experts else apart.max())
+        return _Comparison(difference, TOLERANCE, "an answer", max(difference, TOLERANCE))
     with _in_float32(model):
         truth = _plainly(ready, sequences)
-    our_error, plain_error = (ours - truth).abs(), (plain - truth).abs()
-    if has_experts:
-        return float(our_error.median()), EXPERT_FACTOR * float(plain_error.median()) + TOLERANCE
-    return float(our_error.max()), HALF_FACTOR * float(plain_error.max()) + TOLERANCE
+    # By tokens, thousands of them: the sums of a dozen answers differ by a factor of two by chance.
+    our_error, plain_error = (_error(values, truth, has_experts) for values in (ours, plain))
+    factor = EXPERT_FACTOR if has_experts else HALF_FACTOR
+    noise = max(float((_sums(values) - _sums(truth)).abs().max()) for values in (ours, plain))
+    return _Comparison(our_error, factor * plain_error + TOLERANCE, "a token", noise + TOLERANCE)
+
+
+def _sums(tokens: Sequence[Tensor]) -> Tensor:
+    return torch.stack([answer.sum() for answer in tokens])
+
+
+def _error(values: Sequence[Tensor], truth: Sequence[Tensor], has_experts: bool) -> float:
+    """Root mean square of the tokens' errors, their median where experts may flip."""
+    apart = (torch.cat(list(values)) - torch.cat(list(truth))).abs()
+    return float(apart.median() if has_experts else apart.square().mean().sqrt())
 
 
 @contextmanager
