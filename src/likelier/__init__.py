@@ -36,6 +36,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the module that a public name lives in, and remember the name here."""
+    if name == "testing":
+        return import_module("likelier.testing")
     if name not in _HOMES:
         raise AttributeError(f"module 'likelier' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
