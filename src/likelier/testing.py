@@ -81,8 +81,8 @@ def _keeps_the_graph(loss: OwnLoss) -> str | None:
     loss_P = loss(replace(example_values(), policy_R=policy_R))
     if not loss_P.requires_grad:
         return "no gradient reaches the policy: something was detached, or made by torch.tensor"
-    (grad_R,) = torch.autograd.grad(loss_P.sum(), policy_R, allow_unused=True)
-    if not bool(torch.as_tensor(0 if grad_R is None else grad_R).any()):
+    (grad_R,) = torch.autograd.grad(loss_P.sum(), policy_R)
+    if not bool(grad_R.any()):
         return "the gradient of the policy's log-probs is 0 everywhere"
     return None
 
