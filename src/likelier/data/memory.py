@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -16,8 +20,6 @@ from likelier.data.leak import Watch
 from likelier.data.packed import Packed
 from likelier.data.part import Counted, Part, Task, row_of
 from likelier.data.records import Finding, Row
-from likelier.errors import OutputError
-from likelier.files import write_file
 
 ARRAYS = ("keys", "prompts", "prompt_keys", "nears", "features", "lengths")
 
@@ -40,7 +42,7 @@ class Memory:
                     if "ids" in stored
                     else None
                 )
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
         places = [row.source for _, row in batch]
         return Part(
@@ -79,11 +81,12 @@ class Memory:
             arrays |= {"ids": part.tokens.ids, "scored": part.tokens.scored}
             arrays["token_lengths"] = part.tokens.lengths
         path = self._path(batch)
-        try:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        with suppress(OSError):  # not synced to disk: what a crash leaves is known by its checksum
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, lambda temporary: _save(temporary, arrays))
-        except (OSError, OutputError):
-            return
+            with temporary.open("wb") as stream:
+                np.savez(stream, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
 
     def _path(self, batch: Sequence[Counted]) -> Path:
         digest = hashlib.sha256(self._task)
@@ -92,11 +95,6 @@ class Memory:
             told = json.dumps([count, content], ensure_ascii=False, default=repr)
             digest.update(told.encode(errors="surrogatepass") + b"\n")
         return self._folder / f"{digest.hexdigest()}.npz"
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def _found(stored: list[Any], places: Sequence[str]) -> Finding:
