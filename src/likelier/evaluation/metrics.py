@@ -75,6 +75,7 @@ def _of_thumbs(values: PairValues, beta: float) -> dict[str, float]:
     if "rewards/chosen" in row and "rewards/rejected" in row:
         row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
     row["rewards/accuracies"] = float(hits(values, beta).mean())
-    mismatched = values.policy_rejected - values.reference_rejected
-    row["kl"] = max(0.0, float(mismatched.mean()))
+    if not torch.equal(values.policy_rejected, values.policy_chosen):
+        mismatched = values.policy_rejected - values.reference_rejected
+        row["kl"] = max(0.0, float(mismatched.mean()))  # KTO's z0
     return row

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from likelier.report.loss import reads_reference, starts_at_ln2
 from likelier.report.plot import Series, add_level, figure, in_words, series, table
 from likelier.report.read import RunFolder, number, section
 from likelier.report.verdict import held_out_accuracy, log_ratio
@@ -43,7 +44,7 @@ def draw_loss(run: RunFolder) -> Chart | None:
         lines,
         "nats a pair",
     )
-    if chart is not None and section(run.config, "loss").get("name") == "sigmoid":
+    if chart is not None and starts_at_ln2(run):
         add_level(chart.figure, math.log(2), "ln 2 = 0.693: no preference learned")
     return chart
 
@@ -82,8 +83,8 @@ def draw_rewards(run: RunFolder) -> Chart | None:
     chart = _chart(
         "rewards",
         f"Rewards, {kind} pairs",
-        "Beta times how much likelier an answer became since the start. The margin (chosen less "
-        f"rejected) should grow. {_displacement(run, rows, prefix)}",
+        f"{_meaning(run)} The margin (chosen less rejected) should grow. "
+        f"{_displacement(run, rows, prefix)}",
         [
             series("chosen", "chosen", rows, f"{prefix}rewards/chosen"),
             series("rejected", "rejected", rows, f"{prefix}rewards/rejected"),
@@ -91,15 +92,23 @@ def draw_rewards(run: RunFolder) -> Chart | None:
         ],
         "reward",
     )
-    if chart is not None:
+    if chart is not None and reads_reference(run):
         add_level(chart.figure, 0.0, "the reference")
     return chart
+
+
+def _meaning(run: RunFolder) -> str:
+    if reads_reference(run):
+        return "Beta times how much likelier an answer became since the start."
+    return "Beta times the log-prob of an answer: this loss reads no reference."
 
 
 def _displacement(run: RunFolder, rows: Any, prefix: str) -> str:
     """What the last chosen reward means in nats, where beta is known."""
     rewards = [row[f"{prefix}rewards/chosen"] for row in rows if f"{prefix}rewards/chosen" in row]
     change = log_ratio(run, rewards)
+    if not reads_reference(run):
+        return "A chosen line that falls means that even the chosen answers became less likely."
     if change is None:
         return "A chosen line below zero means that even the chosen answers became less likely."
     told = f"At the end a chosen answer's log-prob is {signed(change)} nats against the reference"

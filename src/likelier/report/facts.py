@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from likelier.report.loss import starts_at_ln2
 from likelier.report.read import RunFolder, count, number, section
 from likelier.report.verdict import progress
 from likelier.report.words import percent, short
@@ -121,7 +122,9 @@ def _gate(run: RunFolder) -> list[Fact]:
         )
     if loss is not None:
         # Six digits: that it is ln 2 is the point.
-        start = f"loss {loss:.6f} (ln 2 is {math.log(2):.6f})"
+        start = f"loss {loss:.6f}"
+        if starts_at_ln2(run):
+            start += f" (ln 2 is {math.log(2):.6f})"
         start += f", largest reward {short(reward)}" if reward is not None else ""
     return [("Checked before step 1", same), ("At the start", start)]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from likelier.report.loss import reads_reference
 from likelier.report.read import Row, RunFolder, number, section
 from likelier.report.verdict import held_out_accuracy, progress
 from likelier.report.words import difference, percent, points, short, signed
@@ -54,6 +55,8 @@ def check_learning(run: RunFolder) -> Check:
 def check_chosen(run: RunFolder) -> Check:
     """Likelihood displacement: the chosen answers themselves lose probability."""
     title = "The chosen answers keep their probability"
+    if not reads_reference(run):
+        return Check("unknown", title, "This loss reads no reference to compare them with.")
     rows, key = run.held_out, "eval_rewards/chosen"
     if sum(key in row for row in rows) < 2:
         rows, key = run.train, "rewards/chosen"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from likelier.report.loss import reads_reference, reward_scale
 from likelier.report.read import Row, RunFolder, Share, count, number, section, share
 from likelier.report.words import (
     difference,
@@ -58,8 +59,8 @@ def held_out_accuracy(row: Row) -> Share | None:
 
 def log_ratio(run: RunFolder, rewards: list[float]) -> float | None:
     """The last reward over beta: the change of log-prob from the reference, nats an answer."""
-    beta = number(section(run.config, "loss").get("beta"))
-    return number(rewards[-1] / beta) if rewards and beta else None
+    scale = reward_scale(run) if reads_reference(run) else None
+    return number(rewards[-1] / scale) if rewards and scale else None
 
 
 def progress(run: RunFolder) -> tuple[int | None, int | None]:
