@@ -99,6 +99,15 @@ def read_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     Behind broken JSON nothing can be told apart any more: one finding, and the end.
     """
     text = _Text(file)
+    try:
+        yield from _elements(text, name)
+    except UnicodeDecodeError as error:
+        message = "not UTF-8; the rest of the file is not read"
+        mend = guess_encoding(error.object[error.start : error.start + 2])
+        yield Finding("utf8", "error", f"{name}:{text.line}", None, message, mend)
+
+
+def _elements(text: "_Text", name: str) -> Iterator[Row | Finding]:
     text.skip_space()
     text.take("[")
     text.skip_space()
@@ -106,6 +115,8 @@ def read_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
         source = f"{name}:{text.line}"
         try:
             record = text.value()
+        except UnicodeDecodeError:
+            raise
         except (ValueError, RecursionError) as error:
             found = _refused(error, "", source)
             if isinstance(error, json.JSONDecodeError):

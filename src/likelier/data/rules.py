@@ -84,6 +84,8 @@ _ALL = (
          "Set data.template so that the template writes both alike."),
     Rule("stop", "error", "Without a stop token the model never learns to end.",
          "Add the template's end marker to eos_token_id in generation_config.json."),
+    Rule("merged", "error", "Answers that the template makes equal have a gradient of zero.",
+         "Delete the row, or put the difference into the content."),
     Rule("control", "warning", "Control tokens in the text are usually a template applied before.",
          "Delete them, unless the text is about them; they are encoded as text."),
     Rule("unknown", "warning", "Unknown tokens hide the text from the model.",
