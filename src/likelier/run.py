@@ -85,7 +85,10 @@ def train(
     objective = bind(live(config)["loss"], loss)
     start = open_start(config, model, tokenizer)
     encoder = build_encoder(
-        start.tokenizer, start.causal_lm.generation_config, config.data.template
+        start.tokenizer,
+        start.causal_lm.generation_config,
+        config.data.template,
+        config.data.today,
     )
     data = prepare_for_loss(config, encoder, train, eval)
     say(data.told())
