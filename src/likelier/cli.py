@@ -6,12 +6,15 @@ import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from likelier.exits import CLOSED_PIPE, INTERRUPTED, say, told, without_secrets
+
+if TYPE_CHECKING:
+    from likelier.config import Config
 
 app = typer.Typer(
     name="likelier",
@@ -168,25 +171,43 @@ def score(
     score_pairs(data, model, out, _columns(columns))
 
 
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="YAML file; may be left out if keys say all.")
+]
+KeysArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="These win over the file.")
+]
+
+
+@app.command(epilog="Example: likelier plan config.yaml train.pairs_per_step=64")
+def plan(
+    config: ConfigArgument,
+    keys: KeysArgument = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a run will take: memory, time and disk.
+
+    Also the settings it would choose. Loads the model and the data and measures two steps;
+    nothing is written.
+    """
+    settings = _settings(config, keys)
+    _check_versions()
+    from likelier.plan import plan as plan_run
+    from likelier.plan import print_plan
+
+    print_plan(plan_run(settings), as_json)
+
+
 @app.command(epilog="Example: likelier train config.yaml loss.beta=0.2 out=runs/second")
 def train(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="YAML file; may be left out if keys say all.")
-    ],
-    keys: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="These win over the file."),
-    ] = None,
+    config: ConfigArgument,
+    keys: KeysArgument = None,
 ) -> None:
     """Train a model by a config.
 
     Stop it with Ctrl-C and give the same command again to go on.
     """
-    from likelier.config import load_config
-
-    only_keys = "=" in config and not Path(config).exists()
-    words = [config, *(keys or ())] if only_keys else keys or []
-    settings = load_config(None if only_keys else Path(config), words)
+    settings = _settings(config, keys)
     _check_versions()
     from likelier.run import train as run_train
 
@@ -248,6 +269,14 @@ def _check_versions() -> None:
     from likelier.compat import check_versions
 
     check_versions()
+
+
+def _settings(config: str, keys: Sequence[str] | None) -> "Config":
+    from likelier.config import load_config
+
+    only_keys = "=" in config and not Path(config).exists()
+    words = [config, *(keys or ())] if only_keys else list(keys or ())
+    return load_config(None if only_keys else Path(config), words)
 
 
 def _columns(words: Sequence[str] | None) -> dict[str, str]:

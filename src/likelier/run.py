@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from likelier.data.encoder import build_encoder
 from likelier.data.order import Order, make_order
 from likelier.data.prepare import Prepared
 from likelier.data.purpose import prepare_for_loss
+from likelier.data.records import TokenPair
 from likelier.errors import LikelierError
 from likelier.evaluation.heldout import HeldOut
 from likelier.evaluation.metrics import metrics
@@ -29,12 +31,13 @@ from likelier.reference.build import reference_column
 from likelier.reference.column import NoReference, Reference
 from likelier.start import adapt, handed_over, open_reference, open_start
 from likelier.training.determinism import deterministic
+from likelier.training.fitting import PassSize, gradients_that_fit
 from likelier.training.folder import RunFolder, open_folder
 from likelier.training.gate import pass_gate
 from likelier.training.ledger import Ledger
 from likelier.training.moving import MovingReference
 from likelier.training.optimizer import MasterAdamW, schedule
-from likelier.training.step import cut_passes, step_gradients
+from likelier.training.passes import PairPass, cut_passes
 from likelier.training.stopping import StopRequest, listening
 
 OnStep = Callable[[dict[str, float]], None]
@@ -150,6 +153,7 @@ def _take_steps(
     ledger = Ledger(folder.path / "ledger", objective.beta)
     moving = moving_reference(config, optimizer)
     first = folder.go_on(optimizer, objective, moving)
+    size = PassSize(budget)
     ledger.cut_back(first)
 
     def log(row: dict[str, float]) -> None:
@@ -173,12 +177,8 @@ def _take_steps(
             began = time.perf_counter()
             visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
             step_pairs = [pair for _, pair in visits]
-            passes = cut_passes(
-                step_pairs, column, ready.backend, budget, ready.policy.device, objective.tokens
-            )
-            if moving is not None:
-                passes = moving.rescored(scorer, passes)
-            values = step_gradients(scorer, passes, objective)
+            cut = partial(_passes, step_pairs, column, ready, scorer, objective, moving)
+            passes, values = gradients_that_fit(scorer, cut, size, objective, optimizer)
             norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)
@@ -199,6 +199,20 @@ def _take_steps(
             if due(step, config.train.save_every):
                 save(step)
     ledger.write()
+
+
+def _passes(
+    pairs: list[TokenPair],
+    column: Reference,
+    ready: Ready,
+    scorer: Scorer,
+    objective: BoundLoss,
+    moving: MovingReference | None,
+    tokens: int,
+) -> list[PairPass]:
+    """The pairs of a step in passes of so many tokens; a moving reference is scored now."""
+    passes = cut_passes(pairs, column, ready.backend, tokens, ready.policy.device, objective.tokens)
+    return passes if moving is None else moving.rescored(scorer, passes)
 
 
 def moving_reference(config: Config, optimizer: MasterAdamW) -> MovingReference | None:

@@ -15,7 +15,7 @@ from likelier.model.score import make_ready
 from likelier.progress import say
 from likelier.reference.build import cached_column
 from likelier.reference.identity import reference_identity
-from likelier.training.budget import tokens_per_pass
+from likelier.training.budget import memory_of, tokens_per_pass
 
 
 def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) -> None:
@@ -36,7 +36,8 @@ def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) 
         say(f"one row a sequence, because {ready.backend_reason}")
     answers = {answer for pair in pairs for answer in answers_of(pair)}
     identity = reference_identity(ready, base_only=False)
-    column = cached_column(ready, identity, answers, tokens_per_pass(policy), base_only=False)
+    budget = tokens_per_pass(memory_of(ready), policy.device)
+    column = cached_column(ready, identity, answers, budget, base_only=False)
     lines = []
     for pair in pairs:
         chosen, rejected = answers_of(pair)

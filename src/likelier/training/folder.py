@@ -33,7 +33,7 @@ from likelier.loss.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.progress import say
 from likelier.reference.column import Column, Reference
-from likelier.training.budget import tokens_per_pass
+from likelier.training.budget import settled
 from likelier.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -98,7 +98,7 @@ class RunFolder:
             config,
             dtype=dtype,
             save_dtype="auto" if policy.has_adapter else dtype,
-            tokens_per_pass=tokens_per_pass(policy),
+            tokens_per_pass=settled(config, ready),
         )
         budget: int = self.resolved["train"]["tokens_per_pass"]
         return budget
@@ -199,7 +199,9 @@ class RunFolder:
         """The model is saved: this run is done."""
         rows = read_lines(self.path / "timing.jsonl")
         plain, tree = (sum(row[name] for row in rows) for name in ("plain_tokens", "tokens"))
-        self.write_record(status="finished", step=step, tokens={"plain": plain, "tree": tree})
+        over = sum(row.get("over_budget", 0) for row in rows)
+        tokens = {"plain": plain, "tree": tree, "passes_over_budget": over}
+        self.write_record(status="finished", step=step, tokens=tokens)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to ``metrics.jsonl``."""
@@ -218,6 +220,10 @@ class RunFolder:
             ),
             "pairs": len(pairs),
         }
+        budget = self.resolved["train"]["tokens_per_pass"]
+        over = sum(item.batch.num_tokens > budget for item in passes)
+        if over:  # a pair is never cut: these went alone
+            row["over_budget"] = over
         append_lines(self.path / "timing.jsonl", [row])
 
     def _tell_of_other_bits(self, now: Mapping[str, Any]) -> None:

@@ -93,14 +93,19 @@ class MasterAdamW:
             group["lr"] = lr
         self.adamw.step()
         for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])
+        self.forget_gradients()
+        return norm
+
+    def forget_gradients(self) -> None:
+        """Start the sums of the next step, or of this one anew."""
+        for name, parameter in self.parameters.items():
+            parameter.grad = None
             master = self.masters[name]
-            if master is parameter:
-                parameter.grad = None
-            else:
+            if master is not parameter:
                 assert master.grad is not None
                 master.grad.zero_()
-                parameter.copy_(master)
-        return norm
 
     def must_be_finite(self) -> None:
         """Called before anything is saved: a damaged weight never reaches the disk.

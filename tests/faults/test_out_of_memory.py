@@ -1,0 +1,69 @@
+"""Out of memory in the middle of a step: begun anew with half the passes, the same gradient."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.runs import make_place
+
+from likelier.errors import RunFailed
+from likelier.files import read_lines
+from likelier.model.scorer import Scorer
+from likelier.run import train
+
+
+def fails_at(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
+    """A device on which passes of more tokens than this do not fit while gradients are made."""
+    seen: list[int] = []
+    forward = Scorer.forward
+
+    def tight(self: Scorer, batch: object, *more: object) -> object:
+        values = forward(self, batch, *more)  # type: ignore[arg-type]
+        if torch.is_grad_enabled():
+            seen.append(batch.num_tokens)  # type: ignore[attr-defined]
+            if seen[-1] > limit:
+                # As in a backward that breaks off: part of the gradient is there already.
+                values.sum().backward()
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return values
+
+    monkeypatch.setattr(Scorer, "forward", tight)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loss", [{"name": "sigmoid"}, {"name": "bco"}])
+def test_the_same_run_in_smaller_passes(
+    tmp_path: Path,
+    loss: dict,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = make_place(tmp_path, rows=16, dtype=dtype)
+    changes = {"data__eval": None, "train__steps": 3, "train__eval_every": None, "loss": loss}
+    train(place.config("small", train__tokens_per_pass=128, **changes))
+    seen = fails_at(monkeypatch, 128)
+    capsys.readouterr()
+    train(place.config("tight", train__tokens_per_pass=256, **changes))
+    told = capsys.readouterr().err
+    assert told.count("out of memory: from here on passes of at most 128 tokens") == 1
+    assert sum(tokens > 128 for tokens in seen) == 1
+    small, tight = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("small", "tight"))
+    assert len(small) == 3
+    # In bfloat16 another pass rounds otherwise; what a broken step leaves behind is far larger.
+    rounding = 1e-6 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(tight, small, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert ours[name] == pytest.approx(theirs[name], rel=rounding, abs=rounding)
+
+
+def test_half_does_not_fit_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_place(tmp_path, rows=16)
+    fails_at(monkeypatch, 8)
+    with pytest.raises(RunFailed, match="passes of 128 tokens do not fit"):
+        train(place.config("tight", train__tokens_per_pass=256))
+    record = json.loads((tmp_path / "tight" / "run.json").read_text())
+    assert record["step"] == 0 and record["status"] == "running"

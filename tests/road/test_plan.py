@@ -1,0 +1,86 @@
+"""What `likelier plan` says, against the run itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tests.support.runs import Place, make_place
+
+from likelier.cli import main
+from likelier.config import config_from
+from likelier.plan import plan
+from likelier.run import train
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("place"), rows=40)
+
+
+def test_counts_are_those_of_the_run(place: Place, tmp_path: Path) -> None:
+    settings = place.config(tmp_path / "run", train__steps=6, train__tokens_per_pass="auto")
+    planned = plan(config_from(settings, []))
+    assert not (tmp_path / "run").exists()
+    run = train(settings)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert planned.steps == record["steps"] == 6
+    assert planned.pairs == 24
+    assert planned.tokens == record["tokens"]["tree"]
+    assert planned.plain_tokens == record["tokens"]["plain"]
+    assert planned.tokens_per_pass == record["resolved"]["train"]["tokens_per_pass"]
+    written = [p for p in run.folder.rglob("*") if p.is_file() and p.name != "report.html"]
+    kept = sum(p.stat().st_size for p in written if "ledger" not in p.parts)
+    assert 0.5 * kept < planned.disk < 2 * kept
+    assert planned.seconds > planned.seconds_per_step * 6 > 0
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "r": 2}])
+def test_no_weight_changes(
+    place: Place, tmp_path: Path, adapter: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever plans in Python and trains the same model then must find it as it was."""
+    models = []
+    adapt = __import__("likelier.plan", fromlist=["adapt"]).adapt
+
+    def spy(config: object, start: object) -> object:
+        policy = adapt(config, start)
+        weights = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+        models.append((policy.model, weights))
+        return policy
+
+    monkeypatch.setattr("likelier.plan.adapt", spy)
+    plan(config_from(place.config(tmp_path / "run", adapter=adapter), []))
+    ((model, before),) = models
+    assert any(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
+    assert main(["plan", str(file), "train.steps=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 of 4 pairs" in shown and "train.tokens_per_pass=256" in shown
+    assert main(["plan", str(file), "train.steps=3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["steps"] == 3 and told["peak_memory"] > 2**20
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_said_before_it_is_tried(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("likelier.training.budget._memory", lambda device: 2**20)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
+    assert main(["plan", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert "of the 1 MiB there are" in told
+    assert "train.gradient_checkpointing: true" in told
+
+
+def test_a_loss_without_reference(place: Place, tmp_path: Path) -> None:
+    settings = place.config(tmp_path / "run", loss={"name": "simpo"}, train__steps=2)
+    assert plan(config_from(settings, [])).seconds_reference == 0
