@@ -12,7 +12,7 @@ from likelier.doctor.examine import Examination, Question, examine
 from likelier.doctor.fix import fix
 from likelier.doctor.gates import pass_gates, read_gate
 from likelier.doctor.page import write_page
-from likelier.doctor.words import as_data, statistics_lines
+from likelier.doctor.words import as_data, reference_lines, statistics_lines
 from likelier.errors import ConfigError
 from likelier.progress import say
 from likelier.terminal import print_summary, visible
@@ -52,6 +52,11 @@ def check(
         str(data), Reading(columns, chat, ranking), model, held_out, max_length, score=score
     )
     found = examine(question)
+    if score:
+        from likelier.doctor.reference import view_reference  # loads weights
+
+        view, notes = view_reference(question, found.summary.rows)
+        found = found.joined(view, notes)
     if as_json:
         print(json.dumps(as_data(found), ensure_ascii=False))
     else:
@@ -72,6 +77,6 @@ def check(
 def _print(found: Examination) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(visible(found.form.told), soft_wrap=True, style="dim")
-    for line in statistics_lines(found.statistics):
+    for line in (*statistics_lines(found.statistics), *reference_lines(found)):
         console.print(visible(line), soft_wrap=True)
     print_summary(found.summary)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -77,11 +77,20 @@ class Examination:
     summary: Summary
     form: Format
     statistics: Statistics
+    reference: Any = None  # a ReferenceView, where pairs were scored
 
     @property
     def has_errors(self) -> bool:
         """Whether a row cannot be used."""
         return any(kind.severity == "error" for kind in self.summary.kinds)
+
+    def joined(self, reference: Any, notes: Iterable[Finding]) -> "Examination":
+        """The same with what a model made of the pairs."""
+        tally = Tally()
+        tally.add(notes)
+        more = tally.summary(self.summary.rows, self.summary.usable)
+        summary = replace(self.summary, kinds=(*self.summary.kinds, *more.kinds))
+        return replace(self, summary=summary, reference=reference)
 
 
 def examine(question: Question) -> Examination:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from likelier.data.rules import cure, why
 from likelier.doctor.examine import Examination
-from likelier.doctor.words import statistics_lines
+from likelier.doctor.words import reference_lines, statistics_lines
 from likelier.files import write_text
 from likelier.pages.render import render_page
 from likelier.terminal import visible
@@ -29,6 +29,7 @@ def write_page(found: Examination, name: str, path: Path) -> None:
         }
         for kind in summary.kinds
     ]
+    lines = (*statistics_lines(found.statistics), *reference_lines(found))
     page = render_page(
         "check.html",
         name=visible(name),
@@ -36,7 +37,10 @@ def write_page(found: Examination, name: str, path: Path) -> None:
         verdict=f"{told}; {errors} errors" if errors else told,
         form=visible(found.form.told),
         kinds=kinds,
-        lines=[visible(line.strip()) for line in statistics_lines(found.statistics)],
+        lines=[
+            visible(line.strip())
+            for line in (*statistics_lines(found.statistics), *reference_lines(found))
+        ],
         clues=found.statistics.probe.clues if found.statistics.probe else (),
     )
     write_text(path, page)

@@ -16,7 +16,25 @@ def as_data(found: Examination) -> dict[str, Any]:
     ]
     form = {**asdict(found.form), "told": found.form.told}
     statistics = asdict(found.statistics)
-    return {**asdict(found.summary), "kinds": kinds, "format": form, "statistics": statistics}
+    told = {**asdict(found.summary), "kinds": kinds, "format": form, "statistics": statistics}
+    return told | {"reference": asdict(found.reference) if found.reference else None}
+
+
+def reference_lines(found: Examination) -> list[str]:
+    """What the model makes of the pairs, in words."""
+    view = found.reference
+    if view is None:
+        return []
+    lines = [
+        f"the model finds the chosen answer likelier in {share(view.prefers_chosen)} of "
+        f"{view.pairs} pairs, by the mean of the tokens",
+        f"log-prob a token: chosen {view.chosen:.2f}, rejected {view.rejected:.2f}"
+        + (f", its own answers {view.own:.2f} nats" if view.own is not None else " nats"),
+    ]
+    if view.suspects:
+        told = ", ".join(f"{name} {count}" for name, count in view.suspects.items())
+        lines.append(f"labels to look at, by source: {told}")
+    return lines
 
 
 def statistics_lines(statistics: Statistics) -> list[str]:
