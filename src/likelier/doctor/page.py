@@ -37,10 +37,7 @@ def write_page(found: Examination, name: str, path: Path) -> None:
         verdict=f"{told}; {errors} errors" if errors else told,
         form=visible(found.form.told),
         kinds=kinds,
-        lines=[
-            visible(line.strip())
-            for line in (*statistics_lines(found.statistics), *reference_lines(found))
-        ],
+        lines=[visible(line.strip()) for line in lines],
         clues=found.statistics.probe.clues if found.statistics.probe else (),
     )
     write_text(path, page)
