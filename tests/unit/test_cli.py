@@ -226,7 +226,7 @@ def test_check_of_good_data(pairs, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "a chosen and a rejected answer a row (texts, used as they stand); "
         "columns: prompt, chosen, rejected",
-        "1 pairs of 1 prompts",
+        "1 pair of 1 prompt",
         "1 of 1 rows can be used",
     ]
 

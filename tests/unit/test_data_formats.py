@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from likelier.data.check import Loaded, Reading, load_memory, load_pairs
 from likelier.data.formats import recognise
 from likelier.data.ranked import Ranking
+from likelier.data.rules import RULES
 from likelier.errors import ConfigError, InputMissing
 
 Rows = list[dict[str, Any]]
@@ -407,3 +409,21 @@ def test_a_long_array_is_read_piece_by_piece(
     lines = (tmp_path / "a.json").read_text(encoding="utf-8").splitlines()
     places = [number for number, line in enumerate(lines, 1) if line.strip() == "{"]
     assert [int(p.source.rpartition(":")[2]) for p in loaded.pairs] == places
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+def test_the_page_shows_every_finding_and_rows_that_read() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for rule in RULES.values():
+        assert f"| `{rule.code}` | {rule.severity} | {rule.why} | {rule.cure} |" in text
+    blocks = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 10
+    for block in blocks:
+        rows = [json.loads(line) for line in block.splitlines()]
+        groups = [rows] if "helpfulness" in rows[0] else [[row] for row in rows]
+        for group in groups:
+            loaded = load_memory(group, {})
+            assert len(loaded.pairs) + len(loaded.labelled) == 1, group
+            assert not [f for f in loaded.findings if f.severity == "error"]

@@ -37,7 +37,7 @@ def write_page(found: Examination, name: str, path: Path) -> None:
         verdict=f"{told}; {errors} errors" if errors else told,
         form=visible(found.form.told),
         kinds=kinds,
-        lines=[visible(line.strip()) for line in lines],
+        lines=[visible(line) for line in lines if not line.startswith(" ")],
         clues=found.statistics.probe.clues if found.statistics.probe else (),
     )
     write_text(path, page)

@@ -42,9 +42,13 @@ def statistics_lines(statistics: Statistics) -> list[str]:
     lines = []
     if statistics.labels:
         labels = ", ".join(f"{count} {name}" for name, count in statistics.labels.items())
-        lines.append(f"{statistics.pairs} answers to {statistics.prompts} prompts: {labels}")
+        lines.append(
+            f"{counted(statistics.pairs, 'answer')} to {counted(statistics.prompts, 'prompt')}: "
+            f"{labels}"
+        )
     elif statistics.pairs:
-        lines.append(f"{statistics.pairs} pairs of {statistics.prompts} prompts")
+        pairs, prompts = counted(statistics.pairs, "pair"), counted(statistics.prompts, "prompt")
+        lines.append(f"{pairs} of {prompts}")
     if (skew := statistics.lengths) and statistics.pairs > 1:
         lines.append(
             f"chosen is longer in {share(skew.chosen_longer)}; median {skew.median_chosen:.0f} "
@@ -73,3 +77,8 @@ def statistics_lines(statistics: Statistics) -> list[str]:
 def share(figure: Share) -> str:
     """A share with its interval."""
     return f"{figure.value:.0%} ({figure.low:.0%} to {figure.high:.0%})"
+
+
+def counted(number: int, word: str) -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
