@@ -51,6 +51,7 @@ def test_an_unknown_request_is_refused_by_name(backend: str, name: str, value: A
         attend(backend, **{name: value})
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("backend", TREE_BACKENDS)
 def test_what_asks_for_nothing_is_let_pass(backend: str) -> None:
     nothing = {"s_aux": None, "softcap": None, "output_attentions": False, "position_bias": None}

@@ -8,7 +8,8 @@ Axis letters: T tokens of the row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +42,14 @@ class Tree:
 
     ``token_T`` the token ids; ``depth_T`` the position of each in its own sequence; ``end_T`` the
     row index just past the last token of its subtree. ``segments`` cover the row in order.
+    ``memo`` is what an attention works out of all this once, and reads in every layer.
     """
 
     token_T: Tensor
     depth_T: Tensor
     end_T: Tensor
     segments: tuple[Segment, ...]
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def to(self, device: torch.device | str) -> "Tree":
         """The same layout with its tensors on another device."""

@@ -1,7 +1,7 @@
 """Attention over a prefix tree, entered through transformers' own attention registry.
 
-`segments` is the fast path on a CPU, `dense` its obvious twin: one boolean mask of T x T. The
-layout travels as the keyword ``tree`` of the model's forward, so there is no hidden state.
+`segments` is the fast path on a CPU and `flex` on a CUDA GPU, `dense` their obvious twin: one
+boolean mask of T x T. The layout travels as the keyword ``tree`` of the model's forward, so there is no hidden state.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from likelier.batch.tree import Tree, ancestor_mask_TT
 from likelier.model.blocks import segments
+from likelier.model.flex import flex
 from likelier.model.rotary import rotary_tables
 
 
@@ -81,7 +82,7 @@ def dense(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_TT, scale=scaling)
 
 
-TREE_BACKENDS = {"segments": segments, "dense": dense}
+TREE_BACKENDS = {"segments": segments, "flex": flex, "dense": dense}
 
 for _name, _attention in TREE_BACKENDS.items():
     AttentionInterface.register(f"likelier_{_name}", _attend(_attention))

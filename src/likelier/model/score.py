@@ -58,9 +58,18 @@ def make_ready(policy: Policy) -> Ready:
 
 
 def choose_backend(policy: Policy, scorer: Scorer) -> tuple[str, str | None]:
-    """``segments``, or ``padded`` with the reason why the tree cannot serve this model."""
-    reason = tree_obstacle(policy.causal_lm.config) or _failed_probe(policy, scorer)
-    return ("padded", reason) if reason else ("segments", None)
+    """The tree backend of the device, or ``padded`` with the reason why no tree serves here."""
+    backend = _tree_backend(policy)
+    reason = tree_obstacle(policy.causal_lm.config) or _failed_probe(policy, scorer, backend)
+    return ("padded", reason) if reason else (backend, None)
+
+
+def _tree_backend(policy: Policy) -> str:
+    """``segments`` is made of a CPU's kernels; FlexAttention knows no float64."""
+    if policy.device.type == "cpu":
+        return "segments"
+    is_cuda = policy.device.type == "cuda"
+    return "flex" if is_cuda and policy.causal_lm.dtype != torch.float64 else "dense"
 
 
 # Five branches on one stem. Their first tokens are left out: the stem predicts those, and it is
@@ -75,7 +84,7 @@ _PROBE_TOLERANCE_HALF = 0.25
 
 
 @torch.no_grad()
-def _failed_probe(policy: Policy, scorer: Scorer) -> str | None:
+def _failed_probe(policy: Policy, scorer: Scorer, backend: str) -> str | None:
     """Why a tree pass does not do what the plain path does, tried on a tiny one; None if it does.
 
     Some architectures never call the attention registry, or ignore the positions they are given,
@@ -86,14 +95,16 @@ def _failed_probe(policy: Policy, scorer: Scorer) -> str | None:
     probe = [Scored(tuple(t % vocabulary for t in s.tokens), s.scored) for s in _PROBE]
     logps = []
     try:
-        for backend in ("segments", "padded"):
-            batch = layout(backend)(probe).to(policy.device)
-            with without_dropout(policy.model), attention_backend(policy.causal_lm, backend):
+        for one in (backend, "padded"):
+            batch = layout(one)(probe).to(policy.device)
+            with without_dropout(policy.model), attention_backend(policy.causal_lm, one):
                 logps.append(scorer(batch)[batch.entry_K])
     except UnsupportedAttention as unsupported:
         return str(unsupported)
     except TypeError as error:  # a forward that takes no further keywords
         return f"its forward takes no layout ({error})"
+    except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or too small a head
+        return f"its attention cannot be compiled ({str(error).splitlines()[0]})"
     difference = float((logps[0] - logps[1]).abs().median())
     allowed = _PROBE_TOLERANCE.get(policy.causal_lm.dtype, _PROBE_TOLERANCE_HALF)
     if not difference <= allowed:
