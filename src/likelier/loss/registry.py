@@ -69,9 +69,16 @@ def bind(
     options = {key: value for key, value in parameters.items() if key in parts.OPTIONS}
     given = {key: value for key, value in parameters.items() if key not in parts.OPTIONS}
     if function is not None:
+        if dead := [key for key in given if key not in ("name", "beta")]:
+            raise ConfigError(
+                "would not be read: a loss function was handed over",
+                where=f"loss.{dead[0]}",
+                mend="take it away; loss.beta scales the rewards that are logged",
+            )
         own = partial(_one_a_pair, function)
         name = getattr(function, "__name__", "own")
-        return BoundLoss(name, own, given.get("beta", 0.1), True, formula=f"{name}(values)")
+        whole = BoundLoss(name, own, given.get("beta", 0.1), True, formula=f"{name}(values)")
+        return with_options(whole, options)
     state: dict[str, float] = {}
     if given["name"] == "mixture":
         losses = [_one(part, state, f"{n}/") for n, part in enumerate(given["parts"])]
