@@ -110,8 +110,8 @@ def _shown(pair: TokenPair, tokenizer: Tokenizer) -> Shown:
         apart = len(chosen.inputs) + len(rejected.inputs)
         same = common_length(pair.chosen.tokens, pair.rejected.tokens)
         line = (
-            f"the answers part after {same} token{'' if same == 1 else 's'}; as a tree the pair takes {together} tokens, "
-            f"one by one {apart}: {1 - together / apart:.0%} shared"
+            f"the answers part after {same} token{'' if same == 1 else 's'}; as a tree the pair "
+            f"takes {together} tokens, one by one {apart}: {1 - together / apart:.0%} shared"
         )
     return Shown(
         pair.source,

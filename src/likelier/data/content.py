@@ -33,23 +33,21 @@ class Content:
         self._labelled = labelled
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
         self._signatures: list[np.ndarray] = []
+        self.sampled = 0  # how many pairs are compared for near copies: the first `MOST`
 
     def add_part(self, sources: Sequence[str], keys: np.ndarray, nears: np.ndarray) -> None:
         """Take more pairs: their places, hashes (n, 3) and signatures (n, SIZE) or (0, SIZE)."""
         for source in sources:
             self.places.append(source)
         self._keys.frombytes(np.ascontiguousarray(keys, dtype=np.uint64).tobytes())
-        self._signatures += list(nears[: max(0, MOST - len(self._signatures))])
+        if room := MOST - self.sampled:
+            self._signatures.append(nears[:room])
+            self.sampled += len(nears[:room])
 
     @property
     def keys(self) -> np.ndarray:
         """(n, 3) uint64: prompt, chosen, rejected."""
         return np.frombuffer(self._keys, dtype=np.uint64).reshape(-1, 3)
-
-    @property
-    def sampled(self) -> int:
-        """How many pairs are compared for near copies: the first `MOST`."""
-        return len(self._signatures)
 
     def findings(self) -> Iterator[tuple[int, Finding]]:
         """(number of the pair, finding) in the order of the pairs."""
@@ -102,9 +100,9 @@ class Content:
                 yield index, self._finding("conflict", index, message, "keep the right one")
 
     def _near_copies(self) -> Iterator[tuple[int, Finding]]:
-        if not self._signatures:
+        if not self.sampled:
             return
-        groups = near_groups(np.stack(self._signatures))
+        groups = near_groups(np.concatenate(self._signatures))
         first, _ = _first_of(self.keys[: len(groups)])
         for index, group in enumerate(groups.tolist()):
             if group != index and first[index] == index:  # not a plain copy

@@ -61,23 +61,34 @@ def near_groups(signatures: np.ndarray, near: float = NEAR) -> np.ndarray:
         (n,) int64: for each text the first of its group, itself where it stands alone. Groups are
         connected: a near copy of a near copy belongs to them.
     """
-    signatures, firsts, inverse = np.unique(
-        signatures, axis=0, return_index=True, return_inverse=True
-    )
-    order = np.argsort(firsts)  # groups are named by the text that stands first
-    signatures, firsts = signatures[order], firsts[order]
+    # Equal signatures are one text; groups are named by the one that stands first.
+    _, firsts, inverse = np.unique(_row_hashes(signatures), return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    root = np.arange(len(signatures))
+    distinct = firsts[order]
+    root = np.arange(len(distinct))
     for band in range(0, SIZE, ROWS):
-        keys = np.ascontiguousarray(signatures[:, band : band + ROWS])
+        keys = np.ascontiguousarray(signatures[distinct, band : band + ROWS])
         flat = keys.view(np.dtype((np.void, keys.shape[1] * 4))).ravel()
-        order = np.argsort(flat, kind="stable")
-        same = flat[order][1:] == flat[order][:-1]
+        sorted_ = np.argsort(flat, kind="stable")
+        same = flat[sorted_][1:] == flat[sorted_][:-1]
         for start, stop in _runs(same):
-            _join(order[start:stop], signatures, near, root)
-    groups = firsts[[_find(root, n) for n in range(len(root))]]
+            _join(sorted_[start:stop], distinct, signatures, near, root)
+    groups = distinct[[_find(root, n) for n in range(len(root))]]
     return groups[place[inverse.ravel()]].astype(np.int64)
+
+
+def _row_hashes(signatures: np.ndarray) -> np.ndarray:
+    """(n,) uint64: a hash of each row, made a few rows at a time."""
+    factors = _FACTORS.ravel().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    hashes = np.empty(len(signatures), dtype=np.uint64)
+    for start in range(0, len(signatures), _AT_ONCE):
+        rows = signatures[start : start + _AT_ONCE].astype(np.uint64)
+        rows *= factors
+        rows ^= rows >> np.uint64(31)
+        hashes[start : start + _AT_ONCE] = (rows * factors).sum(axis=1)
+    return hashes
 
 
 def _runs(same: np.ndarray) -> list[tuple[int, int]]:
@@ -86,12 +97,21 @@ def _runs(same: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b) + 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _join(bucket: np.ndarray, signatures: np.ndarray, near: float, root: np.ndarray) -> None:
+def _join(
+    bucket: np.ndarray,
+    distinct: np.ndarray,
+    signatures: np.ndarray,
+    near: float,
+    root: np.ndarray,
+) -> None:
     """Join what is alike in a bucket: every text with the first, then the rest among themselves."""
     left = bucket
     while len(left) > 1:
         first, others = left[0], left[1:]
-        alike = (signatures[others] == signatures[first]).mean(axis=1) >= near
+        alike = np.concatenate([
+            (signatures[distinct[some]] == signatures[distinct[first]]).mean(axis=1) >= near
+            for some in np.array_split(others, len(others) // _AT_ONCE + 1)
+        ])  # fmt: skip
         for other in others[alike]:
             a, b = _find(root, int(first)), _find(root, int(other))
             root[max(a, b)] = min(a, b)
