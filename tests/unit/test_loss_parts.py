@@ -110,7 +110,7 @@ def test_a_function_of_ones_own_takes_them_too() -> None:
         return -values.log_ratio_margin_P
 
     loss = bind({"name": "sigmoid", "beta": 0.1, "nll": 1.0, "nll_per": "sum"}, own)
-    assert [-0.5 + 10, 2 + 20, -6 + 30] == given(loss.per_pair(values()))
+    assert given(loss.per_pair(values())) == [-0.5 + 10, 2 + 20, -6 + 30]
     with pytest.raises(ConfigError, match="a loss function was handed over") as found:
         bind({"name": "simpo", "beta": 0.1, "gamma": 1.0}, own)
     assert found.value.where == "loss.gamma"
