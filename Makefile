@@ -40,6 +40,7 @@ bench: environment bench-environment
 	@$(BIN)/python bench/versus_trl.py --pairs-in-one-pass 8
 	@$(BIN)/python bench/limit.py
 	@$(BIN)/python bench/scaling.py
+	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/head_memory.py
 
 # The same torch and transformers as in .venv; the stamp says of what it was made.

@@ -179,6 +179,7 @@ class Bench:
         pairs = self.options.pairs_in_one_pass
         weights, autocast = WEIGHTS[dtype][-1]
         case = self.case(workload, dtype, 2, pairs)
+        case.spec["likelier"]["train"]["tokens_per_pass"] = 2**20  # else a pass is smaller
         settings = Settings(pairs, True, weights, autocast)
         told = race(case, {"likelier": None, "trl": settings}, "one-pass")
         row = {"workload": workload, "dtype": dtype, "pairs_in_one_pass": pairs,

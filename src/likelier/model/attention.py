@@ -1,7 +1,8 @@
 """Attention over a prefix tree, entered through transformers' own attention registry.
 
 `segments` is the fast path on a CPU and `flex` on a CUDA GPU, `dense` their obvious twin: one
-boolean mask of T x T. The layout travels as the keyword ``tree`` of the model's forward, so there is no hidden state.
+boolean mask of T x T. The layout travels as the keyword ``tree`` of the model's forward, so there
+is no hidden state.
 """
 
 from collections.abc import Callable, Iterator

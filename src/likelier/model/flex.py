@@ -75,7 +75,7 @@ def flex(
     tokens = query.shape[2]
     more = padded_size(tokens) - tokens
     padded = [F.pad(states, (0, 0, 0, more)) for states in (query, key, value)]
-    attention: Callable[..., Any] = _compiled() if query.is_cuda else flex_attention
+    attention: Any = _compiled() if query.is_cuda else flex_attention
     output: Any = attention(*padded, block_mask=tree.memo[window], scale=scaling, enable_gqa=True)
     return output[:, :, :tokens]
 
