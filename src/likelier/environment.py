@@ -73,3 +73,20 @@ def _accelerators() -> list[dict[str, Any]]:
         }
         for index in range(torch.cuda.device_count())
     ]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16 products; without, they are slow.
+
+    torch tells by functions that are not public yet. Where it does not tell, True.
+    """
+    import torch
+
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    asked = [getattr(torch.cpu, name, None) for name in _BFLOAT16_INSTRUCTIONS]
+    known = [bool(ask()) for ask in asked if ask is not None]
+    return not known or any(known)
+
+
+_BFLOAT16_INSTRUCTIONS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

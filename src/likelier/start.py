@@ -3,15 +3,18 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.compat import checkpoint_activations
 from likelier.config import Config
+from likelier.environment import multiplies_bfloat16
 from likelier.errors import ConfigError, DataError
 from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy, load, parse_dtype
 from likelier.model.score import Ready, make_ready
+from likelier.progress import say
 
 
 def handed_over(
@@ -52,6 +55,9 @@ def open_start(config: Config, model: nn.Module | None, tokenizer: Tokenizer | N
                 where=f"model.path: {config.model.path}",
                 mend="the weights are damaged; get them again",
             )
+    is_half = start.causal_lm.dtype in (torch.bfloat16, torch.float16)
+    if is_half and start.device.type == "cpu" and not multiplies_bfloat16():
+        say("this processor has no bfloat16 products: model.dtype=float32 is several times faster")
     return start
 
 
