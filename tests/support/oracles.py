@@ -234,7 +234,9 @@ def spread(oracle: Oracle, answers: Answers, parameters: Mapping[str, Any]) -> l
         found = _three(oracle, exact, given, MOST_DIGITS)
         once = 1 + mpf(2) ** -52
         near = [
-            _three(oracle, replace(exact, **{name: getattr(exact, name) * once}), given, MOST_DIGITS)
+            _three(
+                oracle, replace(exact, **{name: getattr(exact, name) * once}), given, MOST_DIGITS
+            )
             for name in ("pc", "pr", "rc", "rr")
         ]
         near += [
