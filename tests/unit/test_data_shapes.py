@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from likelier.data.messages import nearest
 from likelier.data.read import Row
 from likelier.data.records import Finding, Pair
-from likelier.data.shapes import nearest, to_pair
+from likelier.data.shapes import to_pair
 
 TEXT = {"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from likelier.data.encoder import BREAK, Encoder
 from likelier.data.guard import MEGABYTES, SECONDS, TooSlow, limited
+from likelier.data.messages import Unfit
 from likelier.data.records import Message
-from likelier.data.shapes import Unfit
 from likelier.errors import DataError
 
 LONGEST = 64 * 2**20  # characters of a rendered chat

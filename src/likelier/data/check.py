@@ -9,12 +9,12 @@ from typing import Any
 
 from likelier.data.content import Content
 from likelier.data.formats import NAMES, Format, look
+from likelier.data.messages import nearest
 from likelier.data.part import Counted, Task
 from likelier.data.pool import parts
 from likelier.data.ranked import Ranking, gather
 from likelier.data.read import rows_from_memory
 from likelier.data.records import Finding, Labelled, Pair, Row
-from likelier.data.shapes import nearest
 from likelier.data.sources import read_mixture, read_source
 from likelier.errors import ConfigError, DataError
 

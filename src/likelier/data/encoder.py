@@ -11,26 +11,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from likelier.data.guard import MEGABYTES, SECONDS, TooSlow, limited
-from likelier.data.shapes import nearest
+from likelier.data.template import TODAY, check_template, freeze
 from likelier.errors import ConfigError, DataError
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 PROBES = ("a", "파이썬", "\n")
-TODAY = "2024-07-26"  # as Llama 3.1's template says where nobody tells it a date
-_ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
-RESERVED = (
-    "messages",
-    "tools",
-    "add_generation_prompt",
-    "continue_final_message",
-    "strftime_now",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +101,12 @@ def build_encoder(
     if unknown in end_ids.values():
         unknown = None
     _same_as(tokenizer, whole)
-    source, reads = _check_template(tokenizer, template or {})
+    source, reads = check_template(tokenizer, template or {})
     clock = "strftime_now" in reads and "date_string" not in (template or {})
     if today is not None and not clock:
         what = "the chat template does not ask for today's date"
         raise ConfigError(what, where="data.today", mend="delete the key")
-    frozen = _freeze(source, today or TODAY) if source and clock else None
+    frozen = freeze(source, today or TODAY) if source and clock else None
     return Encoder(
         tokenizer=tokenizer,
         template=dict(template or {}),
@@ -217,73 +206,3 @@ def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
         where="tokenizer",
         mend="check the post_processor in tokenizer.json",
     )
-
-
-def _check_template(
-    tokenizer: Any, template: Mapping[str, Any]
-) -> tuple[str | None, frozenset[str]]:
-    """Check the template and its keywords; its source, and the names that it reads."""
-    source = _template_source(tokenizer)
-    if source is None:
-        if template:
-            raise ConfigError(
-                "this tokenizer has no chat template that could read it",
-                where=f"data.template.{next(iter(template))}",
-                mend="delete the key",
-            )
-        return None, frozenset()
-    known = _variables(source)
-    for key in template:
-        if key not in known or key in RESERVED:
-            meant = nearest(key, known - set(RESERVED))
-            mend = f'did you mean "{meant}"?' if meant else "delete the key"
-            what = "the chat template does not read this keyword"
-            if key in RESERVED:
-                what, mend = "this keyword is set by likelier", "delete the key"
-            raise ConfigError(what, where=f"data.template.{key}", mend=mend)
-    return source, frozenset(known)
-
-
-def _freeze(source: str, today: str) -> str | None:
-    """The template with the date written out where it asks for it; None where it asks in a way
-    that cannot be told from its text.
-    """
-    try:
-        date = datetime.strptime(today, "%Y-%m-%d")
-    except ValueError as error:
-        mend = "write it as 2024-07-26"
-        raise ConfigError(f"{today!r} is no date", where="data.today", mend=mend) from error
-    frozen = _ASKS.sub(lambda found: repr(date.strftime(found["format"])), source)
-    return None if re.search(r"strftime_now\s*\(", frozen) else frozen
-
-
-def _template_source(tokenizer: Any) -> str | None:
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError as error:
-        raise DataError(str(error)[:200], where="chat template", mend="name one default") from error
-
-
-def _variables(source: str) -> set[str]:
-    """The names that a template reads and does not set itself."""
-    import jinja2
-    import jinja2.meta
-
-    # {% generation %} marks the assistant's text for other tools; plain Jinja does not know it
-    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
-    # not optimized: that would run the template's sums here already
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
-    try:
-        with limited(SECONDS, MEGABYTES):
-            return jinja2.meta.find_undeclared_variables(environment.parse(plain))
-    except (TooSlow, MemoryError, RecursionError) as error:
-        mend = "mend chat_template in tokenizer_config.json (or chat_template.jinja)"
-        raise DataError("it is too large to be read", where="chat template", mend=mend) from error
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(
-            f"it does not parse: {error.message}",
-            where=f"chat template:{error.lineno}",
-            mend="mend chat_template in tokenizer_config.json (or chat_template.jinja)",
-        ) from error

@@ -6,20 +6,18 @@ from itertools import combinations
 from typing import Any, Literal
 
 from likelier.data.formats import Format
-from likelier.data.records import Finding, Pair, Row
-from likelier.data.shapes import (
+from likelier.data.messages import (
     Chat,
     Unfit,
     check_end,
     check_start,
     missing,
-    origin_of,
     read_messages,
     read_number,
-    read_prompt,
     read_text,
-    read_tools,
 )
+from likelier.data.records import Finding, Pair, Row
+from likelier.data.shapes import origin_of, read_prompt, read_tools
 from likelier.data.transcript import as_list
 
 TEXTS = ("response", "completion", "text", "answer", "output", "generation")

@@ -3,21 +3,17 @@
 from dataclasses import replace
 
 from likelier.data.formats import Format
-from likelier.data.ranked import Ranking, ranked_pairs
-from likelier.data.records import Finding, Labelled, Preference, Row
-from likelier.data.shapes import (
+from likelier.data.messages import (
     Unfit,
     check_end,
     check_start,
     missing,
-    number_of,
-    origin_of,
     read_messages,
-    read_prompt,
     read_text,
-    read_tools,
-    to_pair,
 )
+from likelier.data.ranked import Ranking, ranked_pairs
+from likelier.data.records import Finding, Labelled, Preference, Row
+from likelier.data.shapes import number_of, origin_of, read_prompt, read_tools, to_pair
 from likelier.data.transcript import as_list
 
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}

@@ -1,31 +1,27 @@
 """Prompt and answers of one row, as texts or as messages, or what is wrong with them."""
 
 import json
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 from likelier.data.lines import odd_character
+from likelier.data.messages import (
+    Chat,
+    Unfit,
+    check_end,
+    check_start,
+    kind_of_value,
+    missing,
+    mixed,
+    read_messages,
+    read_number,
+    read_text,
+)
 from likelier.data.records import Finding, Message, Pair, Row
 from likelier.data.transcript import as_list, from_transcript, is_transcript
 
 NAMES = ("prompt", "chosen", "rejected")
-ROLES = ("system", "developer", "user", "assistant", "tool")
 ABSENT = object()
-
-Chat = tuple[Message, ...]
-
-
-class Unfit(Exception):
-    """A row that makes no pair; becomes a `Finding` once its place is known."""
-
-    def __init__(self, code: str, field: str | None, message: str, mend: str):
-        super().__init__(message)
-        self.code, self.field, self.message, self.mend = code, field, message, mend
-
-    def at(self, source: str) -> Finding:
-        """The error with its place."""
-        return Finding(self.code, "error", source, self.field, self.message, self.mend)
 
 
 def to_pair(row: Row, columns: Mapping[str, str], chat: bool = False) -> Pair | Finding:
@@ -55,13 +51,6 @@ def to_pair(row: Row, columns: Mapping[str, str], chat: bool = False) -> Pair | 
         return unfit.at(row.source)
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that ``word`` was most likely meant to be, if any comes near."""
-    by_lower = {name.lower(): name for name in known}
-    found = get_close_matches(word.lower(), by_lower, n=1)
-    return by_lower[found[0]] if found else None
-
-
 Sides = tuple[str, str, str] | tuple[Chat, Chat, Chat]
 
 
@@ -80,9 +69,9 @@ def _sides(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) ->
 
     if not implied:
         if isinstance(chosen, (list, tuple)) or isinstance(rejected, (list, tuple)):
-            _mixed("chosen", "one of chosen and rejected is a list of messages, the other is not")
+            mixed("chosen", "one of chosen and rejected is a list of messages, the other is not")
         if isinstance(prompt, (list, tuple)):
-            _mixed("prompt", "the prompt is a list of messages, the answers are not")
+            mixed("prompt", "the prompt is a list of messages, the answers are not")
         read_text(prompt, theirs["prompt"])
         chosen = read_text(chosen, theirs["chosen"])
         rejected = read_text(rejected, theirs["rejected"])
@@ -150,7 +139,7 @@ def read_tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[M
     if not value:
         return ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(tool, dict) for tool in value):
-        message = f"a list of tools expected, found {_kind(value)}"
+        message = f"a list of tools expected, found {kind_of_value(value)}"
         raise Unfit("tools", field, message, "write a list of objects, or null")
     return tuple(value)
 
@@ -159,22 +148,6 @@ def origin_of(record: Mapping[str, Any], columns: Mapping[str, str]) -> str | No
     """The data set that a row says it comes from."""
     value = record.get(columns["origin"]) if "origin" in columns else None
     return value[:80] if isinstance(value, str) else None
-
-
-def read_number(value: Any, field: str) -> float:
-    """A finite number, also one that a CSV cell holds.
-
-    Raises:
-        Unfit: it is none.
-    """
-    try:
-        number = float(value) if not isinstance(value, bool) else None
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    if number is None or number != number or abs(number) == float("inf"):
-        message = f"a number expected, found {_kind(value)}"
-        raise Unfit("score", field, message, "write a finite number")
-    return number
 
 
 def _scores(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[float, float] | None:
@@ -212,7 +185,7 @@ def _chats(
     if prompt is not ABSENT:
         text = read_text(prompt, field)
         if not whole:
-            _mixed(field, "the prompt is text, the answers are lists of messages")
+            mixed(field, "the prompt is text, the answers are lists of messages")
     shared, chosen, rejected = _split(chosen, rejected)
     if prompt is not ABSENT and shared[-1].get("content") != text:
         message = "the prompt is not the last turn that both conversations share"
@@ -232,114 +205,3 @@ def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
         mend = "let both begin with the same messages, up to an assistant turn"
         raise Unfit("prompt", None, message, mend)
     return chosen[:cut], chosen[cut:], rejected[cut:]
-
-
-def check_start(answer: Chat, field: str) -> None:
-    """Refuse messages that do not begin to answer."""
-    if not answer or answer[0]["role"] != "assistant":
-        message = "the answer does not start with an assistant turn"
-        mend = "begin it after the prompt, or repeat the whole prompt in both answers"
-        raise Unfit("role", field, message, mend)
-
-
-def check_end(answer: Chat, field: str) -> None:
-    """Refuse messages that leave the last word to somebody else."""
-    if answer[-1]["role"] != "assistant":
-        message = f"the last turn is the {answer[-1]['role']}'s, not the assistant's"
-        raise Unfit("role", field, message, "end each answer with an assistant turn")
-
-
-def read_text(value: Any, field: str) -> str:
-    """``value`` if it is text with something in it.
-
-    Raises:
-        Unfit: it is not.
-    """
-    if not isinstance(value, str):
-        raise Unfit("type", field, f"text expected, found {_kind(value)}", "write it as a string")
-    if odd := odd_character(value):
-        raise Unfit("text", field, f"the text holds {odd}", "delete that character")
-    if not value.strip():
-        what = "only spaces" if value else "empty"
-        raise Unfit("empty", field, what, "add text, delete the row, or set data.on_bad_row: drop")
-    return value
-
-
-def read_messages(value: Any, field: str) -> Chat:
-    """``value`` as a tuple of messages with a known role and text; keys that are null go.
-
-    Raises:
-        Unfit: it is not that.
-    """
-    if not isinstance(value, (list, tuple)):
-        message = f"a list of messages expected, found {_kind(value)}"
-        raise Unfit("type", field, message, 'write [{"role": "user", "content": "…"}]')
-    if not value:
-        message = "the list of messages is empty"
-        raise Unfit("empty", field, message, "add messages or delete the row")
-    return tuple(_message(item, f"{field}[{number}]") for number, item in enumerate(value))
-
-
-def _message(item: Any, field: str) -> Message:
-    if not isinstance(item, dict):
-        message = f"a message expected, found {_kind(item)}"
-        raise Unfit("type", field, message, 'write {"role": "user", "content": "…"}')
-    item = {key: value for key, value in item.items() if value is not None}
-    role = item.get("role")
-    if role is None:
-        found = f"no role; the keys are {_some(item)}"
-        raise Unfit("role", field, found, 'a message has "role" and "content"')
-    if role not in ROLES:
-        meant = nearest(role, ROLES) if isinstance(role, str) else None
-        mend = f'did you mean "{meant}"?' if meant else f"use one of {', '.join(ROLES)}"
-        raise Unfit("role", f"{field}.role", f'unknown role "{str(role)[:40]}"', mend)
-    content = item.get("content")
-    if role == "assistant" and item.get("tool_calls") and not content:
-        return item
-    if role == "system" and isinstance(content, str) and not content.strip():
-        return item  # an empty system turn is common, and templates take it
-    read_text(content, f"{field}.content")
-    return item
-
-
-def missing(
-    record: Mapping[str, Any], columns: Mapping[str, str], name: str, names: Iterable[str]
-) -> NoReturn:
-    """Say that a column is not there, and which one may be meant; ``names`` are those read."""
-    wanted = columns.get(name, name)
-    taken = {columns.get(other, other) for other in names}
-    found = nearest(wanted, [str(key) for key in record if key not in taken])
-    message = f'no column "{wanted}"'
-    if columns.get(name, name) != name:
-        message += f", which stands for data.columns.{name}"
-        mend = f'did you mean "{found}"?' if found else f"the columns are {_some(record)}"
-    elif found:
-        message += f', but a column "{found}": did you mean "{wanted}"?'
-        mend = f"rename it, or set data.columns.{name}: {found}"
-    else:
-        mend = f"set data.columns.{name} to one of {_some(record)}"
-    raise Unfit("column", wanted, message, mend)
-
-
-def _mixed(field: str, message: str) -> NoReturn:
-    mend = "write prompt and answers all as text, or all as lists of messages"
-    raise Unfit("mixed", field, message, mend)
-
-
-def _some(names: Iterable[Any]) -> str:
-    """Up to eight names, shortened, for a message."""
-    listed = [f'"{str(name)[:30]}"' for name in names]
-    more = ", …" if len(listed) > 8 else ""
-    return ", ".join(listed[:8]) + more if listed else "none"
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, (list, tuple)):
-        return "a list"
-    return "an object" if isinstance(value, dict) else type(value).__name__

@@ -9,9 +9,12 @@ from typing import TypeVar
 import numpy as np
 
 from likelier.data.look import text_of
-from likelier.data.minhash import SIZE, bare, near_groups, signature
+from likelier.data.minhash import NEAR, SIZE, bare, near_groups, signature
 from likelier.data.records import Pair, Preference, TokenPair
 from likelier.errors import DataError
+
+# The likeness is an estimate with an error of about 0.04: what is truly alike by 0.8 is joined.
+CLUSTER = NEAR - 0.1
 
 P = TypeVar("P", Pair, TokenPair)
 Prompted = Preference | TokenPair
@@ -43,7 +46,7 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
     """
     _, first, prompt = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     prompt = prompt.ravel()  # numbered in the order of the keys
-    groups = near_groups(signatures[first]) if len(first) else np.zeros(0, np.int64)
+    groups = near_groups(signatures[first], CLUSTER) if len(first) else np.zeros(0, np.int64)
     clusters: dict[int, list[int]] = {}
     for number, group in enumerate(groups.tolist()):
         clusters.setdefault(group, []).append(number)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from typing import Any, BinaryIO
 
-from likelier.data.lines import LONGEST_LINE, guess_encoding
+from likelier.data.lines import guess_encoding
 from likelier.data.records import Finding, Row
 
 ROWS_AT_ONCE = 1000
+LONGEST_CELL = 16 * 2**20  # characters, of a CSV cell and of a line
 
 
 def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
@@ -17,9 +18,9 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
 
     A cell that holds a JSON list or object is read as one, so that chats fit into a table.
     """
-    csv.field_size_limit(LONGEST_LINE)
+    csv.field_size_limit(LONGEST_CELL)
     with TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
+        reader = csv.reader(_lines(text), strict=True)
         line = 1
         header: list[str] = []
         try:
@@ -41,6 +42,14 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
             message = "not UTF-8; the rest of the file is not read"
             mend = guess_encoding(error.object[error.start : error.start + 2])
             yield Finding("utf8", "error", f"{name}:{line}", None, message, mend)
+
+
+def _lines(text: TextIOWrapper) -> Iterator[str]:
+    """The lines of a text, none of them kept that is too long to be one."""
+    while line := text.readline(LONGEST_CELL):
+        if len(line) == LONGEST_CELL and not line.endswith(("\n", "\r")):
+            raise csv.Error(f"a line longer than {LONGEST_CELL // 2**20} million characters")
+        yield line
 
 
 def _csv_row(cells: list[str], header: list[str], source: str) -> Row | Finding:

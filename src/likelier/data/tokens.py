@@ -17,12 +17,12 @@ from likelier.data.chat import (
     chat_key,
     cut_answer,
     render,
-    stands_in,
-    texts_of,
 )
-from likelier.data.encoder import BREAK, Encoder, build_encoder
+from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.fit import Fitted, fit
 from likelier.data.lines import odd_character
+from likelier.data.messages import Chat, Unfit, check_end, check_start, read_messages
+from likelier.data.notice import clock, notice
 from likelier.data.records import (
     Answer,
     Finding,
@@ -32,7 +32,6 @@ from likelier.data.records import (
     Preference,
     TokenPair,
 )
-from likelier.data.shapes import Chat, Unfit, check_end, check_start, read_messages
 from likelier.errors import DataError
 
 __all__ = [
@@ -91,7 +90,7 @@ def encode_pairs(
     encoded: list[TokenPair] = []
     findings: list[Finding] = []
     if encoder.clock and any(isinstance(draft, _Draft) and draft.is_chat for draft in drafts):
-        findings.append(_clock(encoder))
+        findings.append(clock(encoder))
     for pair, draft in zip(pairs, drafts, strict=True):
         if isinstance(draft, Finding):
             findings.append(draft)
@@ -101,7 +100,8 @@ def encode_pairs(
         except Unfit as unfit:
             findings.append(unfit.at(pair.source))
             continue
-        findings += _warnings(encoder, draft, encoded[-1]) + _of_prompt(encoder, draft, pair)
+        texts = [segment.text for answer in draft.answers for segment in answer]
+        findings += notice(encoder, pair, draft.prompt, texts, encoded[-1])
     return encoded, findings
 
 
@@ -249,72 +249,3 @@ def _assemble(ids: _Ids, draft: _Draft, pair: Preference) -> TokenPair:
         message = "chosen and rejected become the same tokens"
         raise Unfit("merged", None, message, "delete the row or set data.on_bad_row: drop")
     return TokenPair(prompt, chosen, rejected, pair.source)
-
-
-def _warnings(encoder: Encoder, draft: _Draft, pair: TokenPair) -> list[Finding]:
-    findings = []
-    texts = [draft.prompt, *(s.text for answer in draft.answers for s in answer)]
-    if any(BREAK in text for text in texts):
-        message = "control tokens stand in the text; they are encoded as text"
-        mend = "delete them, unless the text is about them"
-        findings.append(Finding("control", "warning", pair.source, None, message, mend))
-    if encoder.unknown is not None:
-        count = sum(s.tokens.count(encoder.unknown) for s in (pair.chosen, pair.rejected))
-        if count:
-            message = f"{count} unknown tokens: the tokenizer does not know this text"
-            mend = "check that the tokenizer is the model's own"
-            findings.append(Finding("unknown", "warning", pair.source, None, message, mend))
-    return [*findings, *(found for found in (_bos(encoder, pair), _foreign(draft, pair)) if found)]
-
-
-FOREIGN = 1.5  # tokens a character; Hangul that a byte tokenizer does not know takes 3
-MANY = 50  # tokens; fewer say nothing
-
-
-def _of_prompt(encoder: Encoder, draft: _Draft, pair: Preference) -> list[Finding]:
-    """What the template made of the prompt: text left out, a BOS too many."""
-    if isinstance(pair.prompt, str):
-        return []
-    rendered = draft.prompt.replace(BREAK, "")
-    return [
-        Finding("drops", "warning", pair.source, f"prompt[{number}]",
-                f"the template leaves out text of the {turn['role']}'s turn",
-                "look at it with `likelier show`; change the template or the roles")
-        for number, turn in enumerate(pair.prompt)
-        if not all(stands_in(text, rendered) for text in texts_of(turn))
-    ]  # fmt: skip
-
-
-def _bos(encoder: Encoder, pair: TokenPair) -> Finding | None:
-    bos = encoder.tokenizer.bos_token_id
-    if bos is None or bos in encoder.end_ids.values():
-        return None
-    count = pair.prompt.count(bos)
-    if count > 1:
-        message = f"the prompt begins with {count} first tokens (BOS)"
-    elif count == 0 and bos in encoder.leading:
-        message = "the template writes no first token (BOS), which the tokenizer puts before texts"
-    else:
-        return None
-    mend = "let either the template or the tokenizer write it"
-    return Finding("bos", "warning", pair.source, "prompt", message, mend)
-
-
-def _foreign(draft: _Draft, pair: TokenPair) -> Finding | None:
-    tokens = len(pair.chosen.tokens) + len(pair.rejected.tokens)
-    letters = sum(len(segment.text) for answer in draft.answers for segment in answer)
-    if tokens < MANY or tokens < FOREIGN * letters:
-        return None
-    message = f"{tokens / max(letters, 1):.1f} tokens a character"
-    mend = "check that the tokenizer is the model's own and knows this language"
-    return Finding("foreign", "warning", pair.source, None, message, mend)
-
-
-def _clock(encoder: Encoder) -> Finding:
-    if encoder.frozen is not None:
-        message = "it asks for today's date and is told a fixed one"
-        mend = "set data.today to the date that it should be told"
-        return Finding("clock", "note", "chat template", None, message, mend)
-    message = "it writes today's date, so another day gives other tokens"
-    mend = "set data.template.date_string, where the template reads it"
-    return Finding("clock", "warning", "chat template", None, message, mend)

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from likelier.data.messages import nearest
 from likelier.data.rules import RULES
-from likelier.data.shapes import nearest
 from likelier.doctor.examine import Examination
 from likelier.errors import ConfigError, GateMissed
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from likelier.data.chat import render, texts_of
 from likelier.data.encoder import Encoder
 from likelier.data.formats import Format
+from likelier.data.messages import ROLES, Unfit
 from likelier.data.part import Counted
 from likelier.data.ranked import Ranking
 from likelier.data.records import Finding, Preference, Row
 from likelier.data.rows import read_row
-from likelier.data.shapes import ROLES, Unfit
 
 FEW = 15  # letters; a header has about as many
 _LETTERS = re.compile(r"[^\W\d_]+")

@@ -5,7 +5,8 @@ from typing import Any
 
 from likelier.data.probe import Share
 from likelier.data.rules import cure, why
-from likelier.doctor.examine import Examination, Statistics
+from likelier.doctor.examine import Examination
+from likelier.doctor.seen import Statistics
 
 
 def as_data(found: Examination) -> dict[str, Any]:

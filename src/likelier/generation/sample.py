@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.data.chat import as_text, render
 from likelier.data.encoder import Encoder, build_encoder
+from likelier.data.messages import Unfit, read_messages
 from likelier.data.records import Message
-from likelier.data.shapes import Unfit, read_messages
 from likelier.errors import ConfigError, DataError
 from likelier.model.load import Policy
 

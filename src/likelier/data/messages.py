@@ -1,0 +1,162 @@
+"""Texts and messages as rows hold them, and what is wrong with those that are none."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from likelier.data.lines import odd_character
+from likelier.data.records import Finding, Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+Chat = tuple[Message, ...]
+
+
+class Unfit(Exception):
+    """A row that makes no pair; becomes a `Finding` once its place is known."""
+
+    def __init__(self, code: str, field: str | None, message: str, mend: str):
+        super().__init__(message)
+        self.code, self.field, self.message, self.mend = code, field, message, mend
+
+    def at(self, source: str) -> Finding:
+        """The error with its place."""
+        return Finding(self.code, "error", source, self.field, self.message, self.mend)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that ``word`` was most likely meant to be, if any comes near."""
+    by_lower = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else None
+
+
+def read_number(value: Any, field: str) -> float:
+    """A finite number, also one that a CSV cell holds.
+
+    Raises:
+        Unfit: it is none.
+    """
+    try:
+        number = float(value) if not isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or number != number or abs(number) == float("inf"):
+        message = f"a number expected, found {kind_of_value(value)}"
+        raise Unfit("score", field, message, "write a finite number")
+    return number
+
+
+def check_start(answer: Chat, field: str) -> None:
+    """Refuse messages that do not begin to answer."""
+    if not answer or answer[0]["role"] != "assistant":
+        message = "the answer does not start with an assistant turn"
+        mend = "begin it after the prompt, or repeat the whole prompt in both answers"
+        raise Unfit("role", field, message, mend)
+
+
+def check_end(answer: Chat, field: str) -> None:
+    """Refuse messages that leave the last word to somebody else."""
+    if answer[-1]["role"] != "assistant":
+        message = f"the last turn is the {answer[-1]['role']}'s, not the assistant's"
+        raise Unfit("role", field, message, "end each answer with an assistant turn")
+
+
+def read_text(value: Any, field: str) -> str:
+    """``value`` if it is text with something in it.
+
+    Raises:
+        Unfit: it is not.
+    """
+    if not isinstance(value, str):
+        raise Unfit(
+            "type", field, f"text expected, found {kind_of_value(value)}", "write it as a string"
+        )
+    if odd := odd_character(value):
+        raise Unfit("text", field, f"the text holds {odd}", "delete that character")
+    if not value.strip():
+        what = "only spaces" if value else "empty"
+        raise Unfit("empty", field, what, "add text, delete the row, or set data.on_bad_row: drop")
+    return value
+
+
+def read_messages(value: Any, field: str) -> Chat:
+    """``value`` as a tuple of messages with a known role and text; keys that are null go.
+
+    Raises:
+        Unfit: it is not that.
+    """
+    if not isinstance(value, (list, tuple)):
+        message = f"a list of messages expected, found {kind_of_value(value)}"
+        raise Unfit("type", field, message, 'write [{"role": "user", "content": "…"}]')
+    if not value:
+        message = "the list of messages is empty"
+        raise Unfit("empty", field, message, "add messages or delete the row")
+    return tuple(_message(item, f"{field}[{number}]") for number, item in enumerate(value))
+
+
+def _message(item: Any, field: str) -> Message:
+    if not isinstance(item, dict):
+        message = f"a message expected, found {kind_of_value(item)}"
+        raise Unfit("type", field, message, 'write {"role": "user", "content": "…"}')
+    item = {key: value for key, value in item.items() if value is not None}
+    role = item.get("role")
+    if role is None:
+        found = f"no role; the keys are {_some(item)}"
+        raise Unfit("role", field, found, 'a message has "role" and "content"')
+    if role not in ROLES:
+        meant = nearest(role, ROLES) if isinstance(role, str) else None
+        mend = f'did you mean "{meant}"?' if meant else f"use one of {', '.join(ROLES)}"
+        raise Unfit("role", f"{field}.role", f'unknown role "{str(role)[:40]}"', mend)
+    content = item.get("content")
+    if role == "assistant" and item.get("tool_calls") and not content:
+        return item
+    if role == "system" and isinstance(content, str) and not content.strip():
+        return item  # an empty system turn is common, and templates take it
+    read_text(content, f"{field}.content")
+    return item
+
+
+def missing(
+    record: Mapping[str, Any], columns: Mapping[str, str], name: str, names: Iterable[str]
+) -> NoReturn:
+    """Say that a column is not there, and which one may be meant; ``names`` are those read."""
+    wanted = columns.get(name, name)
+    taken = {columns.get(other, other) for other in names}
+    found = nearest(wanted, [str(key) for key in record if key not in taken])
+    message = f'no column "{wanted}"'
+    if columns.get(name, name) != name:
+        message += f", which stands for data.columns.{name}"
+        mend = f'did you mean "{found}"?' if found else f"the columns are {_some(record)}"
+    elif found:
+        message += f', but a column "{found}": did you mean "{wanted}"?'
+        mend = f"rename it, or set data.columns.{name}: {found}"
+    else:
+        mend = f"set data.columns.{name} to one of {_some(record)}"
+    raise Unfit("column", wanted, message, mend)
+
+
+def mixed(field: str, message: str) -> NoReturn:
+    """Say that text and messages stand side by side."""
+    mend = "write prompt and answers all as text, or all as lists of messages"
+    raise Unfit("mixed", field, message, mend)
+
+
+def _some(names: Iterable[Any]) -> str:
+    """Up to eight names, shortened, for a message."""
+    listed = [f'"{str(name)[:30]}"' for name in names]
+    more = ", …" if len(listed) > 8 else ""
+    return ", ".join(listed[:8]) + more if listed else "none"
+
+
+def kind_of_value(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "an object" if isinstance(value, dict) else type(value).__name__

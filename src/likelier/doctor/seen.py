@@ -1,0 +1,110 @@
+"""What is kept of the rows that were examined: counts, hashes, and an even sample of features."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from likelier.data.check import Tally
+from likelier.data.content import Content, digest
+from likelier.data.features import FEATURES
+from likelier.data.formats import Format
+from likelier.data.minhash import MOST
+from likelier.data.part import Part
+from likelier.data.probe import Lengths, Probe, characters, lengths, probe
+from likelier.data.script import SCRIPTS
+
+SAMPLE = 20_000  # pairs whose features are kept for the statistics
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the pairs are like together.
+
+    ``sampled`` of them were looked at for lengths, languages and the probe; ``compared`` for near
+    copies. ``scripts`` counts answers by the letters that they are written in.
+    """
+
+    pairs: int
+    prompts: int
+    most_pairs_of_a_prompt: int
+    sampled: int
+    compared: int
+    lengths: Lengths | None
+    scripts: Mapping[str, int]
+    probe: Probe | None
+    origins: Mapping[str, int]
+    labels: Mapping[str, int]
+
+
+class Seen:
+    """What is kept of all parts: counts, hashes, and an even sample of features."""
+
+    def __init__(self, form: Format):
+        self.form = form
+        self.tally = Tally()
+        self.content = Content(form.shape == "labelled")
+        self.rows = self.left_out = self.total = 0
+        self.hits: dict[int, str] = {}
+        self.prompts: list[np.ndarray] = []
+        self.prompt_sources: list[str] = []
+        self._step = 1  # every so many pairs are sampled
+        self._features: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._keys: list[int] = []
+        self._origins: Counter[str] = Counter()
+
+    def take(self, part: Part) -> None:
+        """Take what came of one more batch."""
+        self.rows += part.rows
+        self.left_out += part.left_out
+        self.tally.add(part.findings)
+        self.content.add_part(part.sources, part.keys, part.nears)
+        for hit, source in part.hits:
+            self.hits.setdefault(hit, source)
+        room = MOST - len(self.prompts)
+        self.prompts += list(part.prompts[:room])
+        self.prompt_sources += part.sources[:room] if len(part.prompts) else ()
+        self._origins.update(origin for origin in part.origins if origin is not None)
+        for index in range(len(part.features)):
+            if self.total % self._step == 0:
+                self._features.append(part.features[index])
+                self._keys.append(int(part.keys[index, 0]))
+                if len(part.lengths):
+                    self._lengths.append(part.lengths[index])
+            self.total += 1
+            if len(self._features) >= 2 * SAMPLE:  # thin out: every second stays
+                self._step *= 2
+                self._features, self._keys = self._features[::2], self._keys[::2]
+                self._lengths = self._lengths[::2]
+
+    def statistics(self) -> Statistics:
+        """The statistics of everything taken."""
+        keys = self.content.keys
+        _, counts = np.unique(keys[:, 0], return_counts=True)
+        table = np.array(self._features, dtype=np.float32).reshape(-1, 2, len(FEATURES))
+        prompts = np.array(self._keys, dtype=np.uint64)
+        chosen, rejected, unit = characters(table[:, 0]), characters(table[:, 1]), "characters"
+        if self._lengths:
+            both = np.array(self._lengths, dtype=np.float64)
+            chosen, rejected, unit = both[:, 1], both[:, 2], "tokens"
+        columns = [(name, FEATURES.index(f"{name} letters")) for name in SCRIPTS if name != "other"]
+        scripts = {name: int(table[:, :, at].sum()) for name, at in columns}
+        labelled = self.form.shape == "labelled"
+        return Statistics(
+            pairs=len(keys),
+            prompts=len(counts),
+            most_pairs_of_a_prompt=int(counts.max()) if len(counts) else 0,
+            sampled=len(table),
+            compared=self.content.sampled,
+            lengths=lengths(chosen, rejected, prompts, unit),
+            scripts={name: count for name, count in scripts.items() if count},
+            probe=probe(table[:, 0], table[:, 1], prompts),
+            origins=dict(self._origins.most_common(20)),
+            labels=self._labels(keys) if labelled else {},
+        )
+
+    def _labels(self, keys: np.ndarray) -> dict[str, int]:
+        good = int((keys[:, 2] == digest(True)).sum())
+        return {"good": good, "bad": len(keys) - good}

@@ -1,0 +1,185 @@
+"""Hostile files: refused in seconds and little memory; and what training makes of its data."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.tokenizers import CHATML, byte_level
+
+from likelier.config import Config, config_from
+from likelier.data.encoder import build_encoder
+from likelier.data.prepare import prepare
+from likelier.errors import DataError
+
+ENCODER = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
+
+
+STARTS = {
+    "a.jsonl.gz": b'{"prompt": "',
+    "a.json.gz": b'[{"prompt": "',
+    "a.csv.gz": b'prompt,chosen\n"',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STARTS)
+def test_a_bomb_is_refused_in_seconds_and_little_memory(name: str, tmp_path: Path) -> None:
+    """A small file that becomes a line of 300 MiB without an end."""
+    path = tmp_path / name
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(STARTS[name])
+        for _ in range(300):
+            file.write(b"x" * 2**20)
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "likelier", "check", str(path)], stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 65
+    assert usage.ru_maxrss < 512 * 1024  # KiB
+    assert time.monotonic() - began < 10
+
+
+def config_of(data: dict[str, Any]) -> Config:
+    return config_from({"model": {"path": "m"}, "data": data, "out": "o"}, [])
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"{n} 번 질문 {chr(0xAC00 + 97 * n)}",
+            "chosen": "좋은 답",
+            "rejected": "나쁜 답",
+        }
+        for n in range(count)
+    ]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_rows_in_are_rows_used_and_dropped(tmp_path: Path) -> None:
+    rows: list[Any] = rows_of(40)
+    rows[3] = {**rows[3], "prompt": None}
+    rows[5] = {**rows[5], "chosen": "같다", "rejected": "같다"}
+    rows[7] = {**rows[7], "chosen": "긴 " * 300}
+    data = {"train": write(tmp_path / "a.jsonl", rows), "eval": "10%", "on_bad_row": "drop",
+            "max_length": 200}  # fmt: skip
+    prepared = prepare(config_of(data), ENCODER)
+    counts = prepared.counts
+    assert (counts["rows"], counts["used"], counts["dropped"]) == (40, 37, 3)
+    assert len(prepared.pairs) == 37 and len(prepared.eval) == 4
+    assert {code: counts["findings"][code] for code in ("type", "identical", "overlong")} == {
+        "type": 1,
+        "identical": 1,
+        "overlong": 1,
+    }
+
+
+def test_a_mixture_is_trained_on_as_its_weights_say(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.jsonl", rows_of(10))
+    other = write(tmp_path / "b.jsonl", [{**r, "prompt": "b " + r["prompt"]} for r in rows_of(10)])
+    prepared = prepare(config_of({"train": {one: 1, other: 2.0}, "eval": None}), ENCODER)
+    assert len(prepared.train) == 30
+    assert (prepared.counts["rows"], prepared.counts["used"]) == (20, 20)
+    assert len({pair.source for pair in prepared.train}) == 30
+
+
+def test_ranked_lists_are_trained_on(tmp_path: Path) -> None:
+    row = {"instruction": "가나다", "completions": ["좋다", "보통", "나쁘다"], "scores": [9, 5, 1]}
+    path = write(tmp_path / "a.jsonl", [row, {**row, "scores": [1, 1, 1]}])
+    data = {"train": path, "eval": None, "chat": True, "ranked": {"pairs": "best-rest"}}
+    prepared = prepare(config_of(data), ENCODER)
+    assert len(prepared.train) == 2
+    assert (prepared.counts["rows"], prepared.counts["used"]) == (2, 1)
+    assert ENCODER.tokenizer.decode(prepared.train[0].prompt).startswith("<|im_start|>user")
+
+
+def test_a_held_out_file_that_leaks_is_counted(tmp_path: Path) -> None:
+    rows = rows_of(10)
+    rows[4]["prompt"] = "아주 길고 자세한 질문이라서 한 글자쯤 달라도 거의 같은 질문이다, 그렇다"
+    near = {**rows[4], "prompt": rows[4]["prompt"] + "!"}
+    held = write(tmp_path / "held.jsonl", [near, rows[2], {**rows[0], "prompt": "새 질문"}])
+    data = {"train": write(tmp_path / "a.jsonl", rows), "eval": held}
+    prepared = prepare(config_of(data), ENCODER)
+    assert prepared.counts["eval"]["findings"]["leak"] == 2
+    assert "2 held-out prompts are also trained on, or nearly" in prepared.told()
+
+
+def test_near_copies_never_straddle_the_split(tmp_path: Path) -> None:
+    base = "{n} 사용자가 남긴 긴 글을 처음부터 끝까지 읽고 그 뜻을 {word} 짧게 설명해 주십시오 {n}"
+    rows = [
+        {
+            **row,
+            "prompt": base.format(
+                n=" ".join(chr(0xAC00 + 500 * n + k) * 3 for k in range(9)), word=word
+            ),
+        }
+        for n, row in enumerate(rows_of(12))
+        for word in ("아주", "매우", "아주 ")
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    for seed in range(5):
+        config = config_from(
+            {"model": {"path": "m"}, "data": {"train": path, "eval": "25%"}, "out": "o",
+             "train": {"seed": seed}}, [],
+        )  # fmt: skip
+        prepared = prepare(config, ENCODER)
+        groups = [
+            {(int(pair.source.rpartition(":")[2]) - 1) // 3 for pair in side}
+            for side in (prepared.train, prepared.eval)
+        ]
+        assert groups[1] and not groups[0] & groups[1]
+
+
+def test_truncated_answers_follow_on_bad_row(tmp_path: Path) -> None:
+    same = {"prompt": "가", "chosen": "나" * 90 + "다", "rejected": "나" * 90 + "라"}
+    path = write(tmp_path / "a.jsonl", [*rows_of(5), same])
+    data = {"train": path, "eval": None, "max_length": 100, "overlong": "trim"}
+    with pytest.raises(DataError, match="same or empty once cut"):
+        prepare(config_of(data), ENCODER)
+    prepared = prepare(config_of({**data, "on_bad_row": "drop"}), ENCODER)
+    assert (len(prepared.train), prepared.counts["dropped"]) == (5, 1)
+
+
+def test_unpaired_rows_are_not_taken_for_pairs(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "가", "completion": "나", "label": True}])
+    with pytest.raises(DataError, match="one labelled answer each"):
+        prepare(config_of({"train": path, "eval": None}), ENCODER)
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    from likelier.data.read import read_rows
+
+    path = tmp_path / "a.jsonl"
+    write(path, rows_of(3))
+    rows = read_rows(path)
+    next(rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("{}\n")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(rows)
+
+
+def test_a_pickled_task_makes_the_same_of_its_rows() -> None:
+    import pickle
+
+    from likelier.data.formats import Format
+    from likelier.data.part import Task, work
+    from likelier.data.records import Row
+
+    columns = {name: name for name in ("prompt", "chosen", "rejected")}
+    task = Task(Format("pairs", columns, chat=True), encoder=ENCODER, keep_tokens=True)
+    batch = [(1, Row(f"a:{n}", row)) for n, row in enumerate(rows_of(5))]
+    ours, theirs = work(task, batch), work(pickle.loads(pickle.dumps(task)), batch)
+    assert ours.sources == theirs.sources and ours.tokens is not None and theirs.tokens is not None
+    assert ours.tokens.ids.tolist() == theirs.tokens.ids.tolist()
