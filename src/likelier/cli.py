@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -28,6 +28,14 @@ DataArgument = Annotated[
     Path,
     typer.Argument(
         metavar="DATA", help="File (JSONL, JSON, CSV, Parquet), folder or Hub id (id:split)."
+    ),
+]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="NAME=VALUE",
+        help="For the chat template, such as enable_thinking=false. Once for each.",
     ),
 ]
 ChatOption = Annotated[
@@ -88,6 +96,7 @@ def check(
     ] = None,
     columns: ColumnsOption = None,
     chat: ChatOption = False,
+    template: TemplateOption = None,
     pairs: Annotated[
         str, typer.Option(metavar="HOW", help="Of ranked lists: best-worst, best-rest or all.")
     ] = "best-worst",
@@ -124,8 +133,8 @@ def check(
     from likelier.doctor.command import check as check_data
 
     code = check_data(
-        data, model, _columns(columns), chat, pairs, min_gap, held_out, max_length, score,
-        gate or [], fix, html, as_json,
+        data, model, _columns(columns), chat, _template(template), pairs, min_gap, held_out,
+        max_length, score, gate or [], fix, html, as_json,
     )  # fmt: skip
     if code:
         raise typer.Exit(code)
@@ -138,6 +147,7 @@ def show(
     number: Annotated[int, typer.Option("-n", min=1, help="How many pairs.")] = 3,
     columns: ColumnsOption = None,
     chat: ChatOption = False,
+    template: TemplateOption = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page instead of the terminal.")
     ] = None,
@@ -149,7 +159,7 @@ def show(
     _check_versions()
     from likelier.show import show as show_pairs
 
-    show_pairs(data, model, number, _columns(columns), chat, html)
+    show_pairs(data, model, number, _columns(columns), chat, _template(template), html)
 
 
 @app.command(epilog="Example: likelier score pairs.jsonl --model ./my-model --out scores.jsonl")
@@ -280,14 +290,31 @@ def _settings(config: str, keys: Sequence[str] | None) -> "Config":
 
 
 def _columns(words: Sequence[str] | None) -> dict[str, str]:
-    columns: dict[str, str] = {}
+    return _named(words, "--columns", "ours=theirs")
+
+
+def _template(words: Sequence[str] | None) -> dict[str, Any]:
+    """Values as JSON where they are, else as text."""
+    import json
+
+    values: dict[str, Any] = {}
+    for name, text in _named(words, "--template", "name=value").items():
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def _named(words: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
+    named: dict[str, str] = {}
     for word in words or ():
-        ours, equals, theirs = word.partition("=")
-        if not (ours and equals and theirs) or ours in columns:
-            problem = "is given twice" if ours in columns else "is not ours=theirs"
-            raise typer.BadParameter(f"{word!r} {problem}", param_hint="--columns")
-        columns[ours] = theirs
-    return columns
+        name, equals, value = word.partition("=")
+        if not (name and equals and value) or name in named:
+            problem = "is given twice" if name in named else f"is not {form}"
+            raise typer.BadParameter(f"{word!r} {problem}", param_hint=option)
+        named[name] = value
+    return named
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -58,6 +59,7 @@ def show(
     number: int,
     columns: Mapping[str, str],
     chat: bool = False,
+    template: Mapping[str, Any] | None = None,
     html: Path | None = None,
 ) -> None:
     """Show the first ``number`` pairs: prompt, scored tokens, context, stop, what is shared.
@@ -66,7 +68,7 @@ def show(
     loading and encoding raise.
     """
     tokenizer, generation = load_tokenizer(model)
-    encoder = build_encoder(tokenizer, generation)
+    encoder = build_encoder(tokenizer, generation, template)
     pairs = _first_pairs(data, encoder, Reading(columns, chat), number)
     shown = [_shown(pair, tokenizer) for pair in pairs]
     if html is not None:

@@ -131,6 +131,8 @@ def test_version(capsys):
         (["demo", "--seed", "x"], "'--seed'"),
         (["check", "a.jsonl", "--columns", "prompt"], "'prompt' is not ours=theirs"),
         (["check", "a", "--columns", "prompt=q", "--columns", "prompt=r"], "given twice"),
+        (["check", "a", "--template", "x"], "'x' is not name=value"),
+        (["check", "a", "--template", "x=1"], "--template: would not be read without a model"),
         (["train", "loss.beta=0.1"], "model: is needed"),
         (["train", "learning_rate=1e-6"], "write optim.lr: 1.0e-06"),
     ],
@@ -184,7 +186,8 @@ def test_show_and_score(stand_in):
     assert main(["show", "a.jsonl", "--model", "m", "-n", "2", *columns]) == 0
     assert main(["score", "a.jsonl", "--model", "m", "--out", "o.jsonl"]) == 0
     assert main(["score", "a.jsonl", "--model", "m"]) == 0
-    assert shown == [(Path("a.jsonl"), "m", 2, {"prompt": "질문", "chosen": "a=b"}, False, None)]
+    named = {"prompt": "질문", "chosen": "a=b"}
+    assert shown == [(Path("a.jsonl"), "m", 2, named, False, {}, None)]
     assert scored == [
         (Path("a.jsonl"), "m", Path("o.jsonl"), {}),
         (Path("a.jsonl"), "m", None, {}),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +26,7 @@ def check(
     model: str | None,
     columns: Mapping[str, str],
     chat: bool,
+    template: Mapping[str, Any],
     pairs: str,
     min_gap: float,
     held_out: str | None,
@@ -43,13 +45,23 @@ def check(
     if pairs not in HOW:
         mend = f"use {', '.join(HOW)}"
         raise ConfigError(f"{pairs!r} is not a choice", where="--pairs", mend=mend)
-    for option, given in (("--max-length", max_length), ("--score", score)):
+    for option, given in (
+        ("--max-length", max_length),
+        ("--score", score),
+        ("--template", template),
+    ):
         if given and model is None:
             raise ConfigError("would not be read without a model", where=option, mend="add --model")
     limits = [read_gate(gate) for gate in gates]
     ranking = Ranking(pairs, min_gap)  # type: ignore[arg-type]  # checked above
     question = Question(
-        str(data), Reading(columns, chat, ranking), model, held_out, max_length, score=score
+        str(data),
+        Reading(columns, chat, ranking),
+        model,
+        held_out,
+        max_length,
+        template=template,
+        score=score,
     )
     found = examine(question)
     if score:
