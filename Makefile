@@ -42,6 +42,7 @@ bench: environment bench-environment
 	@$(BIN)/python bench/scaling.py
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/head_memory.py
+	@$(BIN)/python bench/step_memory.py
 
 # The same torch and transformers as in .venv; the stamp says of what it was made.
 bench-environment:

@@ -200,6 +200,7 @@ def test_no_chunk_holds_more_than_its_rows_of_logits(monkeypatch: pytest.MonkeyP
         (5, VOCABULARY)
     ]
     shapes.clear()
+    monkeypatch.setattr(chunked, "LEAST_ROWS", 2)
     monkeypatch.setattr(chunked, "DEFAULT_CHUNK_VALUES", 4 * VOCABULARY + 1)
     run(chunked, made, weights(made))
     assert max(rows for rows, _ in shapes) == 4

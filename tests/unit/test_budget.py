@@ -8,7 +8,7 @@ from likelier.batch.layout import Scored, tree_pass
 from likelier.compat import checkpoint_activations
 from likelier.model.load import Policy
 from likelier.model.score import Ready, make_ready
-from likelier.training.budget import Memory, _saved_bytes, memory_of, tokens_per_pass
+from likelier.training.budget import Memory, _saved_by, memory_of, tokens_per_pass
 from likelier.training.work import work_of
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def ready_of(dtype: torch.dtype = torch.float32) -> Ready:
 def test_what_a_token_keeps_holds_for_larger_passes() -> None:
     ready = ready_of()
     per_token = memory_of(ready).per_token
-    large = _saved_bytes(ready, 400) - _saved_bytes(ready, 200)
+    large = _saved_by(ready, 400) - _saved_by(ready, 200)
     assert per_token == pytest.approx(large / 200, rel=0.02)
     # At least what the two layers' products must keep: eight inputs of the hidden size or more.
     assert per_token > 2 * 8 * 32 * 4

@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from likelier.logprob.head import Head, at_least_float32, head_logits_into
 
-DEFAULT_CHUNK_VALUES = 1 << 24  # logits of one chunk: 64 MiB in float32
+DEFAULT_CHUNK_VALUES = 1 << 23  # logits of one chunk: 32 MiB in float32
+# Every chunk adds to the whole of the weight's gradient: with fewer rows that is most of the work.
+LEAST_ROWS = 256
 
 
 def token_logps(
@@ -29,7 +31,7 @@ def token_logps(
     no (row, token) stands twice. ``chunk`` is the number of rows whose logits exist at once.
     Gradients go to the hidden states, the weight and the bias.
     """
-    chunk = chunk or max(1, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
+    chunk = chunk or max(LEAST_ROWS, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
     edge_C = torch.arange(0, len(hidden_ND) + chunk, chunk, device=row_E.device)
     cuts = torch.searchsorted(row_E, edge_C).tolist()
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)

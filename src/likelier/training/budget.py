@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from likelier.batch.layout import Scored
+from likelier.batch.layout import Pass, Scored
 from likelier.batch.pack import layout
 from likelier.config import Config
 from likelier.model.score import Ready
@@ -47,7 +47,7 @@ def memory_of(ready: Ready) -> Memory:
             # A float32 gradient and two averages, and a master where the weight is not one.
             fixed += (16 if half else 12) * parameter.numel()
     short, long = _PROBE
-    per_token = (_saved_bytes(ready, long) - _saved_bytes(ready, short)) // (long - short)
+    per_token = (_saved_by(ready, long) - _saved_by(ready, short)) // (long - short)
     return Memory(_memory(ready.policy.device), fixed, max(1, per_token))
 
 
@@ -66,8 +66,8 @@ def settled(config: Config, ready: Ready) -> int:
     return tokens_per_pass(memory_of(ready), ready.policy.device)
 
 
-def _saved_bytes(ready: Ready, tokens: int) -> int:
-    """Bytes that a pass of one sequence keeps for the backward, each storage once."""
+def bytes_saved(ready: Ready, batch: Pass) -> int:
+    """Bytes that a forward over a pass keeps for the backward, each storage once, no weights."""
     weights = {p.untyped_storage().data_ptr() for p in ready.policy.model.parameters()}
     saved: dict[int, int] = {}
     kept: list[Tensor] = []  # alive, so that no two share an address
@@ -79,10 +79,6 @@ def _saved_bytes(ready: Ready, tokens: int) -> int:
             kept.append(tensor)
         return tensor
 
-    vocabulary = ready.policy.causal_lm.config.get_text_config().vocab_size
-    ids = tuple(token % vocabulary for token in range(tokens + 1))
-    scored = Scored(ids, (False,) * (tokens // 2) + (True,) * (len(ids) - tokens // 2))
-    batch = layout(ready.backend)([scored]).to(ready.policy.device)
     with (
         torch.enable_grad(),
         ready.running() as scorer,
@@ -90,6 +86,14 @@ def _saved_bytes(ready: Ready, tokens: int) -> int:
     ):
         scorer(batch)
     return sum(saved.values())
+
+
+def _saved_by(ready: Ready, tokens: int) -> int:
+    """The same of one sequence of so many tokens, the second half of it scored."""
+    vocabulary = ready.policy.causal_lm.config.get_text_config().vocab_size
+    ids = tuple(token % vocabulary for token in range(tokens + 1))
+    scored = Scored(ids, (False,) * (tokens // 2) + (True,) * (len(ids) - tokens // 2))
+    return bytes_saved(ready, layout(ready.backend)([scored]).to(ready.policy.device))
 
 
 def _memory(device: torch.device) -> int:
