@@ -9,11 +9,12 @@ from likelier.cli import app
 from likelier.config import load_config
 
 ROOT = Path(__file__).parents[2]
+FILES = ROOT / "docs" / "files.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def _tree() -> str:
-    """The file tree of the README: every module under src with its one idea."""
+    """The tree of docs/files.md: every module under src with its one idea."""
     lines = []
     package = ROOT / "src" / "likelier"
     for module in sorted(package.rglob("*.py"), key=lambda p: (p.parent != package, p)):
@@ -30,9 +31,9 @@ def _tree() -> str:
     return "\n".join(lines)
 
 
-def test_the_file_tree_of_the_readme_is_the_tree() -> None:
-    found = re.search(r"<!-- tree -->\n```\n(.*?)\n```", PAGES[0].read_text("utf-8"), re.DOTALL)
-    assert found and found[1] == _tree(), f"put this into README.md:\n{_tree()}"
+def test_the_tree_of_files_is_the_tree() -> None:
+    found = re.search(r"<!-- tree -->\n```\n(.*?)\n```", FILES.read_text("utf-8"), re.DOTALL)
+    assert found and found[1] == _tree(), f"put this into {FILES.name}:\n{_tree()}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -56,7 +57,7 @@ def test_the_example_config_is_one_and_is_the_one_shown() -> None:
     example = ROOT / "examples" / "exaone.yaml"
     config = load_config(example)
     assert config.model.path == "LGAI-EXAONE/EXAONE-4.0-1.2B"
-    shown = re.search(r"```yaml\n#.*?\n(.*?)```", PAGES[0].read_text("utf-8"), re.DOTALL)
+    shown = re.search(r"```yaml\n#.*?\n(.*?)```", FILES.read_text("utf-8"), re.DOTALL)
     assert shown
     body = "".join(
         line
