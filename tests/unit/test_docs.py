@@ -9,8 +9,8 @@ from likelier.cli import app
 from likelier.config import load_config
 
 ROOT = Path(__file__).parents[2]
-FILES = ROOT / "docs" / "files.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, FILES = ROOT / "README.md", ROOT / "docs" / "files.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def _tree() -> str:
@@ -57,7 +57,7 @@ def test_the_example_config_is_one_and_is_the_one_shown() -> None:
     example = ROOT / "examples" / "exaone.yaml"
     config = load_config(example)
     assert config.model.path == "LGAI-EXAONE/EXAONE-4.0-1.2B"
-    shown = re.search(r"```yaml\n#.*?\n(.*?)```", FILES.read_text("utf-8"), re.DOTALL)
+    shown = re.search(r"```yaml\n#.*?\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert shown
     body = "".join(
         line
