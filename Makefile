@@ -14,7 +14,7 @@ help:
 	@echo "make test   make .venv with the development extras and run the tests"
 	@echo "make lint   style, types and import layers"
 	@echo "make format write the style"
-	@echo "make bench  make .venv-trl too, measure speed and memory against TRL (half an hour)"
+	@echo "make bench  make .venv-trl too, measure speed and memory against TRL (an hour)"
 	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k tree -x' goes to pytest"
 
 demo: environment
@@ -43,6 +43,7 @@ bench: environment bench-environment
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/head_memory.py
 	@$(BIN)/python bench/step_memory.py
+	@$(BIN)/python bench/page.py
 
 # The same torch and transformers as in .venv; the stamp says of what it was made.
 bench-environment:

@@ -1,5 +1,6 @@
 """The documents show what is there: files, commands, configs and the tree."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -74,3 +75,13 @@ def test_architecture_names_every_folder() -> None:
     ]
     for folder in folders:
         assert f"{folder}/" in text, folder
+
+
+def test_the_tables_of_the_benchmarks_are_their_results() -> None:
+    spec = importlib.util.spec_from_file_location("page", ROOT / "bench" / "page.py")
+    assert spec and spec.loader
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    text = page.PAGE.read_text("utf-8")
+    assert text.count("<!-- table ") == len(page.TABLES)
+    assert page.page(text) == text, "run: python bench/page.py"

@@ -1,0 +1,150 @@
+"""Put the tables of bench/results into docs/performance.md, between its markers.
+
+python bench/page.py            write the page
+python bench/page.py --check    fail where it is not what the results say
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+Row = Mapping[str, Any]
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table; columns are the keys of the first row."""
+    lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0])]
+    lines += [" | ".join(row.values()) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _range(found: Row, digits: int = 2) -> str:
+    median, least, most = (f"{found[name]:.{digits}f}" for name in ("median", "least", "most"))
+    return f"{median} ({least} to {most})"
+
+
+def versus(row: Row) -> dict[str, str]:
+    """Speed and memory beside TRL."""
+    ours, theirs = row["likelier"], row["trl"]
+    return {
+        "workload": row["workload"],
+        "pairs/s": _range(ours["pairs_per_second"]),
+        "TRL": _range(theirs["pairs_per_second"]),
+        "faster": _range(row["faster"], 1),
+        "reference pass, s": f"{ours['reference_seconds']:.0f} against "
+        f"{theirs['reference_seconds']:.0f}",
+        "start-up, s": f"{ours['start_up_seconds']:.0f} against {theirs['start_up_seconds']:.0f}",
+        "peak MiB": f"{ours['peak_mib_of_steps']:.0f} against {theirs['peak_mib_of_steps']:.0f}",
+        "TRL's settings": row["trl_settings"],
+        "losses apart": f"{row['loss_difference']:.1e}" + (" (void)" if row["void"] else ""),
+    }
+
+
+def one_pass(row: Row) -> dict[str, str]:
+    """Memory with the same pairs in one pass."""
+    return {
+        "workload": row["workload"],
+        "pairs in a pass": str(row["pairs_in_one_pass"]),
+        "peak MiB": f"{row['likelier']['peak_mib_of_steps']:.0f}",
+        "TRL": f"{row['trl']['peak_mib_of_steps']:.0f}",
+        "share": f"{row['memory_share']:.2f}",
+    }
+
+
+def limit(row: Row) -> dict[str, str]:
+    """Useful arithmetic beside the matrix rate."""
+    return {
+        "workload": row["workload"],
+        "precision": row["dtype"],
+        "useful GFLOP/s": _range(row["reached"], 0),
+        "matrix rate": f"{row['limit']:.0f}",
+        "share": _range(row["share"]),
+        **{part: f"{of:.0%}" for part, of in row["parts"].items()},
+    }
+
+
+def foretold(row: Row) -> dict[str, str]:
+    """`likelier plan` beside the run."""
+    return {
+        "workload": row["workload"],
+        "planned, s": _range(row["planned_seconds"], 0),
+        "run, s": _range(row["run_seconds"], 0),
+        "planned / run": _range(row["time_ratio"]),
+        "memory, planned / run": _range(row["memory_ratio"]),
+    }
+
+
+def scaling(row: Row) -> dict[str, str]:
+    """Growth along one axis."""
+    return {
+        "what grows": row["axis"],
+        "to": " ".join(map(str, row["values"])),
+        "seconds": " ".join(f"{one['median']:.2f}" for one in row["seconds"]),
+        "time exponent": f"{row['seconds_exponent']:.3f}",
+        "MiB": " ".join(f"{one['median']:.0f}" for one in row["mib"]),
+        "memory exponent": f"{row['mib_exponent']:.3f}",
+    }
+
+
+def beyond(row: Row) -> dict[str, str]:
+    """Memory of a step beyond what it must keep."""
+    return {
+        "workload": row["workload"],
+        "tokens of the largest pass": str(row["tokens"]),
+        "must keep, MiB": f"{row['must_mib']:.0f}",
+        "took, MiB": f"{row['took_mib']:.0f}",
+        "beyond": f"{row['beyond']:.0%}",
+    }
+
+
+TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
+    "versus_trl-cpu": versus,
+    "versus_trl-cpu-one-pass": one_pass,
+    "limit-cpu": limit,
+    "plan-cpu": foretold,
+    "scaling": scaling,
+    "step_memory-cpu": beyond,
+    "versus_trl-gpu": versus,
+}
+
+
+def rendered(name: str) -> str:
+    """A results file as a table, with the command, the machine and the date under it."""
+    file = HERE / "results" / f"{name}.json"
+    if not file.exists():
+        return "Not measured."
+    record = json.loads(file.read_text("utf-8"))
+    machine, versions = record["machine"], record["versions"]
+    what = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    return (
+        f"{table([TABLES[name](row) for row in record['rows']])}\n\n"
+        f"`{record['command']}`, {what}, torch {versions['torch']}, {record['date'][:10]}"
+    )
+
+
+def page(text: str) -> str:
+    """The text with every table between its markers made anew."""
+    return re.sub(
+        r"(<!-- table (\S+) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{rendered(found[2])}\n{found[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    before = PAGE.read_text("utf-8")
+    after = page(before)
+    if "--check" in sys.argv and before != after:
+        sys.exit("docs/performance.md is not what bench/results says\n  mend: python bench/page.py")
+    PAGE.write_text(after, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
