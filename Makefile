@@ -37,6 +37,7 @@ format: environment-dev
 # Threads are torch's default. Leave the machine alone meanwhile.
 bench: environment bench-environment
 	@$(BIN)/python bench/versus_trl.py
+	@$(BIN)/python bench/versus_trl.py --workload groups --whole-prompts --name versus_trl-cpu-groups
 	@$(BIN)/python bench/versus_trl.py --pairs-in-one-pass 8
 	@$(BIN)/python bench/limit.py
 	@$(BIN)/python bench/scaling.py

@@ -33,6 +33,7 @@ def versus(row: Row) -> dict[str, str]:
     ours, theirs = row["likelier"], row["trl"]
     return {
         "workload": row["workload"],
+        "pairs a step": str(row["pairs_per_step"]),
         "pairs/s": _range(ours["pairs_per_second"]),
         "TRL": _range(theirs["pairs_per_second"]),
         "faster": _range(row["faster"], 1),
@@ -104,6 +105,7 @@ def beyond(row: Row) -> dict[str, str]:
 
 TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "versus_trl-cpu": versus,
+    "versus_trl-cpu-groups": versus,
     "versus_trl-cpu-one-pass": one_pass,
     "limit-cpu": limit,
     "plan-cpu": foretold,

@@ -56,6 +56,7 @@ def _options() -> argparse.Namespace:
     add("--shape", choices=workloads.SHAPES, help="default: gpu where there is one, else cpu")
     add("--repeats", type=int, default=5, help="timed steps of each trainer")
     add("--pairs-per-step", type=int, default=8)
+    add("--whole-prompts", action="store_true", help="more pairs a step, until no prompt is cut")
     add("--agree-steps", type=int, default=20, help="steps of the loss comparison; 0 leaves it out")
     add("--agree-pairs", type=int, default=1, help="pairs of each of those steps")
     add("--search", action="store_true", help="search TRL's settings even where some are stored")
@@ -139,17 +140,20 @@ class Bench:
 
     def compare(self, workload: str, dtype: str, settings: Settings) -> dict[str, Any]:
         """Time and memory of both in turns, and how far their losses are apart."""
-        options = self.options
-        case = self.case(workload, dtype, 1 + options.repeats, options.pairs_per_step)
+        options, per_step = self.options, self.options.pairs_per_step
+        if options.whole_prompts:
+            of_prompt = workloads.WORKLOADS[workload].pairs
+            per_step = -(-per_step // of_prompt) * of_prompt
+        case = self.case(workload, dtype, 1 + options.repeats, per_step)
         told = race(case, {"likelier": None, "trl": settings}, "timed")
         row: dict[str, Any] = {
             "workload": workload,
             "dtype": dtype,
-            "pairs_per_step": options.pairs_per_step,
+            "pairs_per_step": per_step,
             "trl_settings": str(settings),
             "tokens_unshared": case.tokens,
             "tokens_tree": told["likelier"].tree_tokens,
-            **{who: _figures(one, options.pairs_per_step) for who, one in told.items()},
+            **{who: _figures(one, per_step) for who, one in told.items()},
         }
         theirs, ours = told["trl"].steps[1:], told["likelier"].steps[1:]
         row["faster"] = record.spread([t / o for t, o in zip(theirs, ours, strict=True)])

@@ -39,6 +39,11 @@ class Workload:
     answer: Lengths
     answers: int = 2
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of a prompt."""
+        return self.answers * (self.answers - 1) // 2
+
 
 _CHAT = (Lengths(100, 0.8, 8, 512), Lengths(200, 0.7, 8, 500))
 WORKLOADS = {

@@ -10,6 +10,7 @@ from tests.support.numerics import sequence
 
 from likelier.batch.layout import Scored, padded_pass, tree_pass
 from likelier.batch.pack import Unit, layout, pack
+from likelier.batch.tree import build_tree
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 one = st.tuples(words, words).map(lambda both: sequence(*both))
@@ -43,7 +44,20 @@ def test_trees_take_units_in_order_up_to_the_budget(given_units: list[Unit], bud
     for places in passes:
         assert tokens_of(given_units, places, "segments") <= budget or len(places) == 1
     for places, following in itertools.pairwise(passes):
-        assert tokens_of(given_units, [*places, following[0]], "segments") > budget
+        # Neither the next unit would have fitted nor, where that would have, all of its prompt.
+        of_prompt = [
+            place
+            for place in range(following[0], len(given_units))
+            if all(_context(given_units[p]) == _context(given_units[following[0]])
+                   for p in range(following[0], place + 1))
+        ]  # fmt: skip
+        assert tokens_of(given_units, [*places, *of_prompt], "segments") > budget
+        if tokens_of(given_units, of_prompt, "segments") > budget:
+            assert tokens_of(given_units, [*places, following[0]], "segments") > budget
+
+
+def _context(unit: Unit) -> tuple[int, ...]:
+    return unit[0].tokens[: unit[0].scored.index(True)]
 
 
 @given(units, st.integers(1, 60))
@@ -75,3 +89,30 @@ def test_nothing_needs_no_pass(backend: str) -> None:
 def test_layouts_by_name() -> None:
     assert layout("padded") is padded_pass
     assert layout("segments") is layout("dense") is layout("flex") is tree_pass
+
+
+def _group(prompt: int, answers: int) -> list[tuple[Scored, Scored]]:
+    """A prompt of 10 tokens and all pairs of its answers of 5: 10 + 4 x answers in a tree."""
+    made = [
+        Scored((prompt,) * 10 + (100 + prompt * 10 + n,) * 5, (False,) * 10 + (True,) * 5)
+        for n in range(answers)
+    ]
+    return list(itertools.combinations(made, 2))
+
+
+def test_a_prompt_that_fits_into_a_pass_is_not_cut() -> None:
+    units = [*_group(1, 4), *_group(2, 4), *_group(3, 4)]
+    assert pack(units, 40, "segments") == [list(range(6)), list(range(6, 12)), list(range(12, 18))]
+    assert pack(units, 52, "segments") == [list(range(12)), list(range(12, 18))]
+    assert pack(units, 10**6, "segments") == [list(range(18))]
+
+
+def test_a_prompt_larger_than_a_pass_is_cut_between_its_pairs() -> None:
+    units = [*_group(1, 2), *_group(2, 6)]
+    passes = pack(units, 30, "segments")
+    assert [index for places in passes for index in places] == list(range(16))
+    assert all(
+        len(build_tree([s.inputs for i in places for s in units[i]])[0].token_T) <= 30
+        for places in passes
+    )
+    assert passes[0][:1] == [0] and len(passes) > 2

@@ -26,14 +26,45 @@ def pack(units: Sequence[Unit], budget: int, backend: str) -> list[list[int]]:
 def _pack_trees(units: Sequence[Unit], budget: int) -> list[list[int]]:
     passes: list[list[int]] = []
     trie = Trie()
-    for index, unit in enumerate(units):
-        if not passes or trie.num_tokens + _new_tokens(trie, unit) > budget:
-            passes.append([])
-            trie = Trie()
-        passes[-1].append(index)
-        for sequence in unit:
-            trie.insert(sequence.inputs)
+    for group in _of_one_prompt(units):
+        # A prompt that is cut is computed twice, and so are answers that stand in pairs on both
+        # sides of the cut: a pass that has too little room for all of it is left as it is.
+        begins = not passes or (
+            trie.num_tokens + (whole := _size(units, group)) > budget
+            and whole <= budget < _size(units, passes[-1] + group)
+        )
+        for index in group:
+            if begins or trie.num_tokens + _new_tokens(trie, units[index]) > budget:
+                passes.append([])
+                trie = Trie()
+                begins = False
+            passes[-1].append(index)
+            for sequence in units[index]:
+                trie.insert(sequence.inputs)
     return passes
+
+
+def _of_one_prompt(units: Sequence[Unit]) -> list[list[int]]:
+    """Neighbours whose context, all before the first scored token, is the same."""
+    groups: list[list[int]] = []
+    before: tuple[int, ...] | None = None
+    for index, unit in enumerate(units):
+        first = unit[0]
+        context = first.tokens[: first.scored.index(True)]
+        if context != before:
+            groups.append([])
+            before = context
+        groups[-1].append(index)
+    return groups
+
+
+def _size(units: Sequence[Unit], chosen: Sequence[int]) -> int:
+    """Tokens of a tree of some units."""
+    trie = Trie()
+    for index in chosen:
+        for sequence in units[index]:
+            trie.insert(sequence.inputs)
+    return trie.num_tokens
 
 
 def _new_tokens(trie: Trie, unit: Unit) -> int:
