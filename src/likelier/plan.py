@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from likelier.training.step import step_gradients
 from likelier.training.work import work_of
 
 SAMPLED_STEPS = 32
-_REPEATS = 2  # after one that warms up; the shorter counts, the rest is the machine's
+_REPEATS = 2  # after one that warms up; their mean, because a run has its slow steps, too
 
 
 @dataclass(frozen=True)
@@ -153,28 +154,28 @@ def _measure(
     cutting = time.perf_counter() - began
     sequences = list(dict.fromkeys(a for _, pairs in chosen for p in pairs for a in answers_of(p)))
     column, forward = _scored(ready, sequences, budget)
-    update, seconds = float("inf"), []
+    updates, seconds = [], []
     adamw = MasterAdamW(ready.policy.model.named_parameters(), config.optim)
     with closing(adamw) as optimizer, ready.running() as scorer:
         for _, pairs in chosen:
             passes = cut_passes(
                 pairs, column, ready.backend, budget, ready.policy.device, loss.tokens
             )
-            best = float("inf")
+            took = []
             for _ in range(1 + _REPEATS):
                 began = _now(ready)
                 step_gradients(scorer, passes, loss)
                 halfway = _now(ready)
                 optimizer.step(0.0)
-                update = min(update, _now(ready) - halfway)
-                best = min(best, halfway - began)
-            seconds.append(best)
+                updates.append(_now(ready) - halfway)
+                took.append(halfway - began)
+            seconds.append(mean(took[1:]))
     (most, _), (middle, _) = chosen
     slope, fixed = seconds[0] / most, 0.0
     if most > 1.2 * middle:  # nearer to each other, two points say nothing of a line
         slope = max(0.0, (seconds[0] - seconds[1]) / (most - middle))
         fixed = max(0.0, seconds[1] - slope * middle)
-    return _Pace(fixed, slope, forward, update, cutting)
+    return _Pace(fixed, slope, forward, mean(updates[1:]), cutting)
 
 
 def _scored(ready: Ready, sequences: Sequence[Scored], budget: int) -> tuple[Column, float]:
