@@ -85,7 +85,7 @@ class Memory:
         with suppress(OSError):  # not synced to disk: what a crash leaves is known by its checksum
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
+                np.savez(stream, **arrays)
             os.replace(temporary, path)
 
     def _path(self, batch: Sequence[Counted]) -> Path:
