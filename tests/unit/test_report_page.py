@@ -221,7 +221,7 @@ def test_what_the_run_was(demo: Path) -> None:
     assert facts["Tokens"].startswith("158,112 computed;") and "1.91 times" in facts["Tokens"]
     assert facts["Checked before step 1"] == (
         "8 pairs scored by the fast and by the plain path differ by 3.1e−06 nats an answer; "
-        "most; 0.0001 is allowed"
+        "0.0001 is allowed"
     )
     assert facts["At the start"] == "loss 0.693147 (ln 2 is 0.693147), largest reward 0"
     assert "torch 2.13.0" in facts["Versions"] and facts["Backend"] == "segments"
