@@ -3,11 +3,10 @@
 import json
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,7 +16,6 @@ from torch import Tensor
 from likelier.batch.layout import Scored, answers_of
 from likelier.batch.pack import layout, pack
 from likelier.config import Config, live
-from likelier.data.encoder import build_encoder
 from likelier.data.order import Order, make_order
 from likelier.data.prepare import Prepared
 from likelier.data.purpose import prepare_for_loss
@@ -26,8 +24,8 @@ from likelier.errors import ConfigError
 from likelier.loss.registry import BoundLoss, bind
 from likelier.model.score import Ready, make_ready, score_sequences
 from likelier.progress import say
-from likelier.reference.column import Column, NoReference, answer_key
-from likelier.start import adapt, open_start
+from likelier.reference.column import Column, NoReference, Reference, answer_key
+from likelier.start import adapt, encoder_of, open_start
 from likelier.training.budget import Memory, memory_of, settled
 from likelier.training.determinism import deterministic
 from likelier.training.optimizer import MasterAdamW
@@ -74,13 +72,10 @@ def plan(config: Config) -> Plan:
     began = time.perf_counter()
     objective = bind(live(config)["loss"])
     start = open_start(config, None, None)
-    encoder = build_encoder(
-        start.tokenizer, start.causal_lm.generation_config, config.data.template
-    )
-    data = prepare_for_loss(config, encoder, None, None)
+    data = prepare_for_loss(config, encoder_of(config, start), None, None)
     ready = make_ready(adapt(config, start))
     memory = memory_of(ready)
-    budget = settled(config, ready)
+    budget = settled(config, ready, memory)
     order = make_order(data.train, config.train)
     steps = _sampled(order, data.train)
     cut = [_cut(pairs, ready, budget, objective) for pairs in steps]
@@ -99,8 +94,15 @@ def _sampled(order: Order, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
     return [[pairs[index] for _, index in order.step(number)] for number in numbers]
 
 
-def _cut(pairs: Sequence[TokenPair], ready: Ready, budget: int, loss: BoundLoss) -> list[PairPass]:
-    return cut_passes(pairs, NoReference(), ready.backend, budget, ready.policy.device, loss.tokens)
+def _cut(
+    pairs: Sequence[TokenPair],
+    ready: Ready,
+    budget: int,
+    loss: BoundLoss,
+    column: Reference | None = None,
+) -> list[PairPass]:
+    reference = column or NoReference()
+    return cut_passes(pairs, reference, ready.backend, budget, ready.policy.device, loss.tokens)
 
 
 def _must_fit(memory: Memory, tokens: int, config: Config) -> None:
@@ -158,9 +160,7 @@ def _measure(
     adamw = MasterAdamW(ready.policy.model.named_parameters(), config.optim)
     with closing(adamw) as optimizer, ready.running() as scorer:
         for _, pairs in chosen:
-            passes = cut_passes(
-                pairs, column, ready.backend, budget, ready.policy.device, loss.tokens
-            )
+            passes = _cut(pairs, ready, budget, loss, column)
             took = []
             for _ in range(1 + _REPEATS):
                 began = _now(ready)
@@ -180,7 +180,6 @@ def _measure(
 
 def _scored(ready: Ready, sequences: Sequence[Scored], budget: int) -> tuple[Column, float]:
     """The reference of some answers, and seconds an operation of scoring them."""
-    model = ready.policy.causal_lm
     for _ in range(2):  # the first warms up
         began = _now(ready)
         values: dict[bytes, Tensor] = {
@@ -188,14 +187,13 @@ def _scored(ready: Ready, sequences: Sequence[Scored], budget: int) -> tuple[Col
             for index, logps in score_sequences(ready, sequences, budget)
         }
         took = _now(ready) - began
-    return Column("plan", values), took / _forward_work(ready, model, sequences, budget)
+    return Column("plan", values), took / _forward_work(ready, sequences, budget)
 
 
-def _forward_work(ready: Ready, model: Any, sequences: Iterable[Scored], budget: int) -> float:
-    listed = list(sequences)
+def _forward_work(ready: Ready, sequences: Sequence[Scored], budget: int) -> float:
     return sum(
-        work_of(layout(ready.backend)([listed[i] for i in places]), model).total
-        for places in pack([(one,) for one in listed], budget, ready.backend)
+        work_of(layout(ready.backend)([sequences[i] for i in places]), ready.policy.causal_lm).total
+        for places in pack([(one,) for one in sequences], budget, ready.backend)
     )
 
 

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.config import Config, config_from, learning_rate, live
-from likelier.data.encoder import build_encoder
 from likelier.data.order import Order, make_order
 from likelier.data.prepare import Prepared
 from likelier.data.purpose import prepare_for_loss
@@ -29,7 +28,7 @@ from likelier.model.scorer import Scorer
 from likelier.progress import bar, say
 from likelier.reference.build import reference_column
 from likelier.reference.column import NoReference, Reference
-from likelier.start import adapt, handed_over, open_reference, open_start
+from likelier.start import adapt, encoder_of, handed_over, open_reference, open_start
 from likelier.training.determinism import deterministic
 from likelier.training.fitting import PassSize, gradients_that_fit
 from likelier.training.folder import RunFolder, open_folder
@@ -87,12 +86,7 @@ def train(
 
     objective = bind(live(config)["loss"], loss)
     start = open_start(config, model, tokenizer)
-    encoder = build_encoder(
-        start.tokenizer,
-        start.causal_lm.generation_config,
-        config.data.template,
-        config.data.today,
-    )
+    encoder = encoder_of(config, start)
     data = prepare_for_loss(config, encoder, train, eval)
     say(data.told())
     say(f"loss: {objective.formula}")

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.compat import checkpoint_activations
 from likelier.config import Config
+from likelier.data.encoder import Encoder, build_encoder
 from likelier.environment import multiplies_bfloat16
 from likelier.errors import ConfigError, DataError
 from likelier.model.adapters import attach_lora
@@ -59,6 +60,16 @@ def open_start(config: Config, model: nn.Module | None, tokenizer: Tokenizer | N
     if is_half and start.device.type == "cpu" and not multiplies_bfloat16():
         say("this processor has no bfloat16 products: model.dtype=float32 is several times faster")
     return start
+
+
+def encoder_of(config: Config, start: Policy) -> Encoder:
+    """The start's tokenizer made ready for the data, with the template settings of the config."""
+    return build_encoder(
+        start.tokenizer,
+        start.causal_lm.generation_config,
+        config.data.template,
+        config.data.today,
+    )
 
 
 def _fits_config(start: Policy, config: Config) -> None:

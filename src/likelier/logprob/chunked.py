@@ -31,7 +31,7 @@ def token_logps(
     no (row, token) stands twice. ``chunk`` is the number of rows whose logits exist at once.
     Gradients go to the hidden states, the weight and the bias.
     """
-    chunk = chunk or max(LEAST_ROWS, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
+    chunk = chunk or default_chunk(head)
     edge_C = torch.arange(0, len(hidden_ND) + chunk, chunk, device=row_E.device)
     cuts = torch.searchsorted(row_E, edge_C).tolist()
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
@@ -43,6 +43,11 @@ def token_logps(
         hidden_ND, head.weight, head.bias, row_E, token_E, (head.scale, head.softcap), chunk, cuts
     )
     return logp_E
+
+
+def default_chunk(head: Head) -> int:
+    """Rows of a chunk where nothing else was asked for."""
+    return max(LEAST_ROWS, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
 
 
 def _chunks(rows: int, chunk: int, cuts: list[int]) -> list[tuple[slice, slice]]:

@@ -6,16 +6,18 @@ Axis letters: N predicting positions, D hidden, V vocabulary, C positions of one
 import torch
 from torch import Tensor
 
-from likelier.logprob.chunked import DEFAULT_CHUNK_VALUES, LEAST_ROWS
+from likelier.logprob.chunked import default_chunk
 from likelier.logprob.head import Head, head_logits
 
 
 @torch.no_grad()
 def collision_logps(hidden_ND: Tensor, head: Head, chunk: int | None = None) -> Tensor:
     """``log sum(p^2)`` over the vocabulary at every position, in nats, shape (N,)."""
-    chunk = chunk or max(LEAST_ROWS, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
     return torch.cat(
-        [collisions_of(head_logits(hidden_CD, head)) for hidden_CD in hidden_ND.split(chunk)]
+        [
+            collisions_of(head_logits(hidden_CD, head))
+            for hidden_CD in hidden_ND.split(chunk or default_chunk(head))
+        ]
     )
 
 

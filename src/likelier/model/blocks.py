@@ -90,7 +90,10 @@ def segments(
         states if states.shape[-1] == widest else F.pad(states, (0, widest - states.shape[-1]))
         for states in (query, key, value)
     )
-    output: Tensor = _BlockAttention.apply(query, key, value, blocks(tree, window), scale)
+    made = ("blocks", window)
+    if made not in tree.memo:
+        tree.memo[made] = blocks(tree, window)
+    output: Tensor = _BlockAttention.apply(query, key, value, tree.memo[made], scale)
     return output[..., :size]
 
 

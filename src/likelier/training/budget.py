@@ -58,12 +58,15 @@ def tokens_per_pass(memory: Memory, device: torch.device) -> int:
     return max(_LEAST, min(_ENOUGH.get(device.type, _ENOUGH["cpu"]), largest))
 
 
-def settled(config: Config, ready: Ready) -> int:
-    """The tokens of a pass that a config asks for, or those that are right for this model."""
+def settled(config: Config, ready: Ready, memory: Memory | None = None) -> int:
+    """The tokens of a pass that a config asks for, or those that are right for this model.
+
+    ``memory`` is what `memory_of` says, where it was asked already.
+    """
     wanted = config.train.tokens_per_pass
     if wanted != "auto":
         return wanted
-    return tokens_per_pass(memory_of(ready), ready.policy.device)
+    return tokens_per_pass(memory or memory_of(ready), ready.policy.device)
 
 
 def bytes_saved(ready: Ready, batch: Pass) -> int:
