@@ -122,7 +122,8 @@ def rendered(name: str) -> str:
         return "Not measured."
     record = json.loads(file.read_text("utf-8"))
     machine, versions = record["machine"], record["versions"]
-    what = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    processor = " ".join([machine["cpu"], machine.get("instructions", "")]).strip()
+    what = machine["gpu"] or f"{processor}, {machine['threads']} threads"
     return (
         f"{table([TABLES[name](row) for row in record['rows']])}\n\n"
         f"`{record['command']}`, {what}, torch {versions['torch']}, {record['date'][:10]}"

@@ -27,13 +27,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, torch's threads and the GPU where there is one."""
+    """Processor, its instructions, cores, memory, torch's threads, and the GPU if any."""
     import torch
 
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _processor(),
+        "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages / 2**30, 1),
         "threads": torch.get_num_threads(),
@@ -41,6 +42,15 @@ def machine() -> dict[str, Any]:
         "gpu": gpu,
         "system": platform.platform(),
     }
+
+
+def _instructions() -> str:
+    """What torch's kernels use of the processor, and whether it multiplies bfloat16."""
+    import torch
+
+    from likelier.environment import multiplies_bfloat16
+
+    return torch.backends.cpu.get_cpu_capability() + (" bf16" if multiplies_bfloat16() else "")
 
 
 def _processor() -> str:

@@ -195,7 +195,7 @@ class Bench:
     def settings(self, workload: str, dtype: str) -> Settings:
         """TRL's best settings: those stored for this machine, or searched now and stored."""
         known = json.loads(self.stored.read_text("utf-8")) if self.stored.exists() else {}
-        mine = {name: record.machine()[name] for name in ("cpu", "threads", "gpu")}
+        mine = {name: record.machine()[name] for name in ("cpu", "instructions", "threads", "gpu")}
         here = {name: known.get("machine", {}).get(name) for name in mine} == mine
         found = known.get("best", {}) if here else {}
         tried = known.get("tried", []) if here else []
@@ -212,7 +212,10 @@ class Bench:
         return Settings(**found[key])
 
     def search(self, workload: str, dtype: str) -> list[dict[str, Any]]:
-        """One axis after another: batch size, kind of weights, then a live reference."""
+        """One axis after another: batch size, kind of weights, then a live reference.
+
+        Batches grow until one is slower by a fifth than the best: it only gets worse from there.
+        """
         kinds = WEIGHTS[dtype]
         rows: list[dict[str, Any]] = []
 
@@ -224,6 +227,9 @@ class Bench:
             if self.options.pairs_per_step % batch == 0:
                 chosen = Settings(batch, True, *kinds[0])
                 rows.append(self._try(case, chosen, workload, dtype))
+                fastest = min(row["seconds_per_pair"] for row in rows)
+                if rows[-1]["seconds_per_pair"] > 1.2 * fastest:
+                    break
         for weights, autocast in kinds[1:]:
             chosen = replace(best(), weights=weights, autocast=autocast)
             rows.append(self._try(case, chosen, workload, dtype))

@@ -98,11 +98,14 @@ def check(
     chat: ChatOption = False,
     template: TemplateOption = None,
     pairs: Annotated[
-        str, typer.Option(metavar="HOW", help="Of ranked lists: best-worst, best-rest or all.")
-    ] = "best-worst",
+        str | None,
+        typer.Option(
+            metavar="HOW", help="Of ranked lists: best-worst (default), best-rest or all."
+        ),
+    ] = None,
     min_gap: Annotated[
-        float, typer.Option(min=0, help="Of ranked lists: least difference of two scores.")
-    ] = 0.0,
+        float | None, typer.Option(min=0, help="Of ranked lists: least difference of two scores.")
+    ] = None,
     held_out: Annotated[
         str | None,
         typer.Option("--eval", metavar="DATA", help="Held-out data: find prompts in both."),
@@ -125,17 +128,30 @@ def check(
 ) -> None:
     """Say what is wrong with preference data, and where.
 
-    Also why it matters and what to do about it. Reads everything once; ends with 65 where there
+    Also why it matters and what to do about it. DATA may be the config of a run (.yaml): then its
+    training data are looked at, with its settings. Reads everything once; ends with 65 where there
     are errors, with 3 where a gate is missed.
     """
-    if model is not None:
+    with_config = data.suffix in (".yaml", ".yml")
+    if with_config or model is not None:
         _check_versions()
+    from likelier.doctor.asked import by_config, by_options
     from likelier.doctor.command import check as check_data
 
-    code = check_data(
-        data, model, _columns(columns), chat, _template(template), pairs, min_gap, held_out,
-        max_length, score, gate or [], fix, html, as_json,
-    )  # fmt: skip
+    if with_config:
+        question = by_config(
+            _settings(str(data), None),
+            score,
+            {"--model": model, "--columns": columns, "--chat": chat, "--template": template,
+             "--pairs": pairs, "--min-gap": min_gap, "--eval": held_out,
+             "--max-length": max_length},
+        )  # fmt: skip
+    else:
+        question = by_options(
+            data, model, _columns(columns), chat, _template(template), pairs, min_gap, held_out,
+            max_length, score,
+        )  # fmt: skip
+    code = check_data(question, gate or [], fix, html, as_json)
     if code:
         raise typer.Exit(code)
 

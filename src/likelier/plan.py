@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
 import torch
@@ -82,7 +82,8 @@ def plan(config: Config) -> Plan:
     _must_fit(memory, max(item.batch.num_tokens for passes in cut for item in passes), config)
     opened = time.perf_counter() - began
     with deterministic(config.train.deterministic):
-        pace = _measure(config, ready, objective, steps, cut, budget)
+        compiled = replace(ready, compiled=config.train.compile)
+        pace = _measure(config, compiled, objective, steps, cut, budget)
     read = objective.needs("reference")
     return _reckoned(config, data, ready, order, steps, cut, budget, memory, pace, opened, read)
 
@@ -155,7 +156,7 @@ def _measure(
     _cut(steps[0], ready, budget, loss)
     cutting = time.perf_counter() - began
     sequences = list(dict.fromkeys(a for _, pairs in chosen for p in pairs for a in answers_of(p)))
-    column, forward = _scored(ready, sequences, budget)
+    column, forward = _scored(replace(ready, compiled=False), sequences, budget)
     updates, seconds = [], []
     adamw = MasterAdamW(ready.policy.model.named_parameters(), config.optim)
     with closing(adamw) as optimizer, ready.running() as scorer:

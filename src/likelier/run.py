@@ -108,6 +108,7 @@ def train(
                 other or ready, data.pairs, budget, folder.path,
                 base_only=own and fresh_adapter, goes_on=folder.goes_on,
             )  # fmt: skip
+        ready = replace(ready, compiled=config.train.compile)  # the column never is
         del other  # a second model has said all that it is needed for
         starts_equal = own and objective.needs("reference")
         gate = pass_gate(ready, data.train, column, objective, budget, starts_equal)

@@ -1,5 +1,7 @@
 """Attention by blocks against the predicate and against its dense twin."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -7,25 +9,29 @@ from hypothesis import strategies as st
 
 from likelier.batch.tree import ancestor_mask_TT, build_tree
 from likelier.model.attention import dense
-from likelier.model.blocks import blocks, segments
+from likelier.model.blocks import PIECE, blocks, segments
 
 Tokens = tuple[int, ...]
 
 sets = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple), min_size=1)
 windows = st.none() | st.integers(1, 14)
+pieces = st.sampled_from([1, 2, 5, PIECE])
 CROSSED = [(1, 2, 3, 4), (5, 6), (1, 2), (1, 2, 7), (5, 6), (9,), (1, 2, 3, 4, 4), (1, 2, 7, 2)]
 
 
-@given(sets, windows)
-@example(CROSSED, None)
-@example(CROSSED, 2)
+@given(sets, windows, pieces)
+@example(CROSSED, None, 2)
+@example(CROSSED, 2, 2)
 def test_every_visible_key_is_in_exactly_one_block(
-    sequences: list[Tokens], window: int | None
+    sequences: list[Tokens], window: int | None, piece: int
 ) -> None:
     tree, _ = build_tree(sequences)
     times_TT = torch.zeros(len(tree.token_T), len(tree.token_T), dtype=torch.int)
     squares = True
-    for block in blocks(tree, window):
+    with patch("likelier.model.blocks.PIECE", piece):
+        found = blocks(tree, window)
+    for block in found:
+        assert not block.causal or window or block.query[1] - block.query[0] <= piece
         (q0, q1), (k0, k1) = block.query, block.key
         mask_QK = block.mask_QK(torch.zeros(1))
         seen_QK = (
@@ -46,10 +52,13 @@ def states(tokens: int, heads: int, size: int, dtype: torch.dtype = torch.float6
 
 
 @settings(max_examples=40)
-@given(sets, windows, st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.sampled_from([4, 8, 12]))
-@example(CROSSED, 3, (4, 2), 8)
+@given(
+    sets, windows, pieces, st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.sampled_from([4, 8, 12])
+)
+@example(CROSSED, 3, PIECE, (4, 2), 8)
+@example(CROSSED, None, 1, (4, 2), 8)
 def test_values_and_gradients_equal_the_dense_twin(
-    sequences: list[Tokens], window: int | None, heads: tuple[int, int], value_size: int
+    sequences: list[Tokens], window: int | None, piece: int, heads: tuple[int, int], value_size: int
 ) -> None:
     tree, _ = build_tree(sequences)
     tokens = len(tree.token_T)
@@ -57,7 +66,8 @@ def test_values_and_gradients_equal_the_dense_twin(
     inputs.append(states(tokens, heads[1], value_size))
     results = []
     for attention in (segments, dense):
-        output = attention(*inputs, tree, 0.3, window)
+        with patch("likelier.model.blocks.PIECE", piece):
+            output = attention(*inputs, tree, 0.3, window)
         weight = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).view(output.shape)
         results.append([output.detach(), *torch.autograd.grad(output, inputs, weight)])
     for ours, twin in zip(*results, strict=True):

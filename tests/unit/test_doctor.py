@@ -327,6 +327,45 @@ def test_options_that_nothing_reads(tmp_path: Path) -> None:
     assert main(["check", path, "--pairs", "some"]) == 2
 
 
+def test_a_config_is_looked_at_with_its_mixture_and_its_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Conflicts between two files of a mixture, and lengths in the tokens of the model."""
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "exaone4", "eos_token_id": 1}')
+    rows = [text_row() for _ in range(40)]
+    swapped = {**rows[3], "chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]}
+    one = write(tmp_path / "a.jsonl", rows)
+    other = write(tmp_path / "b.jsonl", [text_row(), swapped])
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {{path: {tmp_path / 'model'}}}\n"
+        f"data: {{train: {{{one}: 1, {other}: 1}}, max_length: 20, eval: null}}\n"
+        f"out: {tmp_path / 'run'}\n"
+    )
+    assert main(["check", str(config), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    codes = {kind["code"]: kind for kind in found["kinds"]}
+    assert "conflict" in codes and "overlong" in codes
+    assert "b.jsonl:2" in json.dumps(found["places"])
+    assert main(["check", str(config), "--model", "other"]) == 2
+    assert "--model: would not be read: the config says it" in capsys.readouterr().err
+
+
+def test_near_copies_are_sought_in_an_even_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 60 rows at most 20 are compared: every fourth; two of them are near copies."""
+    monkeypatch.setattr("likelier.data.content.MOST", 20)
+    rows = [text_row() for _ in range(60)]
+    rows[56] = {**rows[8], "chosen": rows[8]["chosen"] + "."}
+    rows[57] = {**rows[9], "chosen": rows[9]["chosen"] + "."}
+    found = examine(Question(write(tmp_path / "a.jsonl", rows)))
+    assert found.statistics.compared == 15
+    near = [place for place in found.summary.places if place.code == "near"]
+    assert [place.source.rpartition(":")[2] for place in near] == ["57"]
+
+
 def test_many_rows_in_other_processes_are_found_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

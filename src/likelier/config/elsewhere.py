@@ -111,6 +111,7 @@ RENAMED: dict[str, tuple[str, Callable[[Any, Beside], Any]]] = {
     "save_strategy": ("train.save_every", _never),
     "save_total_limit": ("train.keep", _whole),
     "target_modules": ("adapter.targets", _names),
+    "torch_compile": ("train.compile", _same),
     "torch_dtype": ("model.dtype", _dtype),
     "truncation_mode": ("data.overlong", lambda value, beside: _KEY_ONLY),
     "use_peft": ("adapter.kind", _lora),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from likelier.data.even import EvenSample
 from likelier.data.look import text_of
 from likelier.data.minhash import MOST, bare, near_groups, signature
 from likelier.data.places import Places
@@ -32,17 +33,19 @@ class Content:
         self.places = Places()
         self._labelled = labelled
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
-        self._signatures: list[np.ndarray] = []
-        self.sampled = 0  # how many pairs are compared for near copies: the first `MOST`
+        self._signatures = EvenSample(MOST)
 
     def add_part(self, sources: Sequence[str], keys: np.ndarray, nears: np.ndarray) -> None:
         """Take more pairs: their places, hashes (n, 3) and signatures (n, SIZE) or (0, SIZE)."""
         for source in sources:
             self.places.append(source)
         self._keys.frombytes(np.ascontiguousarray(keys, dtype=np.uint64).tobytes())
-        if room := MOST - self.sampled:
-            self._signatures.append(nears[:room])
-            self.sampled += len(nears[:room])
+        self._signatures.add(nears)
+
+    @property
+    def sampled(self) -> int:
+        """How many pairs are compared for near copies."""
+        return len(self._signatures)
 
     @property
     def keys(self) -> np.ndarray:
@@ -102,11 +105,13 @@ class Content:
     def _near_copies(self) -> Iterator[tuple[int, Finding]]:
         if not self.sampled:
             return
-        groups = near_groups(np.concatenate(self._signatures))
-        first, _ = _first_of(self.keys[: len(groups)])
-        for index, group in enumerate(groups.tolist()):
-            if group != index and first[index] == index:  # not a plain copy
-                message = f"nearly the same pair as {self.places[group]}"
+        numbers = self._signatures.numbers
+        groups = near_groups(self._signatures.rows)
+        first, _ = _first_of(self.keys[numbers])
+        for place, group in enumerate(groups.tolist()):
+            if group != place and first[place] == place:  # not a plain copy
+                index = int(numbers[place])
+                message = f"nearly the same pair as {self.places[numbers[group]]}"
                 mend = "keep one of them, or give eval a file of its own"
                 yield index, self._finding("near", index, message, mend)
 

@@ -110,9 +110,10 @@ def _near(
     """For each held-out prompt with a near copy in training, the place of the first."""
     if not held or not len(trained):
         return {}
-    groups = near_groups(np.concatenate([np.stack(held), trained[:MOST]])).tolist()
+    step = -(-len(trained) // MOST)  # of more, an even sample
+    groups = near_groups(np.concatenate([np.stack(held), trained[::step]])).tolist()
     first: dict[int, str] = {}
-    for group, source in zip(groups[len(held) :], sources, strict=False):
+    for group, source in zip(groups[len(held) :], sources[::step], strict=True):
         first.setdefault(group, source)
     return {n: first[group] for n, group in enumerate(groups[: len(held)]) if group in first}
 

@@ -1,37 +1,22 @@
 """`likelier check`: examine, print, write what is asked for, and say how it ended."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from likelier.data.check import Reading
-from likelier.data.ranked import Ranking
-from likelier.doctor.examine import Examination, Question, examine
+from likelier.doctor.examine import Examination, Question, examine, name_of
 from likelier.doctor.fix import fix
 from likelier.doctor.gates import pass_gates, read_gate
 from likelier.doctor.page import write_page
 from likelier.doctor.words import as_data, reference_lines, statistics_lines
-from likelier.errors import ConfigError
 from likelier.progress import say
 from likelier.terminal import print_summary, visible
 
-HOW = ("best-worst", "best-rest", "all")
-
 
 def check(
-    data: Path,
-    model: str | None,
-    columns: Mapping[str, str],
-    chat: bool,
-    template: Mapping[str, Any],
-    pairs: str,
-    min_gap: float,
-    held_out: str | None,
-    max_length: int | None,
-    score: int,
+    question: Question,
     gates: Sequence[str],
     out: Path | None,
     html: Path | None,
@@ -42,29 +27,9 @@ def check(
     Raises GateMissed where a gate is missed and no row is in error, and what `examine` and `fix`
     raise.
     """
-    if pairs not in HOW:
-        mend = f"use {', '.join(HOW)}"
-        raise ConfigError(f"{pairs!r} is not a choice", where="--pairs", mend=mend)
-    for option, given in (
-        ("--max-length", max_length),
-        ("--score", score),
-        ("--template", template),
-    ):
-        if given and model is None:
-            raise ConfigError("would not be read without a model", where=option, mend="add --model")
     limits = [read_gate(gate) for gate in gates]
-    ranking = Ranking(pairs, min_gap)  # type: ignore[arg-type]  # checked above
-    question = Question(
-        str(data),
-        Reading(columns, chat, ranking),
-        model,
-        held_out,
-        max_length,
-        template=template,
-        score=score,
-    )
     found = examine(question)
-    if score:
+    if question.score:
         from likelier.doctor.reference import view_reference  # loads weights
 
         view, notes = view_reference(question, found.summary.rows)
@@ -74,7 +39,7 @@ def check(
     else:
         _print(found)
     if html is not None:
-        write_page(found, str(data), html)
+        write_page(found, name_of(question.data), html)
         say(f"page: {visible(str(html))}")
     if out is not None:
         fixed = fix(question, out)

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
-
 from likelier.data.check import Data, Reading, Summary, Tally, no_row, open_data, open_rows
 from likelier.data.encoder import Encoder
 from likelier.data.formats import Format
@@ -30,6 +28,8 @@ class Question:
         held_out: data whose prompts must not be trained on.
         max_length: tokens; pairs over it are found. None is any length.
         trim: find what trimming would leave instead.
+        template: further arguments of the chat template; ``today`` is the date it gets.
+        revision: of the model.
         score: how many pairs are scored with the model, an even sample; 0 loads no weights.
     """
 
@@ -40,6 +40,8 @@ class Question:
     max_length: int | None = None
     trim: bool = False
     template: Mapping[str, Any] = field(default_factory=dict)
+    today: str | None = None
+    revision: str | None = None
     score: int = 0
 
 
@@ -93,19 +95,19 @@ def examine(question: Question) -> Examination:
     )
     seen = Seen(form)
     first, rows = _first(rows)
-    with counting("check", _name(question.data)) as advance:
+    with counting("check", name_of(question.data)) as advance:
         for part in parts(rows, task):
             seen.take(part)
             advance(part.rows)
-    no_row(seen.rows, _name(question.data))
+    no_row(seen.rows, name_of(question.data))
     if encoder is not None:
         seen.tally.add(template_notes(encoder, form, first, question.reading.ranking))
     seen.tally.add(finding for _, finding in seen.content.findings())
     if held:
-        signatures = np.array(seen.prompts, dtype=np.uint32)
-        seen.tally.add(held.leaks(seen.hits, signatures, seen.prompt_sources))
+        sources = [seen.content.places[number] for number in seen.prompts.numbers]
+        seen.tally.add(held.leaks(seen.hits, seen.prompts.rows, sources))
     statistics = seen.statistics()
-    seen.tally.add(_of_the_whole(statistics, _name(question.data)))
+    seen.tally.add(_of_the_whole(statistics, name_of(question.data)))
     usable = seen.rows - seen.left_out
     return Examination(seen.tally.summary(seen.rows, usable), form, statistics)
 
@@ -117,7 +119,8 @@ def encoder_of(question: Question) -> Encoder | None:
     from likelier.data.encoder import build_encoder
     from likelier.model.load import load_tokenizer
 
-    return build_encoder(*load_tokenizer(question.model), question.template)
+    loaded = load_tokenizer(question.model, question.revision)
+    return build_encoder(*loaded, question.template, question.today)
 
 
 def _held_out(question: Question) -> HeldOutPrompts | None:
@@ -138,7 +141,8 @@ def _first(rows: Iterator[Counted]) -> tuple[list[Counted], Iterator[Counted]]:
     return first, chain(first, rows)
 
 
-def _name(data: Data) -> str:
+def name_of(data: Data) -> str:
+    """The name of the data, or those of several with commas between them."""
     return ", ".join(data) if isinstance(data, Mapping) else str(data)
 
 

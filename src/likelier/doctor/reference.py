@@ -55,8 +55,9 @@ def view_reference(question: Question, rows: int) -> tuple[ReferenceView, list[F
     Raises what loading the model raises, and DataError where no pair can be used.
     """
     assert question.model is not None
-    policy = load(question.model)
-    encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config, question.template)
+    policy = load(question.model, revision=question.revision)
+    generation = policy.causal_lm.generation_config
+    encoder = build_encoder(policy.tokenizer, generation, question.template, question.today)
     pairs, origins = _sampled(question, encoder, rows)
     ready = make_ready(policy)
     column = _scores(ready, [answer for pair in pairs for answer in answers_of(pair)])

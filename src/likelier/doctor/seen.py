@@ -8,6 +8,7 @@ import numpy as np
 
 from likelier.data.check import Tally
 from likelier.data.content import Content, digest
+from likelier.data.even import EvenSample
 from likelier.data.features import FEATURES
 from likelier.data.formats import Format
 from likelier.data.minhash import MOST
@@ -45,14 +46,10 @@ class Seen:
         self.form = form
         self.tally = Tally()
         self.content = Content(form.shape == "labelled")
-        self.rows = self.left_out = self.total = 0
+        self.rows = self.left_out = 0
         self.hits: dict[int, str] = {}
-        self.prompts: list[np.ndarray] = []
-        self.prompt_sources: list[str] = []
-        self._step = 1  # every so many pairs are sampled
-        self._features: list[np.ndarray] = []
-        self._lengths: list[np.ndarray] = []
-        self._keys: list[int] = []
+        self.prompts = EvenSample(MOST)
+        self._features, self._lengths, self._keys = (EvenSample(SAMPLE) for _ in range(3))
         self._origins: Counter[str] = Counter()
 
     def take(self, part: Part) -> None:
@@ -63,31 +60,20 @@ class Seen:
         self.content.add_part(part.sources, part.keys, part.nears)
         for hit, source in part.hits:
             self.hits.setdefault(hit, source)
-        room = MOST - len(self.prompts)
-        self.prompts += list(part.prompts[:room])
-        self.prompt_sources += part.sources[:room] if len(part.prompts) else ()
+        self.prompts.add(part.prompts)
         self._origins.update(origin for origin in part.origins if origin is not None)
-        for index in range(len(part.features)):
-            if self.total % self._step == 0:
-                self._features.append(part.features[index])
-                self._keys.append(int(part.keys[index, 0]))
-                if len(part.lengths):
-                    self._lengths.append(part.lengths[index])
-            self.total += 1
-            if len(self._features) >= 2 * SAMPLE:  # thin out: every second stays
-                self._step *= 2
-                self._features, self._keys = self._features[::2], self._keys[::2]
-                self._lengths = self._lengths[::2]
+        self._features.add(part.features)
+        self._lengths.add(part.lengths[: len(part.features)])
+        self._keys.add(part.keys[: len(part.features), 0])
 
     def statistics(self) -> Statistics:
         """The statistics of everything taken."""
         keys = self.content.keys
         _, counts = np.unique(keys[:, 0], return_counts=True)
-        table = np.array(self._features, dtype=np.float32).reshape(-1, 2, len(FEATURES))
-        prompts = np.array(self._keys, dtype=np.uint64)
+        table, prompts = self._features.rows, self._keys.rows
         chosen, rejected, unit = characters(table[:, 0]), characters(table[:, 1]), "characters"
-        if self._lengths:
-            both = np.array(self._lengths, dtype=np.float64)
+        if len(self._lengths):
+            both = self._lengths.rows.astype(np.float64)
             chosen, rejected, unit = both[:, 1], both[:, 2], "tokens"
         columns = [(name, FEATURES.index(f"{name} letters")) for name in SCRIPTS if name != "other"]
         scripts = {name: int(table[:, :, at].sum()) for name, at in columns}

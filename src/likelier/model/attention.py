@@ -70,7 +70,8 @@ def _attend(
         output = attention(query, key, value, tree, scaling, sliding_window)
         return output.transpose(1, 2).contiguous(), None
 
-    return forward
+    # In compiled layers: a tree is other blocks in every pass, and would be compiled every time.
+    return torch.compiler.disable(forward)
 
 
 def dense(

@@ -6,10 +6,17 @@ its keys. Two partial softmaxes of a row join by their log-sum-exps, and given t
 and log-sum-exp the kernel's backward of every block is exact: the softmax of a block is
 ``exp(score - lse)``, whatever else the row saw. No T x T, no mask, no repeated keys.
 
+A long node is cut into pieces, each the only child of the one before: the kernel computes all of
+a square and then masks half of it, and nothing of a rectangle is in vain.
+
+Half precision is computed in float32: the kernels' products are no slower there on a processor
+without matrix tiles, and more exact.
+
 Axis letters: G query heads that share a key head, H key heads, T tokens of the row, D head size.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +26,8 @@ from torch.autograd.function import once_differentiable
 
 from likelier.batch.tree import Span, Tree
 from likelier.logprob.head import at_least_float32
+
+PIECE = 256  # rows; squares of 128 cost as much again in calls and in joining as they save
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -53,10 +62,9 @@ def blocks(tree: Tree, window: int | None) -> list[Block]:
     """The blocks of a tree, every node's own square first; together they are the predicate."""
     deepest = max(s.depth + s.stop - s.start for s in tree.segments)
     if window is None or window >= deepest:
-        squares = [Block((s.start, s.stop), (s.start, s.stop), causal=True) for s in tree.segments]
-        return squares + [
-            Block((s.stop, s.end), (s.start, s.stop)) for s in tree.segments if s.end > s.stop
-        ]
+        pieces = [(piece, s.end) for s in tree.segments for piece in _pieces(s.start, s.stop)]
+        squares = [Block(piece, piece, causal=True) for piece, _ in pieces]
+        return squares + [Block((piece[1], end), piece) for piece, end in pieces if end > piece[1]]
     found = []
     for s in tree.segments:
         cut = window if s.stop - s.start > window else None
@@ -74,6 +82,13 @@ def blocks(tree: Tree, window: int | None) -> list[Block]:
                 found.append(Block((s.start, reach), (first, stop), False, cut, ahead))
             depth += stop - start
     return found
+
+
+def _pieces(start: int, stop: int) -> list[Span]:
+    """A run of rows in pieces of like length, none longer than `PIECE`."""
+    count = -(-(stop - start) // PIECE)
+    edges = [start + i * (stop - start) // count for i in range(count + 1)]
+    return list(pairwise(edges))
 
 
 def segments(
@@ -102,6 +117,14 @@ def _by_key_head(states: Tensor, key_heads: int) -> Tensor:
     return states[0].unflatten(0, (key_heads, -1)).transpose(0, 1)
 
 
+def _for_the_kernel(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as (G, H, T, D) in at least float32; keys are not repeated."""
+    query, key, value = map(at_least_float32, (query, key, value))
+    query_GHTD = _by_key_head(query, key.shape[1])
+    key_GHTD, value_GHTD = (x.expand(len(query_GHTD), -1, -1, -1) for x in (key, value))
+    return query_GHTD, key_GHTD, value_GHTD
+
+
 def _row_by_row(like: Tensor, key_heads: int) -> Tensor:
     """An empty (G, H, T, D) in memory order T, heads, D: what the layer around it reads."""
     heads, tokens, size = like.shape[1:]
@@ -119,10 +142,8 @@ class _BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: list[Block], scale: float
     ) -> Tensor:
-        heads = key.shape[1]
-        query_GHTD = _by_key_head(query, heads)
-        key_GHTD, value_GHTD = (x.expand(len(query_GHTD), -1, -1, -1) for x in (key, value))
-        output_GHTD = _row_by_row(query, heads)
+        query_GHTD, key_GHTD, value_GHTD = _for_the_kernel(query, key, value)
+        output_GHTD = _row_by_row(query, key.shape[1])
         lse_GHT = output_GHTD.new_empty(output_GHTD.shape[:3])
         for block in layout:
             (q0, q1), (k0, k1) = block.query, block.key
@@ -131,7 +152,7 @@ class _BlockAttention(torch.autograd.Function):
                 key_GHTD[:, :, k0:k1],
                 value_GHTD[:, :, k0:k1],
                 is_causal=block.causal,
-                attn_mask=block.mask_QK(query),
+                attn_mask=block.mask_QK(query_GHTD),
                 scale=scale,
             )
             rows_GHQD, rows_GHQ = output_GHTD[:, :, q0:q1], lse_GHT[:, :, q0:q1]
@@ -153,8 +174,8 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, lse_GHT = ctx.saved_tensors
         heads = key.shape[1]
-        query_GHTD, output_GHTD, grad_GHTD = (_by_key_head(x, heads) for x in (query, output, grad))
-        key_GHTD, value_GHTD = (x.expand(len(query_GHTD), -1, -1, -1) for x in (key, value))
+        query_GHTD, key_GHTD, value_GHTD = _for_the_kernel(query, key, value)
+        output_GHTD, grad_GHTD = (_by_key_head(at_least_float32(x), heads) for x in (output, grad))
         grad_query = _row_by_row(query, heads)
         grad_key, grad_value = (_row_by_row(x, heads)[0] for x in (key, value))
         for block in ctx.layout:
@@ -168,7 +189,7 @@ class _BlockAttention(torch.autograd.Function):
                 lse_GHT[:, :, q0:q1],
                 0.0,
                 block.causal,
-                attn_mask=block.mask_QK(query),
+                attn_mask=block.mask_QK(query_GHTD),
                 scale=ctx.scale,
             )
             totals = (

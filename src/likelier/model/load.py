@@ -95,19 +95,22 @@ def load(
     return Policy(model.train(), tokenizer, where)
 
 
-def load_tokenizer(path: str) -> tuple[Tokenizer, GenerationConfig | None]:
+def load_tokenizer(
+    path: str, revision: str | None = None
+) -> tuple[Tokenizer, GenerationConfig | None]:
     """The tokenizer of a model folder or Hub id and its generation config, without its weights.
 
     What an adapter lacks comes from its base. Raises as `load`.
     """
     where = _place(path)
     with told_plainly(where):
-        homes = [(where, None), *([base] if (base := _base_of_adapter(where, None)) else [])]
-        own = len(homes) == 1 or has_file(where, "tokenizer_config.json")
+        base = _base_of_adapter(where, revision)
+        homes = [(where, revision), *([base] if base else [])]
+        own = len(homes) == 1 or has_file(where, "tokenizer_config.json", revision)
         tokenizer = _tokenizer(*homes[0 if own else 1])
-    for home, revision in homes:
+    for home, of in homes:
         with suppress(OSError):  # an optional file
-            generation = GenerationConfig.from_pretrained(home, revision=revision or "main")
+            generation = GenerationConfig.from_pretrained(home, revision=of or "main")
             return tokenizer, generation
     return tokenizer, None
 

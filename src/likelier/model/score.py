@@ -1,7 +1,7 @@
 """Scoring: log-probs of answers under a model, for one text or for a whole file."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from likelier.model.attention import (
     attention_backend,
     tree_obstacle,
 )
+from likelier.model.compiled import compiled_layers
 from likelier.model.dropout import without_dropout
+from likelier.model.heap import freed_memory_kept
 from likelier.model.load import Policy
 from likelier.model.scorer import Scorer, find_head_rule
 
@@ -30,21 +32,31 @@ class Ready:
     """A policy ready to be scored or trained: its scorer and the backend that serves it.
 
     ``backend_reason`` says why the tree cannot serve this model, None where it does.
+    ``compiled`` runs the layers compiled.
     """
 
     policy: Policy
     scorer: Scorer
     backend: str
     backend_reason: str | None
+    compiled: bool = False
 
     @contextmanager
     def running(self, backend: str | None = None) -> Iterator[Scorer]:
         """The scorer, with dropout silent and attention run by a backend (default: its own).
 
         The backward belongs inside, too: layers that are checkpointed run again there.
+
+        Raises ConfigError where the layers are to be compiled and cannot be.
         """
         model = self.policy.causal_lm
-        with without_dropout(self.policy.model), attention_backend(model, backend or self.backend):
+        with ExitStack() as stack:
+            stack.enter_context(without_dropout(self.policy.model))
+            stack.enter_context(attention_backend(model, backend or self.backend))
+            if self.policy.device.type == "cpu":
+                stack.enter_context(freed_memory_kept())
+            if self.compiled and backend is None:
+                stack.enter_context(compiled_layers(model))
             yield self.scorer
 
 

@@ -56,7 +56,6 @@ class MasterAdamW:
             parameter.grad = None  # a model handed over may bring gradients of its own
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 master = parameter.detach().float()
-                master.grad = torch.zeros_like(master)
                 hook = parameter.register_post_accumulate_grad_hook(_hand_over_to(master))
                 self._hooks.append(hook)
                 self.masters[name] = master
@@ -101,11 +100,7 @@ class MasterAdamW:
     def forget_gradients(self) -> None:
         """Start the sums of the next step, or of this one anew."""
         for name, parameter in self.parameters.items():
-            parameter.grad = None
-            master = self.masters[name]
-            if master is not parameter:
-                assert master.grad is not None
-                master.grad.zero_()
+            parameter.grad = self.masters[name].grad = None
 
     def must_be_finite(self) -> None:
         """Called before anything is saved: a damaged weight never reaches the disk.
@@ -161,8 +156,11 @@ class MasterAdamW:
 
 def _hand_over_to(master: Tensor) -> Callable[[Tensor], None]:
     def hand_over(parameter: Tensor) -> None:
-        assert parameter.grad is not None and master.grad is not None
-        master.grad += parameter.grad.float()
+        assert parameter.grad is not None
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad += parameter.grad
         parameter.grad = None
 
     return hand_over
