@@ -335,19 +335,21 @@ def test_a_config_is_looked_at_with_its_mixture_and_its_model(
     (tmp_path / "model" / "config.json").write_text('{"model_type": "exaone4", "eos_token_id": 1}')
     rows = [text_row() for _ in range(40)]
     swapped = {**rows[3], "chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]}
+    rows[5]["chosen"] = words(400)
     one = write(tmp_path / "a.jsonl", rows)
     other = write(tmp_path / "b.jsonl", [text_row(), swapped])
     config = tmp_path / "run.yaml"
     config.write_text(
         f"model: {{path: {tmp_path / 'model'}}}\n"
-        f"data: {{train: {{{one}: 1, {other}: 1}}, max_length: 20, eval: null}}\n"
+        f"data: {{train: {{{one}: 1, {other}: 1}}, max_length: 500, eval: null}}\n"
         f"out: {tmp_path / 'run'}\n"
     )
     assert main(["check", str(config), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     codes = {kind["code"]: kind for kind in found["kinds"]}
     assert "conflict" in codes and "overlong" in codes
-    assert "b.jsonl:2" in json.dumps(found["places"])
+    (conflict,) = codes["conflict"]["places"]
+    assert "b.jsonl:2" in conflict["source"] + conflict["message"]
     assert main(["check", str(config), "--model", "other"]) == 2
     assert "--model: would not be read: the config says it" in capsys.readouterr().err
 
