@@ -40,10 +40,12 @@ bench: environment bench-environment
 	@$(BIN)/python bench/versus_trl.py --workload groups --whole-prompts --name versus_trl-cpu-groups
 	@$(BIN)/python bench/versus_trl.py --pairs-in-one-pass 8
 	@$(BIN)/python bench/limit.py
+	@$(BIN)/python bench/compiled.py
 	@$(BIN)/python bench/scaling.py
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/head_memory.py
 	@$(BIN)/python bench/step_memory.py
+	@$(BIN)/python bench/data.py
 	@$(BIN)/python bench/page.py
 
 # The same torch and transformers as in .venv; the stamp says of what it was made.

@@ -154,25 +154,27 @@ def main() -> None:
         write_pairs(data, asked.pairs)
         prepare = [sys.executable, "-c", PREPARE, str(model), str(data)]
         check = [sys.executable, "-m", "likelier", "check", str(data), "--model", str(model)]
-        figures = {
-            "pairs": asked.pairs,
-            "file_mib": round(data.stat().st_size / 2**20),
-            "prepare": measured(prepare, folder),
-            "prepare_cached": measured(prepare, folder),
-            "check": measured(check, folder),
-        }
+        size = data.stat().st_size >> 20
+        rows = [
+            {"what": what, "pairs": asked.pairs, "file_mib": size, **measured(command, folder)}
+            for what, command in (
+                ("prepare", prepare), ("prepare, cached", prepare), ("check", check)
+            )
+        ]  # fmt: skip
         if asked.big:
-            block = data.stat().st_size
             big = folder / "big.jsonl"
+            copies = int(asked.big * 2**30 / data.stat().st_size) + 1
             with big.open("ab") as file:
-                for number in range(int(asked.big * 2**30 / block) + 1):
+                for number in range(copies):
                     write_pairs(data, asked.pairs, seed=number)
                     file.write(data.read_bytes())
             command = [sys.executable, "-m", "likelier", "check", str(big), "--model", str(model)]
-            figures["big"] = {"mib": big.stat().st_size >> 20, **measured(command, folder)}
-        for name, figure in figures.items():
-            print(f"{name}: {figure}")
-        record.write("data", figures)
+            rows.append({
+                "what": "check", "pairs": copies * asked.pairs,
+                "file_mib": big.stat().st_size >> 20, **measured(command, folder),
+            })  # fmt: skip
+        record.show([{**row, "said": row["said"][:40]} for row in rows])
+        record.write("data", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def versus(row: Row) -> dict[str, str]:
     ours, theirs = row["likelier"], row["trl"]
     return {
         "workload": row["workload"],
+        "precision": row["dtype"],
         "pairs a step": str(row["pairs_per_step"]),
         "pairs/s": _range(ours["pairs_per_second"]),
         "TRL": _range(theirs["pairs_per_second"]),
@@ -50,6 +51,7 @@ def one_pass(row: Row) -> dict[str, str]:
     """Memory with the same pairs in one pass."""
     return {
         "workload": row["workload"],
+        "precision": row["dtype"],
         "pairs in a pass": str(row["pairs_in_one_pass"]),
         "peak MiB": f"{row['likelier']['peak_mib_of_steps']:.0f}",
         "TRL": f"{row['trl']['peak_mib_of_steps']:.0f}",
@@ -103,11 +105,41 @@ def beyond(row: Row) -> dict[str, str]:
     }
 
 
+def compiled(row: Row) -> dict[str, str]:
+    """Compiled layers beside the layers themselves."""
+
+    def beside(name: str) -> str:
+        before, after = row[name]
+        return f"{after:.0f} against {before:.0f}"
+
+    return {
+        "workload": row["workload"],
+        "precision": row["dtype"],
+        "faster": _range(row["faster"]),
+        "first step, s": beside("first_step_seconds"),
+        "peak MiB": beside("peak_mib"),
+        "losses apart": f"{row['loss_difference']:.1e}",
+    }
+
+
+def prepared(row: Row) -> dict[str, str]:
+    """Time and memory of reading data."""
+    return {
+        "what": row["what"],
+        "pairs": f"{row['pairs']:,}",
+        "file, MiB": f"{row['file_mib']:,}",
+        "seconds": f"{row['seconds']:.0f}",
+        "peak MiB": f"{row['peak_mib']:,}",
+    }
+
+
 TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "versus_trl-cpu": versus,
     "versus_trl-cpu-groups": versus,
     "versus_trl-cpu-one-pass": one_pass,
     "limit-cpu": limit,
+    "compiled-cpu": compiled,
+    "data": prepared,
     "plan-cpu": foretold,
     "scaling": scaling,
     "step_memory-cpu": beyond,

@@ -393,6 +393,30 @@ def test_damaged_files(name: str, content: bytes, code: str, place: int, tmp_pat
     assert (found[-1].code, found[-1].source) == (code, f"{path}:{place}")
 
 
+@pytest.mark.parametrize("also_in_its_groups", [False, True])
+def test_a_parquet_file_that_claims_more_rows(also_in_its_groups: bool, tmp_path: Path) -> None:
+    """The footer is rewritten by hand: three rows become 10^12."""
+
+    def field(rows: int) -> bytes:  # a number of the footer: its header, then zigzag by 7 bits
+        value, coded = rows << 1, b""
+        while value > 127:
+            value, coded = value >> 7, coded + bytes([value & 127 | 128])
+        return b"\x16" + coded + bytes([value])
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": ["가", "나", "다"], "chosen": ["b"] * 3,
+                             "rejected": ["c"] * 3}), path)  # fmt: skip
+    content = path.read_bytes()
+    size = int.from_bytes(content[-8:-4], "little")
+    footer, after = content[-8 - size : -8], b"" if also_in_its_groups else b"\x19"
+    assert field(3) + after in footer
+    footer = footer.replace(field(3) + after, field(10**12) + after)
+    path.write_bytes(content[: -8 - size] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    found = load_pairs(path, {}).findings[-1]
+    assert (found.code, found.severity, found.source) == ("parquet", "error", f"{path}:4")
+    assert "says that it holds 1,000,000,000,000 rows, and it holds 3" in found.message
+
+
 def test_a_json_file_that_holds_lines(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.json", CASES["plain"].good)
     assert the_pair(load_pairs(tmp_path / "a.json", {})).prompt == ASK

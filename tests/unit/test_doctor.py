@@ -99,6 +99,10 @@ CASES = {
         [chat_row(chosen=[bot("언어. ")], rejected=[{**bot("언어. "), "name": "x"}])], 1,
         tokenizer=chatml(),
     ),
+    "huge": Case(
+        [FIRST, text_row(chosen="가" * 2_000_001)], 2, "chosen",
+        silent=[text_row(chosen="가" * 2_000_000)],
+    ),
     "doubled": Case([{"prompt": LONG, "chosen": LONG + " 네", "rejected": LONG + " 아니"}], 1),
     "turns": Case([chat_row(prompt=[user("가"), user("나")])], 1, "prompt"),
     "decomposed": Case([text_row(prompt="\u1112\u1161\u11ab글")], 1, "prompt"),

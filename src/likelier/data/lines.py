@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from likelier.data.records import Finding, Row
 
-LONGEST_LINE = 64 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
+LONGEST_LINE = 32 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
 DEEPEST = 100  # levels of nesting; real rows have a handful
 ONE_OBJECT = "write one JSON object on each line"
 CHUNK = 2**20

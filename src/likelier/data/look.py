@@ -10,6 +10,7 @@ from likelier.data.records import Finding, Labelled, Message, Pair, Preference
 from likelier.data.script import script_of
 
 _DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
+LONGEST = 2_000_000  # characters of a side; a tokenizer takes 150 bytes for each
 _DOUBLED = 20  # characters; a shorter prompt may begin an answer by chance
 
 Side = str | tuple[Message, ...]
@@ -17,16 +18,23 @@ Side = str | tuple[Message, ...]
 
 def look_at(pair: Preference) -> list[Finding]:
     """All that is noticed; an ``error`` means that the pair cannot be used."""
+    sides = _sides(pair)
+    if huge := [found for name, side in sides.items() for found in _huge(pair, name, side)]:
+        return huge
     if isinstance(pair, Labelled):
-        sides = {"prompt": pair.prompt, "completion": pair.completion}
         return [found for name, side in sides.items() for found in _texts(pair, name, side)]
     if _bare(pair.chosen) == _bare(pair.rejected):
         message = "chosen and rejected are the same text"
         mend = "delete the row or set data.on_bad_row: drop"
         return [Finding("identical", "error", pair.source, None, message, mend)]
-    sides = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     findings = [found for name, side in sides.items() for found in _texts(pair, name, side)]
     return [*findings, *_doubled(pair), *_inverted(pair), *_languages(pair)]
+
+
+def _sides(pair: Preference) -> dict[str, Side]:
+    if isinstance(pair, Labelled):
+        return {"prompt": pair.prompt, "completion": pair.completion}
+    return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
 
 
 def text_of(side: Side) -> str:
@@ -45,6 +53,12 @@ def _bare(side: Side) -> Any:
         {key: value.strip() if isinstance(value, str) else value for key, value in turn.items()}
         for turn in side
     ]
+
+
+def _huge(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
+    if (size := len(text_of(side))) > LONGEST:
+        message = f"a text of {size:,} characters; at most {LONGEST:,} are read"
+        yield Finding("huge", "error", pair.source, name, message, "split it, or delete the row")
 
 
 def _texts(pair: Preference, name: str, side: Side) -> Iterator[Finding]:

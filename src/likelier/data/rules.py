@@ -53,6 +53,8 @@ _ALL = (
          "Add text, delete the row, or set data.on_bad_row: drop."),
     Rule("identical", "error", "Two equal answers have a gradient of exactly zero.",
          "Delete the row or set data.on_bad_row: drop."),
+    Rule("huge", "error", "No model reads so long a text, and to tokenise it takes gigabytes.",
+         "Split the text, or delete the row."),
     Rule("doubled", "warning", "Answers that repeat the prompt make the model read it twice.",
          "Take the prompt off both answers; check --fix does it."),
     Rule("turns", "warning", "A lost turn shifts who says what, and templates may refuse it.",

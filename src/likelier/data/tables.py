@@ -86,6 +86,11 @@ def read_parquet(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
                         if isinstance(record, dict)
                         else Finding("utf8", "error", source, None, record, "store text as UTF-8")
                     )
+            if (claimed := table.metadata.num_rows) != number:
+                message = f"the file says that it holds {claimed:,} rows, and it holds {number:,}"
+                yield Finding(
+                    "parquet", "error", f"{name}:{number + 1}", None, message, "write it again"
+                )
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
         message = f"the file is damaged after row {number}: {reason}"
