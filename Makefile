@@ -14,7 +14,7 @@ help:
 	@echo "make test   make .venv with the development extras and run the tests"
 	@echo "make lint   style, types and import layers"
 	@echo "make format write the style"
-	@echo "make bench  make .venv-trl too, measure speed and memory against TRL (an hour)"
+	@echo "make bench  make .venv-trl too, measure speed and memory against TRL (two hours)"
 	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k tree -x' goes to pytest"
 
 demo: environment

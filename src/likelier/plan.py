@@ -22,12 +22,14 @@ from likelier.data.purpose import prepare_for_loss
 from likelier.data.records import TokenPair
 from likelier.errors import ConfigError
 from likelier.loss.registry import BoundLoss, bind
+from likelier.model.heap import freed_memory_kept
 from likelier.model.score import Ready, make_ready, score_sequences
 from likelier.progress import say
 from likelier.reference.column import Column, NoReference, Reference, answer_key
 from likelier.start import adapt, encoder_of, open_start
 from likelier.training.budget import Memory, memory_of, settled
 from likelier.training.determinism import deterministic
+from likelier.training.gate import pass_gate, telling_pairs
 from likelier.training.optimizer import MasterAdamW
 from likelier.training.passes import PairPass, cut_passes
 from likelier.training.step import step_gradients
@@ -41,8 +43,8 @@ _REPEATS = 2  # after one that warms up; their mean, because a run has its slow 
 class Plan:
     """What a run will take. Times in seconds, sizes in bytes, ``tokens`` summed over the run.
 
-    ``plain_tokens`` is what one row a sequence would compute, without padding. The reference
-    pass and the evaluations are part of ``seconds``.
+    ``plain_tokens`` is what one row a sequence would compute, without padding. The gate,
+    the reference pass and the evaluations are part of ``seconds``.
     """
 
     steps: int
@@ -81,9 +83,9 @@ def plan(config: Config) -> Plan:
     cut = [_cut(pairs, ready, budget, objective) for pairs in steps]
     _must_fit(memory, max(item.batch.num_tokens for passes in cut for item in passes), config)
     opened = time.perf_counter() - began
-    with deterministic(config.train.deterministic):
+    with deterministic(config.train.deterministic), freed_memory_kept():
         compiled = replace(ready, compiled=config.train.compile)
-        pace = _measure(config, compiled, objective, steps, cut, budget)
+        pace = _measure(config, data.train, compiled, objective, steps, cut, budget)
     read = objective.needs("reference")
     return _reckoned(config, data, ready, order, steps, cut, budget, memory, pace, opened, read)
 
@@ -122,13 +124,15 @@ def _must_fit(memory: Memory, tokens: int, config: Config) -> None:
 @dataclass(frozen=True)
 class _Pace:
     """Seconds: ``fixed + work * slope`` for a pass of a step, ``forward`` per operation of a
-    pass without gradient, ``update`` for the optimizer, ``cutting`` to lay a step out."""
+    pass without gradient, ``update`` for the optimizer, ``cutting`` to lay a step out, ``gate``
+    for the comparison before the first step."""
 
     fixed: float
     slope: float
     forward: float
     update: float
     cutting: float
+    gate: float
 
     def of(self, work: float) -> float:
         """Seconds of a pass with gradient."""
@@ -137,13 +141,17 @@ class _Pace:
 
 def _measure(
     config: Config,
+    pairs_of_run: Sequence[TokenPair],
     ready: Ready,
     loss: BoundLoss,
     steps: Sequence[Sequence[TokenPair]],
     cut: Sequence[Sequence[PairPass]],
     budget: int,
 ) -> _Pace:
-    """The longest and the median pass as steps of their own, with an update at a rate of 0."""
+    """The gate, then the median and the longest pass as steps of their own; updates at a rate of 0.
+
+    Raises what the gate raises.
+    """
     model = ready.policy.causal_lm
     found = [
         (work_of(item.batch, model).total, [pairs[place] for place in item.place_P.tolist()])
@@ -151,12 +159,17 @@ def _measure(
         for item in passes
     ]
     found.sort(key=lambda one: one[0])
-    chosen = [found[-1], found[len(found) // 2]]
+    # The longest last: in a run, too, smaller passes came before and left the memory in pieces.
+    chosen = [found[len(found) // 2], found[-1]]
     began = time.perf_counter()
     _cut(steps[0], ready, budget, loss)
     cutting = time.perf_counter() - began
-    sequences = list(dict.fromkeys(a for _, pairs in chosen for p in pairs for a in answers_of(p)))
+    looked_at = [*telling_pairs(pairs_of_run), *(pair for _, pairs in chosen for pair in pairs)]
+    sequences = list(dict.fromkeys(answer for pair in looked_at for answer in answers_of(pair)))
     column, forward = _scored(replace(ready, compiled=False), sequences, budget)
+    began = _now(ready)
+    pass_gate(ready, pairs_of_run, column, loss, budget, start_is_reference=False)
+    gate = _now(ready) - began
     updates, seconds = [], []
     adamw = MasterAdamW(ready.policy.model.named_parameters(), config.optim)
     with closing(adamw) as optimizer, ready.running() as scorer:
@@ -171,12 +184,12 @@ def _measure(
                 updates.append(_now(ready) - halfway)
                 took.append(halfway - began)
             seconds.append(mean(took[1:]))
-    (most, _), (middle, _) = chosen
-    slope, fixed = seconds[0] / most, 0.0
+    (middle, _), (most, _) = chosen
+    slope, fixed = seconds[1] / most, 0.0
     if most > 1.2 * middle:  # nearer to each other, two points say nothing of a line
-        slope = max(0.0, (seconds[0] - seconds[1]) / (most - middle))
-        fixed = max(0.0, seconds[1] - slope * middle)
-    return _Pace(fixed, slope, forward, mean(updates[1:]), cutting)
+        slope = max(0.0, (seconds[1] - seconds[0]) / (most - middle))
+        fixed = max(0.0, seconds[0] - slope * middle)
+    return _Pace(fixed, slope, forward, mean(updates[1:]), cutting, gate)
 
 
 def _scored(ready: Ready, sequences: Sequence[Scored], budget: int) -> tuple[Column, float]:
@@ -244,7 +257,7 @@ def _reckoned(
         longest_pass=max(tokens),
         seconds_per_step=seconds_per_step,
         seconds_reference=reference,
-        seconds=opened + reference + evaluating + seconds_per_step * order.num_steps,
+        seconds=opened + pace.gate + reference + evaluating + seconds_per_step * order.num_steps,
         peak_memory=_peak(ready),
         memory=memory.total,
         disk=_disk(config, ready, data),

@@ -23,6 +23,7 @@ from likelier.evaluation.metrics import metrics
 from likelier.export.save import save_policy
 from likelier.files import read_lines
 from likelier.loss.registry import BoundLoss, bind
+from likelier.model.heap import freed_memory_kept
 from likelier.model.score import Ready, make_ready
 from likelier.model.scorer import Scorer
 from likelier.progress import bar, say
@@ -116,7 +117,7 @@ def train(
         folder.begin(ready, data, column, gate, order.num_steps, objective.formula)
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
         with listening() as stop, closing(adamw) as optimizer:
-            with ready.running() as scorer:
+            with ready.running() as scorer, freed_memory_kept():
                 _take_steps(
                     config, folder, ready, scorer, data, column, order, objective, budget,
                     optimizer, stop, on_step or (lambda row: None),

@@ -28,10 +28,10 @@ class EvenSample:
         self._rows.append(rows[kept])
         while len(self) > self.most:
             self.step *= 2
-            for place, numbers in enumerate(self._numbers):
-                kept = numbers % self.step == 0
-                self._numbers[place], rows = numbers[kept], self._rows[place]
-                self._rows[place] = rows[kept]
+            for place, before in enumerate(self._numbers):  # one by one: they are large together
+                kept = before % self.step == 0
+                self._numbers[place] = before[kept]
+                self._rows[place] = self._rows[place][kept]
 
     @property
     def numbers(self) -> np.ndarray:

@@ -25,6 +25,7 @@ from likelier.config.schema import OptimConfig
 from likelier.demo.world import Example, corpus
 from likelier.errors import OutputError
 from likelier.files import read_manifest, remove_folder, write_folder
+from likelier.model.heap import freed_memory_kept
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly
 from likelier.model.score import make_ready
@@ -196,7 +197,12 @@ def train_base(
     optimizer = MasterAdamW(model.named_parameters(), recipe.optim)
     rate = schedule(recipe.optim, recipe.lr, len(starts))
     ready = make_ready(Policy(model, tokenizer))
-    with deterministic(True), ready.running() as scorer, bar("base model", len(starts)) as show:
+    with (
+        deterministic(True),
+        freed_memory_kept(),
+        ready.running() as scorer,
+        bar("base model", len(starts)) as show,
+    ):
         for step, start in enumerate(starts, start=1):
             batch = tree_pass(sequences[start : start + recipe.examples_per_step])
             logp_R = batch.answer_logps(scorer(batch))

@@ -50,7 +50,7 @@ def by_config(config: Config, score: int, options: Mapping[str, Any]) -> Questio
     Raises ConfigError for an option that the config answers.
     """
     for option, given in options.items():
-        if given:
+        if given is not None and given is not False:
             what = "would not be read: the config says it"
             raise ConfigError(what, where=option, mend="take it away, or change the config")
     data = config.data

@@ -20,7 +20,6 @@ from likelier.model.attention import (
 )
 from likelier.model.compiled import compiled_layers
 from likelier.model.dropout import without_dropout
-from likelier.model.heap import freed_memory_kept
 from likelier.model.load import Policy
 from likelier.model.scorer import Scorer, find_head_rule
 
@@ -53,8 +52,6 @@ class Ready:
         with ExitStack() as stack:
             stack.enter_context(without_dropout(self.policy.model))
             stack.enter_context(attention_backend(model, backend or self.backend))
-            if self.policy.device.type == "cpu":
-                stack.enter_context(freed_memory_kept())
             if self.compiled and backend is None:
                 stack.enter_context(compiled_layers(model))
             yield self.scorer

@@ -11,6 +11,7 @@ from likelier.batch.layout import Scored, answers_of
 from likelier.batch.pack import pack
 from likelier.data.records import TokenPair
 from likelier.model.adapters import adapters_off
+from likelier.model.heap import freed_memory_kept
 from likelier.model.score import Ready, score_sequences
 from likelier.progress import bar
 from likelier.reference.cache import Passes, fill
@@ -61,6 +62,7 @@ def cached_column(
 
     def score(wanted: Passes) -> Iterator[tuple[Scored, Tensor]]:
         with ExitStack() as stack:
+            stack.enter_context(freed_memory_kept())
             if base_only:
                 stack.enter_context(adapters_off(ready.policy.model))
             advance = stack.enter_context(bar("log-probs", sum(map(len, wanted))))

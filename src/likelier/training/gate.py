@@ -62,7 +62,7 @@ def pass_gate(
     Raises RunFailed where the backend differs from the plain path, or where the reference is
     the start and the policy's rewards are not 0.
     """
-    chosen = _telling_pairs(pairs)
+    chosen = telling_pairs(pairs)
     sequences = list(dict.fromkeys(answer for pair in chosen for answer in answers_of(pair)))
     found = _compare_backends(ready, sequences)
     if not found.difference <= found.allowed:
@@ -87,7 +87,7 @@ def pass_gate(
     return GateReport(len(chosen), found.difference, found.allowed, found.unit, start_loss, reward)
 
 
-def _telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+def telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
     """The longest pairs, two pairs of one prompt where there are any, then the first."""
     by_length = sorted(
         range(len(pairs)),
