@@ -3,8 +3,8 @@
     python bench/compiled.py            all workloads, float32 and bfloat16
     python bench/compiled.py --smoke    a minute's try with a tiny model
 
-Two processes take turns step by step. The first step, in which the layers are compiled, is left out
-and shown apart; so is the time that it takes longer than the plain one.
+Two processes take turns step by step. The start and the first step, in which the layers are
+compiled, are left out and written down apart.
 """
 
 import argparse
