@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def useful_flop(pairs: Sequence[Any], shape: dict[str, Any]) -> dict[str, float]:
     """Operations that one step over TokenPairs needs, by part."""
-    from likelier.batch.layout import answers_of, tree_pass
+    from likelier.batching.layout import answers_of, tree_pass
 
     batch = tree_pass([answer for pair in pairs for answer in answers_of(pair)])
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]

@@ -177,7 +177,7 @@ def main() -> None:
     before = PAGE.read_text("utf-8")
     after = page(before)
     if "--check" in sys.argv and before != after:
-        sys.exit("docs/performance.md is not what bench/results says\n  mend: python bench/page.py")
+        sys.exit("docs/performance.md is not what bench/results says\n  fix: python bench/page.py")
     PAGE.write_text(after, "utf-8")
 
 

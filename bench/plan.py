@@ -33,7 +33,7 @@ PLAN = """
 import json, sys
 from dataclasses import asdict
 from likelier.config import config_from
-from likelier.plan import plan
+from likelier.commands.plan import plan
 print(json.dumps(asdict(plan(config_from(json.load(open(sys.argv[1])), [])))))
 """
 

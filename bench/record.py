@@ -48,7 +48,7 @@ def _instructions() -> str:
     """What torch's kernels use of the processor, and whether it multiplies bfloat16."""
     import torch
 
-    from likelier.environment import multiplies_bfloat16
+    from likelier.base.environment import multiplies_bfloat16
 
     return torch.backends.cpu.get_cpu_capability() + (" bf16" if multiplies_bfloat16() else "")
 

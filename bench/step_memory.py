@@ -25,8 +25,8 @@ def child(shape_name: str, workload: str, tokens: int) -> dict[str, float]:
     """Two whole steps in this process, and what they held; MiB."""
     import torch
 
-    from likelier.batch.layout import Scored, tree_pass
-    from likelier.batch.pack import pack
+    from likelier.batching.layout import Scored, tree_pass
+    from likelier.batching.pack import pack
     from likelier.config.schema import OptimConfig
     from likelier.model.load import load
     from likelier.model.score import make_ready
@@ -96,13 +96,13 @@ def main() -> None:
     options = parser.parse_args()
     shape = "smoke" if options.smoke else options.shape
     if options.child:
-        print(json.dumps(child(shape, options.child, options.tokens_per_pass)))
+        print(json.dumps(child(shape, options.child, options.tokens_per_batch)))
         return
     rows = []
     for workload in workloads.WORKLOADS:
         done = subprocess.run(
             [sys.executable, __file__, "--shape", shape, "--child", workload,
-             "--tokens-per-pass", str(options.tokens_per_pass)],
+             "--tokens-per-pass", str(options.tokens_per_batch)],
             check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         rows.append({"workload": workload, **json.loads(done.stdout.splitlines()[-1])})

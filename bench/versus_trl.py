@@ -37,7 +37,7 @@ def main() -> None:
     """Search where asked, then compare every workload in every precision."""
     options = _options()
     if not TRL_PYTHON.exists():
-        sys.exit("error: .venv-trl is missing\n  mend: make bench-environment")
+        sys.exit("error: .venv-trl is missing\n  fix: make bench-environment")
     work = Path(tempfile.mkdtemp(prefix="versus-trl-"))
     bench = Bench(options, work)
     try:
@@ -183,7 +183,7 @@ class Bench:
         pairs = self.options.pairs_in_one_pass
         weights, autocast = WEIGHTS[dtype][-1]
         case = self.case(workload, dtype, 2, pairs)
-        case.spec["likelier"]["train"]["tokens_per_pass"] = 2**20  # else a pass is smaller
+        case.spec["likelier"]["train"]["tokens_per_batch"] = 2**20  # else a pass is smaller
         settings = Settings(pairs, True, weights, autocast)
         told = race(case, {"likelier": None, "trl": settings}, "one-pass")
         row = {"workload": workload, "dtype": dtype, "pairs_in_one_pass": pairs,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from likelier.exits import CLOSED_PIPE, INTERRUPTED, say, told, without_secrets
+from likelier.base.errors import CLOSED_PIPE, INTERRUPTED, print_error, summary, without_secrets
 
 if TYPE_CHECKING:
     from likelier.config import Config
@@ -135,8 +135,8 @@ def check(
     with_config = data.suffix in (".yaml", ".yml")
     if with_config or model is not None:
         _check_versions()
-    from likelier.doctor.asked import by_config, by_options
-    from likelier.doctor.command import check as check_data
+    from likelier.checks.asked import by_config, by_options
+    from likelier.commands.check import check as check_data
 
     if with_config:
         question = by_config(
@@ -173,7 +173,7 @@ def show(
     What is prompt, scored and stop, where the answers part, and what the tree shares.
     """
     _check_versions()
-    from likelier.show import show as show_pairs
+    from likelier.commands.show import show as show_pairs
 
     show_pairs(data, model, number, _columns(columns), chat, _template(template), html)
 
@@ -192,7 +192,7 @@ def score(
     One JSON object a row, in file order; log-probs are sums over the answer's tokens, in nats.
     """
     _check_versions()
-    from likelier.score import score as score_pairs
+    from likelier.commands.score import score as score_pairs
 
     score_pairs(data, model, out, _columns(columns))
 
@@ -218,8 +218,8 @@ def plan(
     """
     settings = _settings(config, keys)
     _check_versions()
-    from likelier.plan import plan as plan_run
-    from likelier.plan import print_plan
+    from likelier.commands.plan import plan as plan_run
+    from likelier.commands.plan import print_plan
 
     print_plan(plan_run(settings), as_json)
 
@@ -272,8 +272,8 @@ def env() -> None:
 
     No variable of the environment is shown but a few harmless ones.
     """
+    from likelier.base.environment import environment
     from likelier.config import dump
-    from likelier.environment import environment
 
     print(dump(environment()), end="")
 
@@ -292,7 +292,7 @@ def schema() -> None:
 
 
 def _check_versions() -> None:
-    from likelier.compat import check_versions
+    from likelier.base.environment import check_versions
 
     check_versions()
 
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "likelier"
-        return say(error.format_message(), f"see `{command} --help`", error.exit_code)
+        return print_error(error.format_message(), f"see `{command} --help`", error.exit_code)
     except BrokenPipeError:
         return CLOSED_PIPE
     except SystemExit as stop:  # rich ends the process where its reader has gone
@@ -352,11 +352,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return CLOSED_PIPE
         raise
     except KeyboardInterrupt:
-        return say("interrupted", None, INTERRUPTED)
+        return print_error("interrupted", None, INTERRUPTED)
     except Exception as error:
         if debug:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-        return say(*told(error))
+        return print_error(*summary(error))
 
 
 def entry() -> None:

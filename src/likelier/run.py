@@ -12,21 +12,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from likelier.base.errors import LikelierError
+from likelier.base.files import read_lines
+from likelier.base.terminal import bar, say
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.order import Order, make_order
 from likelier.data.prepare import Prepared
 from likelier.data.purpose import prepare_for_loss
 from likelier.data.records import TokenPair
-from likelier.errors import LikelierError
 from likelier.evaluation.heldout import HeldOut
 from likelier.evaluation.metrics import metrics
 from likelier.export.save import save_policy
-from likelier.files import read_lines
-from likelier.loss.registry import BoundLoss, bind
+from likelier.losses.registry import BoundLoss, bind
 from likelier.model.heap import freed_memory_kept
 from likelier.model.score import Ready, make_ready
 from likelier.model.scorer import Scorer
-from likelier.progress import bar, say
 from likelier.reference.build import reference_column
 from likelier.reference.column import NoReference, Reference
 from likelier.start import adapt, encoder_of, handed_over, open_reference, open_start
@@ -78,7 +78,7 @@ def train(
     ``on_step(row)`` hears every row of the log. Run again, it goes on where it stopped, or says
     that it is finished.
 
-    Raises the errors of `likelier.errors`; nothing is written before the data is known to be
+    Raises the errors of `likelier.base.errors`; nothing is written before the data is known to be
     good.
     """
     config = config_from(config, handed_over(model, tokenizer, train, eval))

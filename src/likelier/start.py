@@ -7,15 +7,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from likelier.compat import checkpoint_activations
+from likelier.base.environment import multiplies_bfloat16
+from likelier.base.errors import ConfigError, DataError
+from likelier.base.terminal import say
 from likelier.config import Config
 from likelier.data.encoder import Encoder, build_encoder
-from likelier.environment import multiplies_bfloat16
-from likelier.errors import ConfigError, DataError
 from likelier.model.adapters import attach_lora
-from likelier.model.load import Policy, load, parse_dtype
+from likelier.model.load import Policy, checkpoint_activations, load, parse_dtype
 from likelier.model.score import Ready, make_ready
-from likelier.progress import say
 
 
 def handed_over(
@@ -32,7 +31,7 @@ def handed_over(
         raise ConfigError(
             "model and tokenizer go together",
             where="likelier.train",
-            mend="hand over both, or neither and set model.path",
+            hint="hand over both, or neither and set model.path",
         )
     objects = {"model.path": model, "data.train": train, "data.eval": eval}
     return [key for key, given in objects.items() if given is not None]
@@ -54,7 +53,7 @@ def open_start(config: Config, model: nn.Module | None, tokenizer: Tokenizer | N
             raise DataError(
                 f"{name} holds values that are not finite",
                 where=f"model.path: {config.model.path}",
-                mend="the weights are damaged; get them again",
+                hint="the weights are damaged; get them again",
             )
     is_half = start.causal_lm.dtype in (torch.bfloat16, torch.float16)
     if is_half and start.device.type == "cpu" and not multiplies_bfloat16():
@@ -78,19 +77,19 @@ def _fits_config(start: Policy, config: Config) -> None:
         raise ConfigError(
             "the model handed over has adapters inside, as an earlier run leaves them",
             where="model",
-            mend="hand over a fresh one, or load the run's adapter folder",
+            hint="hand over a fresh one, or load the run's adapter folder",
         )
     if config.model.revision is not None:
         raise ConfigError(
             "would not be read: the model was handed over",
             where="model.revision",
-            mend="take it away",
+            hint="take it away",
         )
     if parse_dtype(config.model.dtype) not in ("auto", start.causal_lm.dtype):
         raise ConfigError(
             f"the model handed over computes in {start.causal_lm.dtype}",
             where=f"model.dtype: {config.model.dtype}",
-            mend="take the key away, or hand over model.to(…)",
+            hint="take the key away, or hand over model.to(…)",
         )
 
 
@@ -107,7 +106,7 @@ def adapt(config: Config, start: Policy) -> Policy:
             raise ConfigError(
                 "the start has an adapter, so it cannot be tuned in full",
                 where="adapter.kind",
-                mend="merge the adapter into its base first, or use adapter.kind: lora",
+                hint="merge the adapter into its base first, or use adapter.kind: lora",
             )
         start.model.requires_grad_(True)
         policy = start
@@ -116,7 +115,7 @@ def adapt(config: Config, start: Policy) -> Policy:
             raise ConfigError(
                 "would not be read: adapters are saved in float32",
                 where="model.save_dtype",
-                mend="take it away",
+                hint="take it away",
             )
         if start.has_adapter:
             _keeps_own_adapter(config)
@@ -134,7 +133,7 @@ def adapt(config: Config, start: Policy) -> Policy:
         raise ConfigError(
             "the adapter of the model handed over is frozen, so nothing would be trained",
             where="model",
-            mend="load it with is_trainable=True",
+            hint="load it with is_trainable=True",
         )
     if config.train.gradient_checkpointing:
         checkpoint_activations(policy.causal_lm)
@@ -147,7 +146,7 @@ def _keeps_own_adapter(config: Config) -> None:
         raise ConfigError(
             "would not be read: the start has a trained adapter, which goes on as it is",
             where=f"adapter.{sorted(given)[0]}",
-            mend="take it away",
+            hint="take it away",
         )
 
 
@@ -163,7 +162,7 @@ def open_reference(config: Config, start: Policy) -> Ready | None:
         raise DataError(
             "the reference has another vocabulary than the policy",
             where="reference.path",
-            mend="give a model with the same tokenizer",
+            hint="give a model with the same tokenizer",
         )
     policy.model.requires_grad_(False)
     return make_ready(policy)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likelier.loss.values import AnswerValues
+from likelier.losses.values import StepValues
 
-OwnLoss = Callable[[AnswerValues], Any]
+OwnLoss = Callable[[StepValues], Any]
 _EXTREMES = (0.0, -1e-9, -1.0, -88.0, -745.0, -1e4, -1e5)  # nats of a whole answer
 
 
@@ -17,7 +17,7 @@ def check_loss(loss: OwnLoss) -> tuple[str, ...]:
     """Check a loss that could be handed to `likelier.train`, and say which checks failed.
 
     Args:
-        loss: ``loss(values) -> (P,)``, one value a pair, in nats; see `AnswerValues`.
+        loss: ``loss(values) -> (P,)``, one value a pair, in nats; see `StepValues`.
 
     Returns:
         The names of the checks, all passed: it gives one value a pair, keeps the graph to the
@@ -43,9 +43,9 @@ def check_loss(loss: OwnLoss) -> tuple[str, ...]:
     return tuple(names)
 
 
-def example_values() -> AnswerValues:
+def example_values() -> StepValues:
     """Five answers of two prompts in four pairs: answers are shared, lengths differ."""
-    return AnswerValues(
+    return StepValues(
         policy_R=torch.tensor([-10.0, -12.5, -9.25, -85.0, -91.5], dtype=torch.float64),
         reference_R=torch.tensor([-11.0, -11.5, -9.0, -84.0, -90.25], dtype=torch.float64),
         length_R=torch.tensor([4, 6, 3, 29, 31]),
@@ -53,12 +53,12 @@ def example_values() -> AnswerValues:
         rejected_P=torch.tensor([1, 1, 4, 2]),
         margin_P=torch.tensor([0.5, 1.0, 0.25, 2.0], dtype=torch.float64),
         weight_P=torch.tensor([1.0, 0.5, 2.0, 1.0], dtype=torch.float64),
-        sureness_R=torch.tensor([-0.5, -1.0, -0.25, -0.75, -1.25], dtype=torch.float64),
+        wpo_log_weight_R=torch.tensor([-0.5, -1.0, -0.25, -0.75, -1.25], dtype=torch.float64),
         mean_tokens=11.5,
     )
 
 
-def _gradient(loss: OwnLoss, values: AnswerValues) -> tuple[Tensor, Tensor]:
+def _gradient(loss: OwnLoss, values: StepValues) -> tuple[Tensor, Tensor]:
     policy_R = values.policy_R.clone().requires_grad_()
     loss_P = loss(replace(values, policy_R=policy_R))
     (grad_R,) = torch.autograd.grad(loss_P.sum(), policy_R)
@@ -141,12 +141,12 @@ def _finite(loss: OwnLoss) -> str | None:
     return None
 
 
-def _extremes() -> Iterator[AnswerValues]:
+def _extremes() -> Iterator[StepValues]:
     for a in _EXTREMES:
         for b in _EXTREMES:
             for lengths in ((1, 1), (1, 4096), (4096, 1)):
                 for policy, reference in (((a, b), (b, a)), ((a, b), (a, b)), ((a, a), (b, b))):
-                    yield AnswerValues(
+                    yield StepValues(
                         torch.tensor(policy, dtype=torch.float64),
                         torch.tensor(reference, dtype=torch.float64),
                         torch.tensor(lengths),
@@ -154,7 +154,7 @@ def _extremes() -> Iterator[AnswerValues]:
                         torch.tensor([1]),
                         margin_P=torch.ones(1, dtype=torch.float64),
                         weight_P=torch.ones(1, dtype=torch.float64),
-                        sureness_R=-torch.ones(2, dtype=torch.float64),
+                        wpo_log_weight_R=-torch.ones(2, dtype=torch.float64),
                         mean_tokens=float(lengths[0]),
                     )
 

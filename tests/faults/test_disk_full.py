@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tests.support.children import command, limited, start
 from tests.support.runs import Place, bytes_of, differing, make_place
 
+from likelier.base.files import read_manifest
 from likelier.cli import main
-from likelier.files import read_manifest
 from likelier.run import train
 
 

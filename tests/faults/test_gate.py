@@ -17,9 +17,9 @@ from tests.support.runs import Place, make_place
 from tests.support.tiny import pair_rows, tiny_tokenizer, write_rows
 from transformers import AttentionInterface
 
-from likelier.batch.tree import Tree, ancestor_mask_TT
+from likelier.base.errors import RunFailed
+from likelier.batching.tree import Tree, ancestor_mask_TT
 from likelier.data.records import Answer, TokenPair
-from likelier.errors import RunFailed
 from likelier.model import attention
 from likelier.model.score import Ready
 from likelier.model.scorer import HeadRule

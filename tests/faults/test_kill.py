@@ -17,7 +17,7 @@ from tests.support.children import (
 )
 from tests.support.runs import Place, bytes_of, differing, make_place
 
-from likelier.files import read_manifest, sweep
+from likelier.base.files import read_manifest, sweep
 from likelier.training.checkpoint import latest_checkpoint, steps_saved
 
 STEPS = 5

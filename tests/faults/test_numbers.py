@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.support.runs import Place, make_place
 
-from likelier.batch.layout import Pass
-from likelier.errors import DataError, RunFailed
+from likelier.base.errors import DataError, RunFailed
+from likelier.batching.layout import Pass
 from likelier.model.load import load
 from likelier.run import train
 

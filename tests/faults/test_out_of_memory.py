@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.support.runs import make_place
 
-from likelier.errors import RunFailed
-from likelier.files import read_lines
+from likelier.base.errors import RunFailed
+from likelier.base.files import read_lines
 from likelier.model.scorer import Scorer
 from likelier.run import train
 

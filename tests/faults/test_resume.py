@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.support.runs import Place, bytes_of, differing, make_place
 from tests.support.tiny import pair_rows, save_tiny, write_rows
 
-from likelier.errors import LikelierError, OutputError, RunFailed
-from likelier.files import MANIFEST, read_json, write_json
+from likelier.base.errors import LikelierError, OutputError, RunFailed
+from likelier.base.files import MANIFEST, read_json, write_json
 from likelier.reference.column import Column, load_column
 from likelier.run import due, train
 

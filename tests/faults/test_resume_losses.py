@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.support.runs import Place, bytes_of, differing, make_place, training_rows
 
-from likelier.errors import LikelierError
-from likelier.files import read_manifest
+from likelier.base.errors import LikelierError
+from likelier.base.files import read_manifest
 from likelier.run import train
 
 

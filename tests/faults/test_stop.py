@@ -18,8 +18,8 @@ import yaml
 from tests.support.children import PATIENCE, Child, command, reached, slowly, start
 from tests.support.runs import Place, bytes_of, differing, make_place
 
-from likelier.errors import StoppedEarly
-from likelier.files import read_manifest
+from likelier.base.errors import StoppedEarly
+from likelier.base.files import read_manifest
 from likelier.run import train
 from likelier.training.stopping import listening
 

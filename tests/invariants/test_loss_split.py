@@ -10,15 +10,15 @@ from tests.support.loss_runs import SECTIONS
 from tests.support.numerics import assert_near
 from tests.support.runs import exact_norms, make_place, token_pairs
 
-from likelier.batch.layout import answers_of
+from likelier.batching.layout import answers_of
 from likelier.cards import CARDS
 from likelier.config import config_from, live
 from likelier.data.encoder import build_encoder
 from likelier.data.records import TokenPair
 from likelier.data.stops import without_stops
-from likelier.loss.registry import BoundLoss, bind
-from likelier.loss.tokens import token_weights
-from likelier.loss.values import AnswerValues
+from likelier.losses.registry import BoundLoss, bind
+from likelier.losses.tokens import token_weights
+from likelier.losses.values import StepValues
 from likelier.model.load import Policy, load
 from likelier.model.score import make_ready
 from likelier.reference.build import cached_column
@@ -91,7 +91,7 @@ def undivided(setting: Setting, name: str) -> tuple[Gradients, torch.Tensor]:
     """One graph over all pairs, each answer by itself with all its logits, one backward."""
     loss, pairs = bound(name), rows_of(setting, name)
     model = setting.policy.causal_lm.eval()
-    policy, reference, length, sureness = [], [], [], []
+    policy, reference, length, wpo_log_weight = [], [], [], []
     for pair in pairs:
         sides = answers_of(pair)
         counts = [side.num_scored for side in sides]
@@ -109,7 +109,7 @@ def undivided(setting: Setting, name: str) -> tuple[Gradients, torch.Tensor]:
             wanted = torch.tensor(side.scored[1:])
             each = logp_TV.gather(1, tokens[0, 1:, None])[:, 0][wanted]
             spread = logp_TV.exp().pow(2).sum(-1).log()[wanted]
-            sureness.append((each - spread).mean().detach())
+            wpo_log_weight.append((each - spread).mean().detach())
             own = (
                 torch.ones(len(each))
                 if weight is None
@@ -126,9 +126,9 @@ def undivided(setting: Setting, name: str) -> tuple[Gradients, torch.Tensor]:
         if getattr(pairs[0], column) is not None
     }
     known = torch.tensor([reference, length], dtype=torch.float64)
-    values = AnswerValues(
+    values = StepValues(
         torch.stack(policy), known[0], known[1],
-        chosen, chosen + 1, sureness_R=torch.stack(sureness),
+        chosen, chosen + 1, wpo_log_weight_R=torch.stack(wpo_log_weight),
         mean_tokens=sum(answers_of(p)[0].num_scored for p in pairs) / len(pairs), **columns,
     )  # fmt: skip
     if loss.observe is not None:

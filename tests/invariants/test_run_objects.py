@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tests.support.runs import Place, bytes_of, differing, make_place, training_rows
 from tests.support.tiny import pair_rows, tiny_model, tiny_tokenizer, write_rows
 
+from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.config import Config, config_from
-from likelier.errors import ConfigError, DataError, OutputError
 from likelier.model.load import load
 from likelier.model.quiet import quietly
 from likelier.run import train

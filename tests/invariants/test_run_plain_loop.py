@@ -156,7 +156,7 @@ def settings(place: Place, out: str, budget: int, adapter: dict) -> dict:
         train={
             "steps": STEPS,
             "pairs_per_step": PAIRS,
-            "tokens_per_pass": budget,
+            "tokens_per_batch": budget,
             "seed": SEED,
             "save_every": None,
         },

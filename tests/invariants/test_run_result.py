@@ -15,10 +15,10 @@ from tests.support.runs import Place, make_place, token_pairs, training_rows
 from tests.support.tiny import TEMPLATE, pair_rows, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from likelier.batch.layout import answers_of
+from likelier.base.errors import ConfigError
+from likelier.base.files import read_json
+from likelier.batching.layout import answers_of
 from likelier.data.records import TokenPair
-from likelier.errors import ConfigError
-from likelier.files import read_json
 from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy, load
 from likelier.model.quiet import quietly

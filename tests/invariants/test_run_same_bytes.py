@@ -61,7 +61,7 @@ def test_whatever_was_scored_before(
     some = write_rows(tmp_path / "some.jsonl", pair_rows(30)[::2])
     settings = place.config(tmp_path / "other", data__eval=None, train__eval_every=MISSING)
     settings["data"]["train"] = str(some)
-    settings["train"] |= {"tokens_per_pass": 60, "steps": 1}
+    settings["train"] |= {"tokens_per_batch": 60, "steps": 1}
     train(settings)
     run = train(place.config(tmp_path / "out"))
     assert differing(bytes_of(run.folder), full) == []

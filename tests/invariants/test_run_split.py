@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tests.support.numerics import assert_near
 from tests.support.runs import Place, exact_norms, make_place, token_pairs
 
-from likelier.batch.layout import answers_of
+from likelier.base.errors import ConfigError
+from likelier.batching.layout import answers_of
 from likelier.config.schema import OptimConfig
 from likelier.data.records import TokenPair
-from likelier.errors import ConfigError
-from likelier.loss.registry import BoundLoss, bind
-from likelier.loss.values import AnswerValues
+from likelier.losses.registry import BoundLoss, bind
+from likelier.losses.values import StepValues
 from likelier.model.load import Policy, load
 from likelier.model.score import make_ready
 from likelier.reference.build import cached_column
@@ -40,20 +40,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("place"), rows=9, dtype=torch.float64)
 
 
-def centred(values: AnswerValues) -> torch.Tensor:
+def centred(values: StepValues) -> torch.Tensor:
     """Each pair is compared with the mean of the step, so that every pair pulls at every other."""
     margin_P = values.log_ratio_margin_P
     return F.softplus(-BETA * (margin_P - margin_P.mean()))
 
 
-def sigmoid(values: AnswerValues) -> torch.Tensor:
+def sigmoid(values: StepValues) -> torch.Tensor:
     return F.softplus(-BETA * values.log_ratio_margin_P)
 
 
 LOSSES = {
     "sigmoid": (bind({"name": "sigmoid", "beta": BETA}), sigmoid),
-    "sigmoid as if it coupled": (BoundLoss("own", sigmoid, BETA, couples=True), sigmoid),
-    "centred": (BoundLoss("centred", centred, BETA, couples=True), centred),
+    "sigmoid as if it coupled": (BoundLoss("own", sigmoid, BETA, needs_whole_step=True), sigmoid),
+    "centred": (BoundLoss("centred", centred, BETA, needs_whole_step=True), centred),
 }
 
 
@@ -89,7 +89,7 @@ class Step:
         )
         chosen = torch.arange(0, len(answers), 2)
         lengths = torch.ones(len(answers))
-        loss_P = loss(AnswerValues(torch.stack(logps), reference, lengths, chosen, chosen + 1))
+        loss_P = loss(StepValues(torch.stack(logps), reference, lengths, chosen, chosen + 1))
         loss_P.mean().backward()
         model.train()
         return taken(model), loss_P.detach()
@@ -154,7 +154,7 @@ def test_values_come_in_the_order_of_the_step(step: Step) -> None:
 
 
 def test_an_own_loss_that_averages_is_refused(place: Place, tmp_path: Path) -> None:
-    def mean(values: AnswerValues) -> torch.Tensor:
+    def mean(values: StepValues) -> torch.Tensor:
         return sigmoid(values).mean()
 
     with pytest.raises(ConfigError, match=r"it gives shape \(\) for \d pairs") as found:

@@ -12,9 +12,9 @@ from tests.support.families import shared_model
 from tests.support.numerics import VOCAB, examples, scored_sets, sequence
 from torch import Tensor
 
-from likelier.batch.layout import Pass, Scored
-from likelier.batch.pack import layout
-from likelier.batch.tree import common_length
+from likelier.batching.layout import Pass, Scored
+from likelier.batching.pack import layout
+from likelier.batching.tree import common_length
 from likelier.model.load import Policy
 from likelier.model.score import Ready, make_ready
 

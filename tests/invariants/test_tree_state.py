@@ -16,12 +16,11 @@ from tests.support.numerics import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from likelier.batch.layout import Pass, padded_pass, tree_pass
-from likelier.batch.pack import layout
-from likelier.compat import checkpoint_activations
+from likelier.batching.layout import Pass, padded_pass, tree_pass
+from likelier.batching.pack import layout
 from likelier.model.adapters import attach_lora
 from likelier.model.attention import UnsupportedAttention, attention_backend
-from likelier.model.load import Policy
+from likelier.model.load import Policy, checkpoint_activations
 from likelier.model.score import Ready, make_ready
 
 FAMILIES = ("exaone4-sliding", "llama", "gemma3", "gpt2")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.oracles import ORACLES, Answers, kto, spread, truth
 
 from likelier.cards import CARDS
-from likelier.loss.api import kto_loss, preference_loss
+from likelier.losses.api import kto_loss, preference_loss
 
 PAIRED = sorted(name for name, card in CARDS.items() if card.paired)
 DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")

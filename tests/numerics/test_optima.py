@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Exaone4Config, Exaone4ForCausalLM, PreTrainedTokenizerFast
 
 import likelier
-from likelier.loss.api import preference_loss
+from likelier.losses.api import preference_loss
 from likelier.model.score import get_logprob
 
 # Eight actions: random rewards, a random reference, every pair with the labels of Bradley-Terry.
@@ -150,7 +150,7 @@ def trained(folder: Path, reward: Tensor, stop_token: bool, steps: int) -> tuple
         "loss": {"name": "sigmoid", "beta": BETA, "pair_weights": True, "stop_token": stop_token},
         "optim": {"lr": 4e-3, "schedule": "cosine", "warmup": 0.05},
         "train": {"steps": steps, "pairs_per_step": 2 * NEIGHBOURS * len(ANSWERS),
-                  "tokens_per_pass": 4096, "save_every": None},
+                  "tokens_per_batch": 4096, "save_every": None},
         "out": str(folder),
     }  # fmt: skip
     likelier.train(config, model=model, tokenizer=tokenizer, train=comparisons(reward))

@@ -9,8 +9,8 @@ from tests.support.numerics import VOCAB, distance, gradients, sequence
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
-from likelier.batch.layout import Scored, padded_pass
-from likelier.errors import DataError
+from likelier.base.errors import DataError
+from likelier.batching.layout import Scored, padded_pass
 from likelier.model.load import Policy
 from likelier.model.rotary import RotaryTables, rotary_tables
 from likelier.model.score import Ready, make_ready, score_sequences

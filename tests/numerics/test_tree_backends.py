@@ -27,8 +27,8 @@ from tests.support.numerics import (
     scored_sets,
 )
 
-from likelier.batch.layout import Scored
-from likelier.batch.pack import layout
+from likelier.batching.layout import Scored
+from likelier.batching.pack import layout
 from likelier.model.load import Policy
 from likelier.model.score import Ready, make_ready
 

@@ -9,8 +9,8 @@ import yaml
 from tests.support.runs import Place, make_place
 
 from likelier.cli import main
+from likelier.commands.plan import plan
 from likelier.config import config_from
-from likelier.plan import plan
 from likelier.run import train
 
 
@@ -29,7 +29,7 @@ def test_counts_are_those_of_the_run(place: Place, tmp_path: Path) -> None:
     assert planned.pairs == 24
     assert planned.tokens == record["tokens"]["tree"]
     assert planned.plain_tokens == record["tokens"]["plain"]
-    assert planned.tokens_per_pass == record["resolved"]["train"]["tokens_per_pass"]
+    assert planned.tokens_per_batch == record["resolved"]["train"]["tokens_per_batch"]
     written = [p for p in run.folder.rglob("*") if p.is_file() and p.name != "report.html"]
     kept = sum(p.stat().st_size for p in written if "ledger" not in p.parts)
     assert 0.5 * kept < planned.disk < 2 * kept
@@ -42,7 +42,7 @@ def test_no_weight_changes(
 ) -> None:
     """Whoever plans in Python and trains the same model then must find it as it was."""
     models = []
-    adapt = __import__("likelier.plan", fromlist=["adapt"]).adapt
+    adapt = __import__("likelier.commands.plan", fromlist=["adapt"]).adapt
 
     def spy(config: object, start: object) -> object:
         policy = adapt(config, start)
@@ -50,7 +50,7 @@ def test_no_weight_changes(
         models.append((policy.model, weights))
         return policy
 
-    monkeypatch.setattr("likelier.plan.adapt", spy)
+    monkeypatch.setattr("likelier.commands.plan.adapt", spy)
     plan(config_from(place.config(tmp_path / "run", adapter=adapter), []))
     ((model, before),) = models
     assert any(p.requires_grad for p in model.parameters())
@@ -62,7 +62,7 @@ def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
     file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
     assert main(["plan", str(file), "train.steps=3"]) == 0
     shown = capsys.readouterr().out
-    assert "3 of 4 pairs" in shown and "train.tokens_per_pass=256" in shown
+    assert "3 of 4 pairs" in shown and "train.tokens_per_batch=256" in shown
     assert main(["plan", str(file), "train.steps=3", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["steps"] == 3 and told["peak_memory"] > 2**20

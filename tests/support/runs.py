@@ -40,7 +40,7 @@ class Place:
             "data": {"train": str(self.data), "eval": "20%"},
             "adapter": {"kind": "none"},
             "optim": {"lr": 1e-3},
-            "train": {"steps": 5, "pairs_per_step": 4, "tokens_per_pass": 256,
+            "train": {"steps": 5, "pairs_per_step": 4, "tokens_per_batch": 256,
                       "eval_every": 2, "save_every": 2},
             "out": str(self.folder / out),
         }  # fmt: skip

@@ -11,7 +11,7 @@ from tests.support.tiny import tiny_model as exaone
 from tests.support.tiny import tiny_tokenizer
 from torch import Tensor
 
-from likelier.errors import ConfigError
+from likelier.base.errors import ConfigError
 from likelier.model.adapters import adapters_off, attach_lora
 from likelier.model.load import Policy
 

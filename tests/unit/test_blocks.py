@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from likelier.batch.tree import ancestor_mask_TT, build_tree
+from likelier.batching.tree import ancestor_mask_TT, build_tree
 from likelier.model.attention import dense
 from likelier.model.blocks import PIECE, blocks, segments
 

@@ -4,11 +4,10 @@ import pytest
 import torch
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
-from likelier.batch.layout import Scored, tree_pass
-from likelier.compat import checkpoint_activations
-from likelier.model.load import Policy
+from likelier.batching.layout import Scored, tree_pass
+from likelier.model.load import Policy, checkpoint_activations
 from likelier.model.score import Ready, make_ready
-from likelier.training.budget import Memory, _saved_by, memory_of, tokens_per_pass
+from likelier.training.budget import Memory, _saved_by, memory_of, tokens_per_batch
 from likelier.training.work import work_of
 
 CPU = torch.device("cpu")
@@ -60,7 +59,7 @@ def test_fixed_memory_is_weights_gradients_averages_and_masters(
     ],
 )
 def test_the_largest_power_of_two_that_fits(total: int, device: str, expected: int) -> None:
-    assert tokens_per_pass(Memory(total, 1000, 1000), torch.device(device)) == expected
+    assert tokens_per_batch(Memory(total, 1000, 1000), torch.device(device)) == expected
 
 
 def test_work_by_hand() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from likelier.base.errors import RunFailed
 from likelier.config.schema import OptimConfig
-from likelier.errors import RunFailed
 from likelier.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,

@@ -13,13 +13,14 @@ import pytest
 import yaml
 from tests.support.tiny import tiny_tokenizer
 
-from likelier import errors
+from likelier.base import errors
+from likelier.base.errors import without_secrets
+from likelier.base.terminal import visible
+from likelier.checks.words import print_summary
 from likelier.cli import app, main
 from likelier.config import json_schema
 from likelier.data.check import Kind, Summary
 from likelier.data.records import Finding
-from likelier.exits import without_secrets
-from likelier.terminal import print_summary, visible
 
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
 GOOD = {"prompt": "파이썬이 뭐야?", "chosen": "배우기 쉬운 언어입니다.", "rejected": "뱀이지~"}
@@ -181,7 +182,10 @@ def test_train_takes_a_file_whose_name_holds_an_equals_sign(stand_in, tmp_path, 
 
 
 def test_show_and_score(stand_in):
-    shown, scored = stand_in("likelier.show", "show"), stand_in("likelier.score", "score")
+    shown, scored = (
+        stand_in("likelier.commands.show", "show"),
+        stand_in("likelier.commands.score", "score"),
+    )
     columns = ["--columns", "prompt=질문", "--columns", "chosen=a=b"]
     assert main(["show", "a.jsonl", "--model", "m", "-n", "2", *columns]) == 0
     assert main(["score", "a.jsonl", "--model", "m", "--out", "o.jsonl"]) == 0
@@ -203,7 +207,7 @@ def test_report_says_where_it_is(stand_in, capsys):
 
 def test_versions_are_checked_before_work(stand_in, monkeypatch, capsys):
     calls = stand_in("likelier.demo.demo", "demo")
-    monkeypatch.setattr("likelier.compat._installed", lambda name: "0.1")
+    monkeypatch.setattr("likelier.base.environment._installed", lambda name: "0.1")
     assert main(["demo"]) == 2
     assert calls == [] and "torch 0.1" in capsys.readouterr().err
 
@@ -287,7 +291,7 @@ def test_check_of_a_file_that_is_not_there(capsys):
 
 
 def test_a_long_place_stays_on_one_line(capsys):
-    place = Finding("x", "error", "a/" * 200 + "f.jsonl:7", "chosen", "m" * 300, "mend it")
+    place = Finding("x", "error", "a/" * 200 + "f.jsonl:7", "chosen", "m" * 300, "fix it")
     print_summary(Summary(30, 0, (Kind("x", "error", 30, (place,)),), (place,)))
     said = capsys.readouterr().out
     assert f"error {place.where}: {place.message}\n" in said
@@ -320,9 +324,9 @@ def test_data_cannot_drive_the_terminal(capsys):
     ],
 )
 def test_our_errors_are_a_message_and_their_code(kind, code, stand_in, capsys):
-    stand_in("likelier.demo.demo", "demo", kind("is wrong", where="a.jsonl:3", mend="mend it"))
+    stand_in("likelier.demo.demo", "demo", kind("is wrong", where="a.jsonl:3", hint="fix it"))
     assert main(["demo"]) == code
-    assert capsys.readouterr().err == "error: a.jsonl:3: is wrong\n  mend it\n"
+    assert capsys.readouterr().err == "error: a.jsonl:3: is wrong\n  fix it\n"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys):

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
-from likelier.batch.layout import Scored
-from likelier.errors import RunFailed
+from likelier.base.errors import RunFailed
+from likelier.batching.layout import Scored
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly
 from likelier.model.score import make_ready

@@ -8,11 +8,10 @@ import pytest
 import torch
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
-from likelier.batch.layout import Scored, tree_pass
-from likelier.compat import checkpoint_activations
-from likelier.errors import ConfigError
+from likelier.base.errors import ConfigError
+from likelier.batching.layout import Scored, tree_pass
 from likelier.model.compiled import compiled_layers, decoder_layers
-from likelier.model.load import Policy
+from likelier.model.load import Policy, checkpoint_activations
 from likelier.model.score import Ready, make_ready
 
 # Torch's compiler warns of torch's own parts.

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from likelier.base.errors import ConfigError, InputMissing
 from likelier.config import (
     IN_MEMORY,
     Config,
@@ -25,10 +26,9 @@ from likelier.config import text as yaml_text
 from likelier.config.elsewhere import NEEDLESS, RENAMED
 from likelier.config.explain import _known_keys
 from likelier.config.schema import NoAdapter
-from likelier.errors import ConfigError, InputMissing
 
 LEAST = {"model": {"path": "m"}, "data": {"train": "pairs.jsonl"}, "out": "runs/a"}
-FACTS = {"dtype": "float32", "save_dtype": "bfloat16", "tokens_per_pass": 4096}
+FACTS = {"dtype": "float32", "save_dtype": "bfloat16", "tokens_per_batch": 4096}
 
 FULL_TEXT = """
 model:     {path: LGAI-EXAONE/EXAONE-4.0-1.2B, revision: null, dtype: auto, save_dtype: auto}
@@ -39,7 +39,7 @@ reference: {path: null}
 loss:      {name: sigmoid, beta: 0.1}
 optim:     {lr: auto, schedule: cosine, warmup: 0.1, betas: [0.9, 0.999], eps: 1.0e-8,
             weight_decay: 0.0, max_grad_norm: 1.0}
-train:     {epochs: 1, pairs_per_step: 32, tokens_per_pass: auto, seed: 0, log_every: 1,
+train:     {epochs: 1, pairs_per_step: 32, tokens_per_batch: auto, seed: 0, log_every: 1,
             eval_every: 50, save_every: 200, keep: 2}
 out: runs/my-run
 track: none
@@ -224,7 +224,7 @@ def test_missing_keys_are_named():
         ("train", {"pairs_per_step": 0}, "train.pairs_per_step: 0"),
         ("train", {"epochs": float("inf")}, "train.epochs: .inf"),
         ("train", {"seed": -1}, "train.seed: -1"),
-        ("train", {"tokens_per_pass": 1}, "write auto, or a whole number from 16"),
+        ("train", {"tokens_per_batch": 1}, "write auto, or a whole number from 16"),
         ("train", {"keep": None}, "train.keep: null"),
         (
             "train",
@@ -589,13 +589,13 @@ def test_resolved_keeps_what_was_given_and_decides_the_rest():
     assert decided["model"]["dtype"] == "float64", "a given value stays"
     assert decided["model"]["save_dtype"] == "bfloat16"
     assert decided["optim"]["lr"] == 5e-7
-    assert decided["train"]["tokens_per_pass"] == 4096
+    assert decided["train"]["tokens_per_batch"] == 4096
     assert resolved(config_from(LEAST), **FACTS)["optim"]["lr"] == 1e-5
 
 
 def test_resolved_refuses_what_is_our_own_mistake():
     config = config_from(LEAST)
-    with pytest.raises(ValueError, match="nothing was decided for tokens_per_pass"):
+    with pytest.raises(ValueError, match="nothing was decided for tokens_per_batch"):
         resolved(config, dtype="float32", save_dtype="float32")
     with pytest.raises(TypeError, match="colour"):
         resolved(config, **FACTS, colour="red")

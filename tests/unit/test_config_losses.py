@@ -2,9 +2,9 @@
 
 import pytest
 
+from likelier.base.errors import ConfigError
 from likelier.cards import CARDS
 from likelier.config import Config, config_from, live
-from likelier.errors import ConfigError
 
 BASE = {"model": {"path": "m"}, "data": {"train": "a.jsonl"}, "out": "o"}
 

@@ -21,9 +21,9 @@ from tests.support.tokenizers import (
 )
 from tokenizers import AddedToken
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.records import Finding, Pair, TokenPair
 from likelier.data.tokens import Encoder, build_encoder, encode_answer, encode_pair, encode_pairs
-from likelier.errors import ConfigError, DataError
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def pair(prompt: Any = HISTORY, chosen: str = "언어입니다.", rejected: str 
 def the_finding(encoder: Encoder, pair: Pair) -> Finding:
     encoded, (finding,) = encode_pairs(encoder, [pair])
     assert not encoded and finding.severity == "error" and finding.source == "a.jsonl:1"
-    assert "\n" not in finding.message and finding.mend
+    assert "\n" not in finding.message and finding.hint
     with pytest.raises(DataError, match=re.escape(finding.message)):
         encode_pair(encoder, pair)
     return finding

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.data.check import Loaded, load_memory, load_pairs, refuse, summary
 from likelier.data.records import Finding
-from likelier.errors import ConfigError, DataError, InputMissing
 
 
 def row(prompt: Any = "질문", chosen: Any = "좋은 답", rejected: Any = "나쁜 답") -> dict[str, Any]:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.fit import fit
 from likelier.data.records import Answer, Pair, TokenPair
 from likelier.data.tokens import build_encoder, encode_pair
-from likelier.errors import ConfigError, DataError
 
 TEXT = build_encoder(bos_and_eos())
 CHAT = build_encoder(byte_level(CHATML, eos="<|im_end|>"))

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from likelier.base.errors import ConfigError, InputMissing
 from likelier.data.check import Loaded, Reading, load_memory, load_pairs
 from likelier.data.formats import recognise
 from likelier.data.ranked import Ranking
 from likelier.data.rules import RULES
-from likelier.errors import ConfigError, InputMissing
 
 Rows = list[dict[str, Any]]
 

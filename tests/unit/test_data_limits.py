@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tests.support.tokenizers import CHATML, byte_level
 
+from likelier.base.errors import DataError
 from likelier.config import Config, config_from
 from likelier.data.encoder import build_encoder
 from likelier.data.prepare import prepare
-from likelier.errors import DataError
 
 ENCODER = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from likelier.base.errors import DataError, InputMissing
 from likelier.data import lines
 from likelier.data.read import Row, read_rows, rows_from_memory
 from likelier.data.records import Finding
-from likelier.errors import DataError, InputMissing
 
 GOOD = '{"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}'.encode()
 
@@ -31,7 +31,7 @@ def the_finding(folder: Path, line: bytes) -> Finding:
     assert after.source.endswith("pairs.jsonl:3")
     assert isinstance(found, Finding)
     assert found.source.endswith("pairs.jsonl:2") and found.severity == "error"
-    assert "\n" not in found.message and len(found.message) < 200 and found.mend
+    assert "\n" not in found.message and len(found.message) < 200 and found.hint
     return found
 
 
@@ -73,12 +73,12 @@ def test_a_bad_line_is_one_located_finding(
 
 
 def test_korean_windows_text_is_recognised(tmp_path: Path) -> None:
-    assert "CP949" in the_finding(tmp_path, '{"a": "한국어"}'.encode("cp949")).mend
+    assert "CP949" in the_finding(tmp_path, '{"a": "한국어"}'.encode("cp949")).hint
 
 
 def test_utf16_is_recognised(tmp_path: Path) -> None:
     found = read_bytes(tmp_path, '{"a": "한국어"}\n'.encode("utf-16"))
-    assert "UTF-16" in found[0].mend
+    assert "UTF-16" in found[0].hint
 
 
 def test_cr_only_line_ends_are_named(tmp_path: Path) -> None:

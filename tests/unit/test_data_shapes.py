@@ -34,7 +34,7 @@ def finding_of(record: dict[str, Any], columns: dict[str, str] | None = None) ->
     found = to_pair(Row("a.jsonl:7", record), columns or {})
     assert isinstance(found, Finding), found
     assert found.source == "a.jsonl:7" and found.severity == "error"
-    assert "\n" not in found.message + found.mend
+    assert "\n" not in found.message + found.hint
     assert len(found.message) < 250
     return found
 
@@ -149,7 +149,7 @@ def test_a_misspelt_column_is_named() -> None:
     found = finding_of(record)
     assert found.code == "column" and found.field == "chosen"
     assert '"choosen"' in found.message and 'did you mean "chosen"' in found.message
-    assert "data.columns.chosen: choosen" in found.mend
+    assert "data.columns.chosen: choosen" in found.hint
     assert pair_of(record, {"chosen": "choosen"}).chosen == "언어"
     assert "Chosen" in finding_of({"prompt": "a", "Chosen": "b", "rejected": "c"}).message
 
@@ -157,13 +157,13 @@ def test_a_misspelt_column_is_named() -> None:
 def test_a_missing_column_lists_the_others() -> None:
     found = finding_of({"chosen": "a", "rejected": "b", "질문": "c", "n": 1})
     assert found.code == "column" and found.field == "prompt"
-    assert '"질문"' in found.mend
+    assert '"질문"' in found.hint
 
 
 def test_a_mapped_column_that_the_file_lacks() -> None:
     found = finding_of({**TEXT, "question": "c"}, {"prompt": "qestion"})
     assert found.code == "column" and "data.columns.prompt" in found.message
-    assert 'did you mean "question"' in found.mend
+    assert 'did you mean "question"' in found.hint
     chat = {"chosen": [user("가"), bot("나")], "rejected": [user("가"), bot("다")]}
     assert finding_of(chat, {"prompt": "question"}).code == "column"
 
@@ -222,7 +222,7 @@ def test_messages_that_are_none(chosen: Any, code: str, field: str, says: str) -
 def test_a_misspelt_role_is_named() -> None:
     chosen = [{"role": "asistant", "content": "a"}]
     found = finding_of({"prompt": [user("가")], "chosen": chosen, "rejected": [bot("뱀")]})
-    assert 'did you mean "assistant"' in found.mend
+    assert 'did you mean "assistant"' in found.hint
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_message_never_shows_much_of_the_row() -> None:
         {"chosen": [user(long), bot("a")], "rejected": [user("b"), bot("a")]},
     ):
         found = finding_of(record)
-        assert (found.message + found.mend).count("비밀") <= 40
+        assert (found.message + found.hint).count("비밀") <= 40
 
 
 def test_nearest() -> None:

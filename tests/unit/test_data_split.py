@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from likelier.base.errors import DataError
 from likelier.data.leak import leaks
 from likelier.data.records import Answer, Pair, TokenPair
 from likelier.data.split import split_by_prompt
-from likelier.errors import DataError
 
 
 def pairs_of(prompts: list[str]) -> list[Pair]:

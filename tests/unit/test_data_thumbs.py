@@ -8,13 +8,13 @@ import torch
 from tests.support.loss_runs import rows_for
 from tests.support.runs import MISSING, Place, make_place
 
+from likelier.base.errors import DataError
 from likelier.config import config_from
 from likelier.data.check import load_memory
 from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.prepare import content_hash
 from likelier.data.purpose import prepare_for_loss
 from likelier.data.thumbs import mismatched
-from likelier.errors import DataError
 from likelier.model.load import load
 
 
@@ -104,14 +104,14 @@ def test_the_kind_of_rows_must_fit_the_loss(place: Place, encoder: Encoder) -> N
 
 
 def test_kto_of_the_engine_is_the_plain_function(place: Place) -> None:
-    from likelier.loss.api import kto_loss
-    from likelier.loss.registry import bind
-    from likelier.loss.values import AnswerValues
+    from likelier.losses.api import kto_loss
+    from likelier.losses.registry import bind
+    from likelier.losses.values import StepValues
 
     policy = torch.tensor([-10.0, -22.0, -5.0, -11.0, -20.0, -7.0], dtype=torch.float64)
     reference = torch.tensor([-11.0, -20.0, -5.5, -12.0, -20.5, -6.0], dtype=torch.float64)
     label = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
-    values = AnswerValues(policy, reference, torch.ones(6), torch.arange(3), torch.arange(3, 6),
+    values = StepValues(policy, reference, torch.ones(6), torch.arange(3), torch.arange(3, 6),
                           label_P=label)  # fmt: skip
     z0 = (policy[3:] - reference[3:]).mean().clamp(min=0)
     assert z0 > 0

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, CONTROL, LLAMA3, bos_and_eos, byte_level, metaspace
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.records import Pair
 from likelier.data.tokens import (
     Encoder,
@@ -16,7 +17,6 @@ from likelier.data.tokens import (
     encode_pair,
     encode_pairs,
 )
-from likelier.errors import ConfigError, DataError
 
 TOKENIZERS = {
     "byte-level": byte_level(),
@@ -257,7 +257,7 @@ def test_the_stop_token() -> None:
 def test_a_tokenizer_without_a_stop_token_is_refused() -> None:
     with pytest.raises(DataError, match="no stop token") as caught:
         build_encoder(byte_level(eos=None))
-    assert caught.value.exit_code == 65 and caught.value.mend
+    assert caught.value.exit_code == 65 and caught.value.hint
     with pytest.raises(DataError, match="99999 is not in the vocabulary"):
         build_encoder(byte_level(), config(99999))
 

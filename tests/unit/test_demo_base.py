@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from likelier.base.errors import DataError, OutputError
+from likelier.base.files import sha256
 from likelier.data.encoder import build_encoder
 from likelier.data.records import Pair
 from likelier.data.tokens import encode_pair
 from likelier.demo import base as base_module
 from likelier.demo.base import Recipe, base_model, make_tokenizer, new_model
 from likelier.demo.world import corpus, topics
-from likelier.errors import DataError, OutputError
-from likelier.files import sha256
 
 TINY = Recipe(rounds=1, vocabulary=700, hidden=32, inner=32, layers=1, lr=1e-2)
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from likelier.base.errors import OutputError
 from likelier.config import config_from
 from likelier.demo import evidence as evidence_module
 from likelier.demo import make as make_module
@@ -16,7 +17,6 @@ from likelier.demo.evidence import interrogate, outcome, share_of
 from likelier.demo.judge import judge
 from likelier.demo.make import settings
 from likelier.demo.world import interview, topics
-from likelier.errors import OutputError
 from likelier.evaluation.heldout import wilson
 from likelier.report.read import read_run
 

@@ -34,7 +34,7 @@ def _tree() -> str:
 
 def test_the_tree_of_files_is_the_tree() -> None:
     found = re.search(r"<!-- tree -->\n```\n(.*?)\n```", FILES.read_text("utf-8"), re.DOTALL)
-    assert found and found[1] == _tree(), f"put this into {FILES.name}:\n{_tree()}"
+    assert found and found[1] == _tree(), "run: python -m tests.unit.test_docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -85,3 +85,8 @@ def test_the_tables_of_the_benchmarks_are_their_results() -> None:
     text = page.PAGE.read_text("utf-8")
     assert text.count("<!-- table ") == len(page.TABLES)
     assert page.page(text) == text, "run: python bench/page.py"
+
+
+if __name__ == "__main__":  # writes the tree
+    head, _, rest = FILES.read_text("utf-8").partition("<!-- tree -->\n```\n")
+    FILES.write_text(f"{head}<!-- tree -->\n```\n{_tree()}{rest[rest.index(chr(10) + '```') :]}")

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.support.tiny import tiny_tokenizer
 from tests.support.tokenizers import CHATML, LLAMA3, byte_level, metaspace
 
+from likelier.base.errors import ConfigError, DataError, OutputError
+from likelier.checks.examine import Examination, Question, examine
+from likelier.checks.fix import fix
+from likelier.checks.gates import read_gate
 from likelier.cli import main
 from likelier.data.check import load_pairs
 from likelier.data.rules import RULES
-from likelier.doctor.examine import Examination, Question, examine
-from likelier.doctor.fix import fix
-from likelier.doctor.gates import read_gate
-from likelier.errors import ConfigError, DataError, OutputError
 
 Row = dict[str, Any]
 RNG = random.Random(0)
@@ -208,7 +208,7 @@ def test_a_rule_fires_where_it_should(code: str, tmp_path: Path) -> None:
         assert place.field == case.field
     wanted = RULES[code].severity
     assert kinds[code].severity == ("note" if code == "clock" else wanted)
-    assert "\n" not in place.message + place.mend and len(place.message) < 250
+    assert "\n" not in place.message + place.hint and len(place.message) < 250
 
 
 @pytest.mark.parametrize("code", CASES)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tests.support.tiny import pair_rows, save_tiny, write_rows
 
+from likelier.checks.reference import _odd
 from likelier.cli import main
-from likelier.doctor.reference import _odd
 
 
 def test_the_figures_are_those_of_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import likelier
-from likelier.errors import ConfigError
-from likelier.loss.api import dpo_loss
-from likelier.loss.registry import LOSSES, bind
-from likelier.loss.sigmoid import logistic, sigmoid
-from likelier.loss.values import AnswerValues
+from likelier.base.errors import ConfigError
+from likelier.losses.api import dpo_loss
+from likelier.losses.registry import LOSSES, bind
+from likelier.losses.sigmoid import logistic, sigmoid
+from likelier.losses.values import StepValues
 
 LN2 = math.log(2)
 # Policy chosen, policy rejected, reference chosen, reference rejected: nats of whole answers.
@@ -144,10 +144,10 @@ def test_the_public_name() -> None:
 # The same loss as the engine calls it
 
 
-def shared_answers() -> AnswerValues:
+def shared_answers() -> StepValues:
     """Three answers of one prompt in two pairs, and a pair of its own."""
     policy_R = torch.tensor([-10.0, -12.0, -9.0, -30.0, -31.5], dtype=torch.float64)
-    return AnswerValues(
+    return StepValues(
         policy_R=policy_R.requires_grad_(),
         reference_R=torch.tensor([-11.0, -11.5, -9.5, -30.0, -30.0], dtype=torch.float64),
         length_R=torch.tensor([5, 6, 4, 20, 21]),
@@ -184,20 +184,20 @@ def test_a_margin_of_thousands_keeps_its_slope() -> None:
 
 
 def test_losses_by_name() -> None:
-    assert LOSSES["sigmoid"].function is sigmoid and not LOSSES["sigmoid"].couples
+    assert LOSSES["sigmoid"].function is sigmoid and not LOSSES["sigmoid"].needs_whole_step
     bound = bind({"name": "sigmoid", "beta": 0.3})
     values = shared_answers()
     assert bound.per_pair(values).tolist() == sigmoid(values, beta=0.3).tolist()
-    assert (bound.name, bound.beta, bound.couples) == ("sigmoid", 0.3, False)
+    assert (bound.name, bound.beta, bound.needs_whole_step) == ("sigmoid", 0.3, False)
     with pytest.raises(ConfigError, match="no loss is called sigmoidal") as caught:
         bind({"name": "sigmoidal", "beta": 0.3})
-    assert caught.value.where == "loss.name" and "sigmoid" in str(caught.value.mend)
+    assert caught.value.where == "loss.name" and "sigmoid" in str(caught.value.hint)
 
 
 def test_a_function_of_ones_own_may_look_at_the_whole_step() -> None:
-    def own(values: AnswerValues) -> Tensor:
+    def own(values: StepValues) -> Tensor:
         return -values.log_ratio_margin_P
 
     bound = bind({"name": "sigmoid", "beta": 0.2}, own)
-    assert (bound.name, bound.beta, bound.couples) == ("own", 0.2, True)
+    assert (bound.name, bound.beta, bound.needs_whole_step) == ("own", 0.2, True)
     assert bound.per_pair(shared_answers()).tolist() == [-1.5, -1.0, -1.5]

@@ -21,7 +21,7 @@ from transformers import (
     PersimmonForCausalLM,
 )
 
-from likelier.batch.layout import tree_pass
+from likelier.batching.layout import tree_pass
 from likelier.model.dropout import without_dropout
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from likelier import files
-from likelier.errors import OutputError
-from likelier.files import (
+from likelier.base import files
+from likelier.base.errors import OutputError
+from likelier.base.files import (
     MANIFEST,
     append_lines,
     read_json,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from likelier.batch.tree import Tree, ancestor_mask_TT, build_tree
+from likelier.batching.tree import Tree, ancestor_mask_TT, build_tree
 from likelier.model import flex as module
 from likelier.model.attention import dense, segments
 from likelier.model.flex import block_mask, flex, padded_size

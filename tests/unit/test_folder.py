@@ -9,9 +9,9 @@ import pytest
 import yaml
 from tests.support.runs import Place
 
+from likelier.base.errors import OutputError
+from likelier.base.files import append_lines, read_json, read_lines, write_json
 from likelier.config import config_from
-from likelier.errors import OutputError
-from likelier.files import append_lines, read_json, read_lines, write_json
 from likelier.training.folder import RunFolder, open_folder
 from likelier.training.inputs import asked, refuse_changes
 

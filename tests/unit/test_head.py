@@ -9,7 +9,7 @@ from tests.support.numerics import TELLING, distance, gradients, plain_logps
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from likelier.batch.layout import tree_pass
+from likelier.batching.layout import tree_pass
 from likelier.logprob.head import Head, at_least_float32, head_logits
 from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy

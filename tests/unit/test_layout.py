@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.numerics import TELLING, answer_weights, scored_sets, sequence
 
-from likelier.batch.layout import Pass, Scored, answers_of, padded_pass, scored, tree_pass
+from likelier.batching.layout import Pass, Scored, answers_of, padded_pass, scored, tree_pass
 from likelier.data.records import Answer, TokenPair
 
 Layout = Callable[[Sequence[Scored]], Pass]

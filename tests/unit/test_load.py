@@ -15,7 +15,7 @@ from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from likelier.errors import ConfigError, DataError, InputMissing, LikelierError
+from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy, load, load_tokenizer, parse_dtype
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import likelier
+from likelier.base.errors import ConfigError
 from likelier.cards import CARDS, find_card
-from likelier.errors import ConfigError
-from likelier.loss.api import kto_loss, preference_loss
-from likelier.loss.registry import LOSSES
+from likelier.losses.api import kto_loss, preference_loss
+from likelier.losses.registry import LOSSES
 
 LN2 = math.log(2)
 # Policy chosen, policy rejected, reference chosen, reference rejected.

@@ -7,21 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from likelier.errors import ConfigError
-from likelier.loss.registry import bind
-from likelier.loss.values import AnswerValues
+from likelier.base.errors import ConfigError
+from likelier.losses.registry import bind
+from likelier.losses.values import StepValues
 
 
-def values() -> AnswerValues:
+def values() -> StepValues:
     """Three pairs of six answers; the log-ratio margins are 0.5, -2 and 6."""
-    return AnswerValues(
+    return StepValues(
         policy_R=torch.tensor([-10.0, -20.0, -30.0, -11.0, -19.0, -40.0], dtype=torch.float64),
         reference_R=torch.tensor([-11.0, -19.0, -32.0, -11.5, -20.0, -36.0], dtype=torch.float64),
         length_R=torch.tensor([4, 9, 10, 5, 9, 14]),
         chosen_P=torch.tensor([0, 1, 2]),
         rejected_P=torch.tensor([3, 4, 5]),
         weight_P=torch.tensor([1.0, 0.0, 2.5], dtype=torch.float64),
-        sureness_R=torch.tensor([-0.5, 0.25, -1.0, -0.1, 0.5, -2.0], dtype=torch.float64),
+        wpo_log_weight_R=torch.tensor([-0.5, 0.25, -1.0, -0.1, 0.5, -2.0], dtype=torch.float64),
         mean_tokens=23 / 3,
     )
 
@@ -57,20 +57,20 @@ def test_weights_of_pairs() -> None:
 
 
 def test_wpo_is_at_most_one_and_has_no_gradient_of_its_own() -> None:
-    sure = values().sureness_R
+    sure = values().wpo_log_weight_R
     assert sure is not None
     sure.requires_grad_()
     loss = bind({"name": "sigmoid", "beta": 0.1, "wpo": True})
-    loss_P = loss.per_pair(replace(values(), sureness_R=sure))
+    loss_P = loss.per_pair(replace(values(), wpo_log_weight_R=sure))
     wanted = [p * w for p, w in zip(PLAIN, (math.exp(-0.6), 1.0, math.exp(-3.0)), strict=True)]
     assert wanted == given(loss_P)
-    assert loss.reads_sureness and not loss_P.requires_grad
+    assert loss.reads_wpo_log_weight and not loss_P.requires_grad
 
 
 def test_dynamic_beta() -> None:
     options = {"alpha": 0.6, "momentum": 0.9, "keep": 0.67}
     loss = bind({"name": "sigmoid", "beta": 0.1, "dynamic_beta": options})
-    assert loss.couples and loss.observe is not None and loss.held_out is not None
+    assert loss.needs_whole_step and loss.observe is not None and loss.held_out is not None
     loss.observe(values())
     mean = 0.1 * (0.5 - 2.0 + 6.0) / 3
     assert loss.state["margin"] == pytest.approx(mean)  # the first step is its own average
@@ -99,14 +99,14 @@ def test_a_mixture_is_the_weighted_sum() -> None:
     wanted = 0.8 * alone[0].per_pair(values()) + 0.2 * alone[1].per_pair(values())
     wanted = wanted - values().chosen.policy_P / (23 / 3)
     assert mixed.per_pair(values()).tolist() == given(wanted)
-    assert mixed.beta == 0.1 and not mixed.couples and mixed.needs("reference")
+    assert mixed.beta == 0.1 and not mixed.needs_whole_step and mixed.needs("reference")
     assert (
         mixed.formula.startswith("0.8 * (-log sigmoid(0.1 *") and "1 * NLL(token)" in mixed.formula
     )
 
 
 def test_a_function_of_ones_own_takes_them_too() -> None:
-    def own(values: AnswerValues) -> Tensor:
+    def own(values: StepValues) -> Tensor:
         return -values.log_ratio_margin_P
 
     loss = bind({"name": "sigmoid", "beta": 0.1, "nll": 1.0, "nll_per": "sum"}, own)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tests.support.runs import make_place, token_pairs
 
-from likelier.batch.layout import answers_of
+from likelier.base.errors import RunFailed
+from likelier.batching.layout import answers_of
 from likelier.data.records import Answer, TokenPair
-from likelier.errors import RunFailed
 from likelier.evaluation.heldout import HeldOut, accuracy_interval, wilson
 from likelier.evaluation.metrics import TIE, hits, metrics, rewards
-from likelier.loss.registry import BoundLoss, bind
+from likelier.losses.registry import BoundLoss, bind
 from likelier.model.load import load
 from likelier.model.score import make_ready
 from likelier.reference.build import cached_column

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from likelier.base.errors import RunFailed
 from likelier.config.schema import OptimConfig
-from likelier.errors import RunFailed
 from likelier.training.optimizer import MasterAdamW, schedule
 
 

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.support.numerics import sequence
 
-from likelier.batch.layout import Scored, padded_pass, tree_pass
-from likelier.batch.pack import Unit, layout, pack
-from likelier.batch.tree import build_tree
+from likelier.batching.layout import Scored, padded_pass, tree_pass
+from likelier.batching.pack import Unit, layout, pack
+from likelier.batching.tree import build_tree
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 one = st.tuples(words, words).map(lambda both: sequence(*both))

@@ -13,10 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import likelier
-from likelier import compat
-from likelier.compat import Package, check_versions, packages
-from likelier.environment import environment
-from likelier.errors import ConfigError
+from likelier.base import environment as compat
+from likelier.base.environment import Package, check_versions, environment, packages
+from likelier.base.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -65,7 +64,7 @@ def test_public_names_come_from_their_homes(name):
 
 def test_importing_the_package_imports_nothing_heavy():
     code = (
-        "import sys, likelier, likelier.cli, likelier.config, likelier.compat\n"
+        "import sys, likelier, likelier.cli, likelier.config, likelier.base.environment\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'pandas', 'plotly', 'numpy'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )

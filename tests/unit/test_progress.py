@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from likelier import progress
-from likelier.progress import bar, say
+from likelier.base import terminal as progress
+from likelier.base.terminal import bar, say
 
 
 def lines(total: int, done: int, parts: list[int], capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -29,7 +29,7 @@ from tests.support.report_runs import (
     write_part,
 )
 
-from likelier.errors import InputMissing, OutputError
+from likelier.base.errors import InputMissing, OutputError
 from likelier.report import write_report
 from likelier.report.charts import draw_charts
 from likelier.report.facts import run_facts

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from likelier.batch.tree import build_tree
+from likelier.batching.tree import build_tree
 from likelier.model.attention import TREE_BACKENDS, UnsupportedAttention, tree_obstacle
 from likelier.model.load import Policy
 from likelier.model.score import make_ready, score_sequences

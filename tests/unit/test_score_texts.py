@@ -10,7 +10,7 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
 import likelier
-from likelier.errors import DataError
+from likelier.base.errors import DataError
 from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy
 from likelier.model.score import get_logprob

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.support.runs import make_place
 
+from likelier.base.environment import multiplies_bfloat16
 from likelier.config import config_from
-from likelier.environment import multiplies_bfloat16
 from likelier.start import open_start
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import likelier
 from likelier.cards import CARDS
-from likelier.loss.registry import LOSSES, bind
-from likelier.loss.values import AnswerValues
+from likelier.losses.registry import LOSSES, bind
+from likelier.losses.values import StepValues
 from likelier.testing import check_loss
 
 
@@ -28,42 +28,42 @@ def test_what_combines_passes() -> None:
     check_loss(bind({"name": "sigmoid", "beta": 0.1, "wpo": True}).per_pair)
 
 
-def naive(values: AnswerValues) -> Tensor:
+def naive(values: StepValues) -> Tensor:
     return -torch.log(torch.sigmoid(values.log_ratio_margin_P))
 
 
-def mean(values: AnswerValues) -> Tensor:
+def mean(values: StepValues) -> Tensor:
     return naive(values).mean()
 
 
-def item(values: AnswerValues) -> Tensor:
+def item(values: StepValues) -> Tensor:
     return torch.tensor(naive(values).tolist(), dtype=torch.float64)
 
 
-def rounded(values: AnswerValues) -> Tensor:
+def rounded(values: StepValues) -> Tensor:
     return naive(values).float()
 
 
-def by_place(values: AnswerValues) -> Tensor:
+def by_place(values: StepValues) -> Tensor:
     return -values.log_ratio_margin_P * torch.arange(1, len(values.chosen_P) + 1).double()
 
 
-def half_detached(values: AnswerValues) -> Tensor:
+def half_detached(values: StepValues) -> Tensor:
     chosen, rejected = values.chosen, values.rejected
     return (rejected.ratio_P.detach() - chosen.ratio_P) ** 2
 
 
-def random(values: AnswerValues) -> Tensor:
+def random(values: StepValues) -> Tensor:
     return -values.log_ratio_margin_P + torch.rand(len(values.chosen_P), dtype=torch.float64)
 
 
-def changing(values: AnswerValues) -> Tensor:
+def changing(values: StepValues) -> Tensor:
     with torch.no_grad():
         values.reference_R.sub_(1.0)
     return -torch.nn.functional.logsigmoid(values.chosen.ratio_P - values.rejected.ratio_P)
 
 
-def raising(values: AnswerValues) -> Tensor:
+def raising(values: StepValues) -> Tensor:
     raise KeyError("margin")
 
 
@@ -81,7 +81,7 @@ def raising(values: AnswerValues) -> Tensor:
         (raising, "6 of 6 checks failed(.|\n)*it raised KeyError"),
     ],
 )
-def test_faults_are_named(loss: Callable[[AnswerValues], Tensor], message: str) -> None:
+def test_faults_are_named(loss: Callable[[StepValues], Tensor], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_loss(loss)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from likelier.batch.tree import Trie, ancestor_mask_TT, build_tree, common_length
+from likelier.batching.tree import Trie, ancestor_mask_TT, build_tree, common_length
 
 Tokens = tuple[int, ...]
 

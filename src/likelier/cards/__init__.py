@@ -2,12 +2,12 @@
 
 from difflib import get_close_matches
 
+from likelier.base.errors import ConfigError
 from likelier.cards.anchored import ANCHORED
 from likelier.cards.card import Card, Parameter
 from likelier.cards.coupled import COUPLED
 from likelier.cards.lengths import LENGTHS
 from likelier.cards.margins import MARGINS
-from likelier.errors import ConfigError
 
 __all__ = ["ALIASES", "CARDS", "Card", "Parameter", "find_card"]
 
@@ -27,11 +27,11 @@ def find_card(name: str, where: str = "loss.name") -> Card:
         raise ConfigError(
             f"{name} is two losses",
             where=where,
-            mend="write ipo_sum (summed log-probs, the paper's text; tau counts nats per answer) "
+            hint="write ipo_sum (summed log-probs, the paper's text; tau counts nats per answer) "
             "or ipo_mean (per-token means, as most trainers run it; tau counts nats per token)",
         )
     near = get_close_matches(name, [*CARDS, *ALIASES], n=1)
     known = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(
-        f"no loss is called {name}", where=where, mend=f"{known}There are: {', '.join(CARDS)}"
+        f"no loss is called {name}", where=where, hint=f"{known}There are: {', '.join(CARDS)}"
     )

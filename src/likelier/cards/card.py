@@ -94,14 +94,14 @@ class Card:
         return self.formula.format(**{p.name: p.name for p in self.parameters})
 
     def problem(self, given: Mapping[str, Any]) -> tuple[str, str, str] | None:
-        """(key, what is wrong, how to mend it) for the first wrong hyper-parameter, or None."""
+        """(key, what is wrong, how to fix it) for the first wrong hyper-parameter, or None."""
         known = {parameter.name: parameter for parameter in self.parameters}
         for name, value in given.items():
             if name not in known:
                 return name, f"{self.name} does not read {name}", self._instead(name, known)
             if not known[name].allows(value):
-                mend = f"{known[name].meaning}; begin with {known[name].start}"
-                return name, f"{value} is not possible; write {known[name].range}", mend
+                hint = f"{known[name].meaning}; begin with {known[name].start}"
+                return name, f"{value} is not possible; write {known[name].range}", hint
         if "divergence" in known and "alpha" in given and given.get("divergence") != "alpha":
             return "alpha", "would not be read: divergence is not alpha", "take alpha away"
         return None

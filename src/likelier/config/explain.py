@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from likelier.base.errors import ConfigError
 from likelier.config import text
 from likelier.config.elsewhere import NEEDLESS, RENAMED, answer
 from likelier.config.schema import json_schema
-from likelier.errors import ConfigError
 
 Schema = Mapping[str, Any]
 
@@ -29,9 +29,9 @@ def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
     dotted = ".".join(keys)
     about = _at(keys, given).get("description") or NEEDLESS.get(dotted)
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
-        return ConfigError("is needed", where=dotted, mend=f"add {dotted}: {about or 'a section'}")
+        return ConfigError("is needed", where=dotted, hint=f"add {dotted}: {about or 'a section'}")
     if problem["type"] == "value_error":
-        return ConfigError(str(problem["ctx"]["error"]), where=dotted, mend=about)
+        return ConfigError(str(problem["ctx"]["error"]), where=dotted, hint=about)
     if problem["type"] == "union_tag_invalid":
         tag, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
         name = problem["ctx"]["discriminator"].strip("'")
@@ -40,7 +40,7 @@ def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
         return ConfigError(what, where=f"{dotted}.{name}")
     offered = allowed(_at(keys, given))
     what = f"{_short(_value(keys, given))} is not possible; write {offered}"
-    return ConfigError(what, where=dotted, mend=about)
+    return ConfigError(what, where=dotted, hint=about)
 
 
 def _short(value: Any) -> str:
@@ -75,12 +75,12 @@ def _value(keys: Sequence[str], given: Any) -> Any:
 
 
 def _unknown(unknown: Sequence[Sequence[str]], given: Mapping[str, Any]) -> ConfigError:
-    mends = [_instead(keys, given) for keys in unknown]
+    hints = [_instead(keys, given) for keys in unknown]
     if len(unknown) == 1:
-        return ConfigError("unknown key", where=".".join(unknown[0]), mend=mends[0])
+        return ConfigError("unknown key", where=".".join(unknown[0]), hint=hints[0])
     names = [".".join(keys) for keys in unknown]
-    each = " · ".join(f"{name}: {mend}" for name, mend in zip(names, mends, strict=True))
-    return ConfigError(f"unknown keys: {', '.join(names)}", mend=each)
+    each = " · ".join(f"{name}: {hint}" for name, hint in zip(names, hints, strict=True))
+    return ConfigError(f"unknown keys: {', '.join(names)}", hint=each)
 
 
 def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
@@ -93,8 +93,8 @@ def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
         section = above[0]
         kind = "{kind: none}" if section == "adapter" else "{name: ...}"
         return f"another kind of {section} has it; {section}={kind} replaces the whole section"
-    if (mend := answer(name, value, _value(above, given))) is not None:
-        return mend
+    if (hint := answer(name, value, _value(above, given))) is not None:
+        return hint
     elsewhere = [key for key in known if _leaf(key) == name]
     if len(elsewhere) == 1 and not isinstance(value, Mapping):
         return f"write {elsewhere[0]}: {_short(value)}"

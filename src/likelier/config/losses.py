@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Field, create_model
 
+from likelier.base.errors import ConfigError
 from likelier.cards import CARDS, Card, Parameter, find_card
 from likelier.config import text
 from likelier.config.section import Section
-from likelier.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -101,13 +101,13 @@ def named(value: Any, where: str = "loss") -> Any:
     every = {parameter.name for other in CARDS.values() for parameter in other.parameters}
     wrong = card.problem({k: v for k, v in given.items() if k in every})
     if wrong:
-        key, what, mend = wrong
+        key, what, hint = wrong
         if "does not read" in what:
             readers = [c.name for c in CARDS.values() if key in c.defaults]
-            mend = f"{mend}; {key} is read by {', '.join(readers)}"
+            hint = f"{hint}; {key} is read by {', '.join(readers)}"
         elif "would not" not in what:
             what = f"{text.flow(given[key])} is not possible;{what.partition(';')[2]}"
-        raise ConfigError(what, where=f"{where}.{key}", mend=mend)
+        raise ConfigError(what, where=f"{where}.{key}", hint=hint)
     return given | {"name": card.name}
 
 
@@ -170,11 +170,11 @@ def check_options(loss: Any) -> None:
     given = loss.model_fields_set
     if "nll_per" in given and not loss.nll:
         raise ConfigError(
-            "would not be read: loss.nll is 0", where="loss.nll_per", mend="take it away"
+            "would not be read: loss.nll is 0", where="loss.nll_per", hint="take it away"
         )
     if getattr(loss, "tokens", None) and loss.nll:
         raise ConfigError(
             "the likelihood counts whole answers, loss.tokens counts parts of them",
             where="loss.nll and loss.tokens",
-            mend="keep one of the two",
+            hint="keep one of the two",
         )

@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from likelier.base.errors import ConfigError, InputMissing
 from likelier.config import text
 from likelier.config.explain import explain
 from likelier.config.resolve import live
 from likelier.config.schema import IN_MEMORY, Config
-from likelier.errors import ConfigError, InputMissing
 
 
 def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Config:
@@ -29,9 +29,9 @@ def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Confi
     for word in overrides:
         key, equals, value = word.partition("=")
         if not equals or not key or not all(key.split(".")):
-            raise ConfigError(f"{word!r} is not key=value", mend="write for example loss.beta=0.2")
+            raise ConfigError(f"{word!r} is not key=value", hint="write for example loss.beta=0.2")
         if key in seen:
-            raise ConfigError("is given twice", where=key, mend="keep one of the two")
+            raise ConfigError("is given twice", where=key, hint="keep one of the two")
         seen.add(key)
         _put(tree, key, text.argument(value, key))
     return config_from(tree)
@@ -62,7 +62,7 @@ def config_from(
             raise ConfigError(
                 "this run was given a Python object here",
                 where=key,
-                mend="write a path, or call likelier.train with the object again",
+                hint="write a path, or call likelier.train with the object again",
             )
     for key in keys:
         _put(tree, key, IN_MEMORY)
@@ -106,7 +106,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "is not a file" if path.exists() else "there is no such file"
-        raise InputMissing(what, where=str(path), mend="give the path of a YAML config")
+        raise InputMissing(what, where=str(path), hint="give the path of a YAML config")
     try:
         tree = text.parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
@@ -116,5 +116,5 @@ def _read(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError("holds no keys", where=str(path), mend="see `likelier schema`")
+        raise ConfigError("holds no keys", where=str(path), hint="see `likelier schema`")
     return tree

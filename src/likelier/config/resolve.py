@@ -37,7 +37,7 @@ def resolved(config: Config, **facts: Any) -> dict[str, Any]:
     Args:
         config: as read.
         facts: what the run decided, by the last word of the key: ``dtype``, ``save_dtype``,
-            ``tokens_per_pass``. A value that the user gave stays. ``lr`` follows from the adapter.
+            ``tokens_per_batch``. A value that the user gave stays. ``lr`` follows from the adapter.
 
     Raises:
         ValueError: an ``auto`` was left undecided, or what was decided could not run again.
@@ -59,7 +59,7 @@ def resolved(config: Config, **facts: Any) -> dict[str, Any]:
     return tree
 
 
-_AUTO_KEYS = frozenset({"dtype", "save_dtype", "lr", "tokens_per_pass"})
+_AUTO_KEYS = frozenset({"dtype", "save_dtype", "lr", "tokens_per_batch"})
 
 
 def dump(config: Config | Mapping[str, Any]) -> str:

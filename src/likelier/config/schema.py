@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )
 
+from likelier.base.errors import ConfigError
 from likelier.config.losses import LossConfig, SigmoidLoss, check_options, needs
 from likelier.config.section import Section
-from likelier.errors import ConfigError
 
 IN_MEMORY = "(in memory)"  # stands where a key's value was given as a Python object
 
@@ -221,7 +221,7 @@ class TrainConfig(Section):
     )
     steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
     pairs_per_step: Count = Field(32, description="pairs of one optimizer step, over all devices")
-    tokens_per_pass: Literal["auto"] | Annotated[int, Field(ge=16, le=2**31 - 1)] = Field(
+    tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=16, le=2**31 - 1)] = Field(
         "auto", description="budget of one forward pass; auto = what memory allows"
     )
     seed: int = Field(0, ge=0, le=2**32 - 1)
@@ -249,14 +249,14 @@ class TrainConfig(Section):
                 raise ConfigError(
                     "no length is given",
                     where="train.epochs and train.steps",
-                    mend="give one of them a number",
+                    hint="give one of them a number",
                 )
             return given
         if given.get("epochs") is not None:
             raise ConfigError(
                 f"both are given: {given['epochs']} and {given['steps']}",
                 where="train.epochs and train.steps",
-                mend="keep one; train.epochs=null takes the epochs away",
+                hint="keep one; train.epochs=null takes the epochs away",
             )
         return {**given, "epochs": None}
 
@@ -299,7 +299,7 @@ class Config(Section):
             raise ConfigError(
                 f"{warmup} steps of warm-up do not fit in train.steps, {steps}",
                 where="optim.warmup",
-                mend="write fewer steps, or a share such as 0.1",
+                hint="write fewer steps, or a share such as 0.1",
             )
         return self
 
@@ -318,13 +318,13 @@ class Config(Section):
             raise ConfigError(
                 "a reference that moves begins as the start",
                 where="reference.path and reference.update_every",
-                mend="keep one of the two",
+                hint="keep one of the two",
             )
 
 
 def _dead(key: str, because: str) -> ConfigError:
     return ConfigError(
-        f"would not be read: {because}", where=key, mend=f"take {key} away, or change that"
+        f"would not be read: {because}", where=key, hint=f"take {key} away, or change that"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from likelier.errors import ConfigError
+from likelier.base.errors import ConfigError
 
 LARGEST_FILE = 1_000_000  # characters; a config has a few dozen keys
 
@@ -111,10 +111,10 @@ def parse(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(_words(error), where=where, mend="see `likelier schema`") from None
+        raise ConfigError(_words(error), where=where, hint="see `likelier schema`") from None
     except yaml.YAMLError as error:
         problem = "holds a character that YAML does not allow"
-        raise ConfigError(problem, where=source, mend="save it as plain UTF-8 text") from error
+        raise ConfigError(problem, where=source, hint="save it as plain UTF-8 text") from error
     finally:
         if loader is not None:
             loader.dispose()

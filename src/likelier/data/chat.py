@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from likelier.base.errors import DataError
 from likelier.data.encoder import BREAK, Encoder
 from likelier.data.guard import MEGABYTES, SECONDS, TooSlow, limited
 from likelier.data.messages import Unfit
 from likelier.data.records import Message
-from likelier.errors import DataError
 
 LONGEST = 64 * 2**20  # characters of a rendered chat
 
@@ -102,11 +102,11 @@ def _apply(
     encoder: Encoder, messages: Sequence[Message], generate: bool, tools: Sequence[Message]
 ) -> str:
     if not getattr(encoder.tokenizer, "chat_template", None):
-        mend = "use text columns, or a model with a chat template"
-        raise Unfit("template", None, "this tokenizer has no chat template for messages", mend)
+        hint = "use text columns, or a model with a chat template"
+        raise Unfit("template", None, "this tokenizer has no chat template for messages", hint)
     if tools and "tools" not in encoder.reads:
-        mend = "use a model whose template knows tools, or delete them"
-        raise Unfit("tools", "tools", "the chat template does not read tools", mend)
+        hint = "use a model whose template knows tools, or delete them"
+        raise Unfit("tools", "tools", "the chat template does not read tools", hint)
     given: dict[str, Any] = dict(encoder.template)
     if encoder.frozen is not None:
         given["chat_template"] = encoder.frozen
@@ -138,7 +138,7 @@ def _apply(
 
 def _endless(what: str) -> DataError:
     """The end at once: such a template would take as long for every row."""
-    return DataError(f"it {what}", where="chat template", mend="mend the template")
+    return DataError(f"it {what}", where="chat template", hint="fix the template")
 
 
 def _guard(encoder: Encoder, value: Any) -> Any:
@@ -159,15 +159,15 @@ def _require_prefix(start: str, whole: str) -> None:
                 min(len(start), len(whole)))  # fmt: skip
     ours, theirs = (repr(text[max(0, same - 20) : same + 20]) for text in (start, whole))
     message = f"the prompt renders as …{ours}…, but inside the chat as …{theirs}…"
-    mend = "set data.template so that the template writes both alike (such as enable_thinking)"
-    raise Unfit("prefix", None, message, mend)
+    hint = "set data.template so that the template writes both alike (such as enable_thinking)"
+    raise Unfit("prefix", None, message, hint)
 
 
 def _no_stop(encoder: Encoder, turn: str) -> Unfit:
     ends = ", ".join(sorted(encoder.end_ids))
     message = f"the template ends the turn with {turn[-24:]!r}, which is no stop token ({ends})"
-    mend = "add the template's end marker to eos_token_id in generation_config.json"
-    return Unfit("stop", None, message, mend)
+    hint = "add the template's end marker to eos_token_id in generation_config.json"
+    return Unfit("stop", None, message, hint)
 
 
 def _require_content(message: Message, rendered: str) -> None:

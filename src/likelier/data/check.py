@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.content import Content
 from likelier.data.formats import NAMES, Format, look
 from likelier.data.messages import nearest
@@ -16,7 +17,6 @@ from likelier.data.ranked import Ranking, gather
 from likelier.data.read import rows_from_memory
 from likelier.data.records import Finding, Labelled, Pair, Row
 from likelier.data.sources import read_mixture, read_source
-from likelier.errors import ConfigError, DataError
 
 PLACES = 20  # how many places of each code a summary shows
 RANK = {"error": 0, "warning": 1, "note": 2}
@@ -128,7 +128,7 @@ def open_rows(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format, 
     form, rows = look(rows, reading.columns, reading.chat)
     if form.shape not in ("ranked", "scored") and reading.ranking != Ranking():
         what = f"would not be read: the data have {form.told}"
-        raise ConfigError(what, where="data.ranked", mend="take data.ranked away")
+        raise ConfigError(what, where="data.ranked", hint="take data.ranked away")
     return form, gather(rows, form)
 
 
@@ -150,12 +150,12 @@ def refuse(
     """
     if on_bad_row not in ("error", "drop"):
         raise ConfigError(
-            f'"{on_bad_row}" is not a choice', where="data.on_bad_row", mend="use error or drop"
+            f'"{on_bad_row}" is not a choice', where="data.on_bad_row", hint="use error or drop"
         )
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors and (on_bad_row == "error" or usable == 0):
         first = errors[0]
-        raise DataError(first.message, where=first.where, mend=first.mend + _others(errors))
+        raise DataError(first.message, where=first.where, hint=first.hint + _others(errors))
     return dict(Counter(finding.code for finding in errors))
 
 
@@ -188,7 +188,7 @@ def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Reading, n
 def no_row(count: int, name: str) -> None:
     """Raise DataError where there is no row at all."""
     if count == 0:
-        raise DataError("no row in it", where=name, mend="put at least one row in it")
+        raise DataError("no row in it", where=name, hint="put at least one row in it")
 
 
 _PLACE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<part>\d+))?", re.DOTALL)
@@ -212,8 +212,8 @@ def _check_columns(columns: Mapping[str, str]) -> None:
     for name in columns:
         if name not in NAMES:
             meant = nearest(name, NAMES)
-            mend = f'did you mean "{meant}"?' if meant else f"the keys are {', '.join(NAMES)}"
-            raise ConfigError(f'unknown key "{name}"', where="data.columns", mend=mend)
+            hint = f'did you mean "{meant}"?' if meant else f"the keys are {', '.join(NAMES)}"
+            raise ConfigError(f'unknown key "{name}"', where="data.columns", hint=hint)
 
 
 def _others(errors: Sequence[Finding]) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from likelier.base.errors import DataError
 from likelier.config import Config
 from likelier.data.check import Data, load_memory, load_pairs
 from likelier.data.prepare import reading_of
 from likelier.data.records import Labelled, Pair, TokenPair
-from likelier.errors import DataError
 
 
 def rows_by_source(
@@ -37,7 +37,7 @@ def with_columns(
                 raise DataError(
                     "the loss reads this column, and the row has none",
                     where=f"{pair.source} {name}",
-                    mend=f"add a number {name} to every row, or set another loss",
+                    hint=f"add a number {name} to every row, or set another loss",
                 )
         filled.append(replace(pair, **numbers))
     return filled

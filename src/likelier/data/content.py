@@ -64,8 +64,8 @@ class Content:
             if self.places.same_row(first[index], index):  # a copy by its weight
                 continue
             message = f"the same pair as {self.places[first[index]]}"
-            mend = "delete one, unless it should count twice"
-            yield index, self._finding("duplicate", index, message, mend)
+            hint = "delete one, unless it should count twice"
+            yield index, self._finding("duplicate", index, message, hint)
 
     def _conflicts(self) -> Iterator[tuple[int, Finding]]:
         """Of each prompt the graph of who beats whom: pairs of opposites, and circles."""
@@ -112,11 +112,11 @@ class Content:
             if group != place and first[place] == place:  # not a plain copy
                 index = int(numbers[place])
                 message = f"nearly the same pair as {self.places[numbers[group]]}"
-                mend = "keep one of them, or give eval a file of its own"
-                yield index, self._finding("near", index, message, mend)
+                hint = "keep one of them, or give eval a file of its own"
+                yield index, self._finding("near", index, message, hint)
 
-    def _finding(self, code: str, index: int, message: str, mend: str) -> Finding:
-        return Finding(code, "warning", self.places[index], None, message, mend)
+    def _finding(self, code: str, index: int, message: str, hint: str) -> Finding:
+        return Finding(code, "warning", self.places[index], None, message, hint)
 
 
 def signature_of(pair: Preference) -> np.ndarray:

@@ -15,8 +15,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.template import TODAY, check_template, freeze
-from likelier.errors import ConfigError, DataError
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 PROBES = ("a", "파이썬", "\n")
@@ -84,16 +84,16 @@ def build_encoder(
         raise DataError(
             f"{type(tokenizer).__name__} has no fast backend",
             where="tokenizer",
-            mend="save the model with a tokenizer.json",
+            hint="save the model with a tokenizer.json",
         )
     description = json.loads(backend.to_str())
     whole, tail = _copy(description, continued=False), _copy(description, continued=True)
     stop, ends = _ends(tokenizer, generation_config)
     end_ids = {text: end for end in ends if (text := whole.id_to_token(end)) is not None}
     if stop not in end_ids.values():
-        mend = "mend eos_token_id in generation_config.json"
+        hint = "fix eos_token_id in generation_config.json"
         what = f"the stop token {stop} is not in the vocabulary"
-        raise DataError(what, where="tokenizer", mend=mend)
+        raise DataError(what, where="tokenizer", hint=hint)
     added = description["added_tokens"]
     special = {item["content"]: item["id"] for item in added if item["special"]}
     special |= end_ids
@@ -105,7 +105,7 @@ def build_encoder(
     clock = "strftime_now" in reads and "date_string" not in (template or {})
     if today is not None and not clock:
         what = "the chat template does not ask for today's date"
-        raise ConfigError(what, where="data.today", mend="delete the key")
+        raise ConfigError(what, where="data.today", hint="delete the key")
     frozen = freeze(source, today or TODAY) if source and clock else None
     return Encoder(
         tokenizer=tokenizer,
@@ -142,7 +142,7 @@ def _ends(tokenizer: Any, generation_config: Any) -> tuple[int, tuple[int, ...]]
         raise DataError(
             "it has no stop token (eos), so no answer would learn to end",
             where="tokenizer",
-            mend="set eos_token in tokenizer_config.json",
+            hint="set eos_token in tokenizer_config.json",
         )
     stop = own if own is not None and (own in ends or not ends) else ends[0]
     return stop, tuple(dict.fromkeys([*ends, own] if own is not None else ends))
@@ -187,7 +187,7 @@ def _same_as(tokenizer: Any, whole: Tokenizer) -> None:
         raise DataError(
             f"{type(tokenizer).__name__} does not tokenise as its tokenizer.json does",
             where="tokenizer",
-            mend="load it as a plain fast tokenizer (PreTrainedTokenizerFast)",
+            hint="load it as a plain fast tokenizer (PreTrainedTokenizerFast)",
         )
 
 
@@ -204,5 +204,5 @@ def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
     raise DataError(
         "cannot tell which special tokens stand before a text",
         where="tokenizer",
-        mend="check the post_processor in tokenizer.json",
+        hint="check the post_processor in tokenizer.json",
     )

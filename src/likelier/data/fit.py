@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.encoder import Encoder
 from likelier.data.records import Answer, Finding, TokenPair
-from likelier.errors import ConfigError, DataError
 
 MOST_DROPPED = 0.05  # of the pairs; more is a mistake in max_length or in the data
 ROOM = 4  # trimming leaves at least a quarter of max_length to the answers
@@ -43,8 +43,8 @@ def fit(
         ConfigError: ``overlong`` is none of these.
     """
     if overlong not in ("drop", "error", "trim"):
-        mend = "use drop, trim or error"
-        raise ConfigError(f'"{overlong}" is not a choice', where="data.overlong", mend=mend)
+        hint = "use drop, trim or error"
+        raise ConfigError(f'"{overlong}" is not a choice', where="data.overlong", hint=hint)
     if overlong == "trim" and encoder is None:
         raise ValueError("trimming needs the encoder")
     kept: list[TokenPair] = []
@@ -83,20 +83,20 @@ def _check_loss(
     dropped: int,
 ) -> None:
     first = next((finding for finding in findings if finding.code == "overlong"), None)
-    mend = "raise data.max_length, or shorten the texts"
+    hint = "raise data.max_length, or shorten the texts"
     if overlong == "error" and first:
         more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
-        raise DataError(first.message + more, where=first.where, mend=first.mend)
+        raise DataError(first.message + more, where=first.where, hint=first.hint)
     if not kept:
         first = first or next(iter(findings), None)
         if first is None:
-            raise DataError("there is no pair", where="data.train", mend="give at least one")
+            raise DataError("there is no pair", where="data.train", hint="give at least one")
         what = f"no pair is left, all {len(pairs)} are too long; here {first.message}"
-        raise DataError(what, where=first.where, mend=mend)
+        raise DataError(what, where=first.where, hint=hint)
     if overlong == "drop" and dropped > MOST_DROPPED * len(pairs):
         what = f"{dropped} of {len(pairs)} pairs are too long; at most 5 % may be dropped"
         where = first.where if first else None
-        raise DataError(what, where=where, mend=f"{mend}, or set data.overlong: trim")
+        raise DataError(what, where=where, hint=f"{hint}, or set data.overlong: trim")
 
 
 def _length(pair: TokenPair) -> int:
@@ -109,8 +109,8 @@ def _overlong(pair: TokenPair, max_length: int) -> Finding:
         f"{_length(pair)} tokens ({lengths}, rejected {len(pair.rejected.tokens)}), "
         f"max_length is {max_length}"
     )
-    mend = "shorten it, raise data.max_length, or set data.overlong: drop or trim"
-    return Finding("overlong", "warning", pair.source, None, message, mend)
+    hint = "shorten it, raise data.max_length, or set data.overlong: drop or trim"
+    return Finding("overlong", "warning", pair.source, None, message, hint)
 
 
 def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Finding:
@@ -124,8 +124,8 @@ def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Fin
     same = chosen == rejected and pair.label is None
     if same or not any(chosen.scored) or not any(rejected.scored):
         message = f"the answers are the same or empty once cut to {room} tokens"
-        mend = "raise data.max_length, delete the row, or set data.on_bad_row: drop"
-        return Finding("truncated", "error", pair.source, None, message, mend)
+        hint = "raise data.max_length, delete the row, or set data.on_bad_row: drop"
+        return Finding("truncated", "error", pair.source, None, message, hint)
     return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
 
 
@@ -178,5 +178,5 @@ def _trimmed(before: TokenPair, after: TokenPair) -> Finding:
         if len(old) != len(new)
     ]
     message = f"trimmed: {', '.join(cuts)} tokens"
-    mend = "raise data.max_length to keep all of it"
-    return Finding("trimmed", "warning", before.source, None, message, mend)
+    hint = "raise data.max_length to keep all of it"
+    return Finding("trimmed", "warning", before.source, None, message, hint)

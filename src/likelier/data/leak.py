@@ -68,9 +68,9 @@ class HeldOutPrompts:
         message = {
             text: _told(text, hits, near.get(number)) for number, text in enumerate(distinct)
         }
-        mend = "delete it from one of the two"
+        hint = "delete it from one of the two"
         return [
-            Finding("leak", "warning", pair.source, "prompt", found, mend)
+            Finding("leak", "warning", pair.source, "prompt", found, hint)
             for pair, text in zip(self.pairs, self.texts, strict=True)
             if (found := message[text])
         ]

@@ -43,8 +43,8 @@ def parse_line(line: bytes, source: str) -> Row | Finding:
         message = f"byte {error.start + 1} of the line is not UTF-8"
         return Finding("utf8", "error", source, None, message, guess_encoding(line))
     if "\0" in text:
-        message, mend = "the line holds NUL bytes", "save the file as UTF-8, not UTF-16"
-        return Finding("utf8", "error", source, None, message, mend)
+        message, hint = "the line holds NUL bytes", "save the file as UTF-8, not UTF-16"
+        return Finding("utf8", "error", source, None, message, hint)
     try:
         record = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -66,12 +66,12 @@ def _row(record: Any, source: str) -> Row | Finding:
 
 def _refused(error: Exception, text: str, source: str) -> Finding:
     if isinstance(error, json.JSONDecodeError):
-        message, mend = _explain(error, text)
+        message, hint = _explain(error, text)
     elif isinstance(error, RecursionError):
-        message, mend = "nested too deeply", ONE_OBJECT
+        message, hint = "nested too deeply", ONE_OBJECT
     else:  # ours, or a number of too many digits
-        message, mend = str(error)[:120], "mend or delete this line"
-    return Finding("json", "error", source, None, message, mend)
+        message, hint = str(error)[:120], "fix or delete this line"
+    return Finding("json", "error", source, None, message, hint)
 
 
 def _explain(error: json.JSONDecodeError, text: str) -> tuple[str, str]:
@@ -103,8 +103,8 @@ def read_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
         yield from _elements(text, name)
     except UnicodeDecodeError as error:
         message = "not UTF-8; the rest of the file is not read"
-        mend = guess_encoding(error.object[error.start : error.start + 2])
-        yield Finding("utf8", "error", f"{name}:{text.line}", None, message, mend)
+        hint = guess_encoding(error.object[error.start : error.start + 2])
+        yield Finding("utf8", "error", f"{name}:{text.line}", None, message, hint)
 
 
 def _elements(text: "_Text", name: str) -> Iterator[Row | Finding]:
@@ -121,21 +121,21 @@ def _elements(text: "_Text", name: str) -> Iterator[Row | Finding]:
             found = _refused(error, "", source)
             if isinstance(error, json.JSONDecodeError):
                 message = f"broken JSON: {error.msg}; the rest of the file is not read"
-                mend = "mend this element of the array"
-                found = Finding("json", "error", source, None, message, mend)
+                hint = "fix this element of the array"
+                found = Finding("json", "error", source, None, message, hint)
             yield found
             return
         yield _row(record, source)
         text.skip_space()
         if not text.take(",") and text.peek() != "]":
             message = "a comma or ] is missing; the rest of the file is not read"
-            yield Finding("json", "error", source, None, message, "mend the array here")
+            yield Finding("json", "error", source, None, message, "fix the array here")
             return
         text.skip_space()
     text.skip_space()
     if text.peek():
-        message, mend = "something follows the array", "keep one array in the file"
-        yield Finding("json", "error", f"{name}:{text.line}", None, message, mend)
+        message, hint = "something follows the array", "keep one array in the file"
+        yield Finding("json", "error", f"{name}:{text.line}", None, message, hint)
 
 
 class _Text:

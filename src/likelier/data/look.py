@@ -25,8 +25,8 @@ def look_at(pair: Preference) -> list[Finding]:
         return [found for name, side in sides.items() for found in _texts(pair, name, side)]
     if _bare(pair.chosen) == _bare(pair.rejected):
         message = "chosen and rejected are the same text"
-        mend = "delete the row or set data.on_bad_row: drop"
-        return [Finding("identical", "error", pair.source, None, message, mend)]
+        hint = "delete the row or set data.on_bad_row: drop"
+        return [Finding("identical", "error", pair.source, None, message, hint)]
     findings = [found for name, side in sides.items() for found in _texts(pair, name, side)]
     return [*findings, *_doubled(pair), *_inverted(pair), *_languages(pair)]
 
@@ -64,16 +64,16 @@ def _huge(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
 def _texts(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
     text = text_of(side)
     if _DECOMPOSED.search(text):
-        message, mend = "Hangul in decomposed form (NFD)", "convert the text to NFC"
-        yield Finding("decomposed", "warning", pair.source, name, message, mend)
+        message, hint = "Hangul in decomposed form (NFD)", "convert the text to NFC"
+        yield Finding("decomposed", "warning", pair.source, name, message, hint)
     if "\ufffd" in text:
-        message, mend = "the text was damaged before (U+FFFD)", "decode the original again"
-        yield Finding("damaged", "warning", pair.source, name, message, mend)
+        message, hint = "the text was damaged before (U+FFFD)", "decode the original again"
+        yield Finding("damaged", "warning", pair.source, name, message, hint)
     if not isinstance(pair.prompt, str) and not isinstance(side, str):
         before = () if name == "prompt" else pair.prompt[-1:]
         if odd := _odd_turns((*before, *side)):
-            mend = "check that no turn was lost; the template may refuse this"
-            yield Finding("turns", "warning", pair.source, name, odd, mend)
+            hint = "check that no turn was lost; the template may refuse this"
+            yield Finding("turns", "warning", pair.source, name, odd, hint)
 
 
 def _odd_turns(chat: Sequence[Message]) -> str | None:
@@ -95,20 +95,20 @@ def repeats_prompt(pair: Pair) -> bool:
 def _doubled(pair: Pair) -> Iterator[Finding]:
     if repeats_prompt(pair):
         message = "both answers begin with the whole prompt, which would be read twice"
-        mend = "take the prompt off the answers; `likelier check --fix` does it"
-        yield Finding("doubled", "warning", pair.source, None, message, mend)
+        hint = "take the prompt off the answers; `likelier check --fix` does it"
+        yield Finding("doubled", "warning", pair.source, None, message, hint)
 
 
 def _inverted(pair: Pair) -> Iterator[Finding]:
     if pair.scores and pair.scores[0] < pair.scores[1]:
         message = f"chosen scores {pair.scores[0]:g}, rejected {pair.scores[1]:g}"
-        mend = "swap them, or check what the scores mean"
-        yield Finding("inverted", "warning", pair.source, None, message, mend)
+        hint = "swap them, or check what the scores mean"
+        yield Finding("inverted", "warning", pair.source, None, message, hint)
 
 
 def _languages(pair: Pair) -> Iterator[Finding]:
     chosen, rejected = script_of(said(pair.chosen)), script_of(said(pair.rejected))
     if chosen and rejected and chosen != rejected:
         message = f"chosen is written in {chosen} letters, rejected in {rejected}"
-        mend = "keep it only where the language is meant to be learned"
-        yield Finding("language", "note", pair.source, None, message, mend)
+        hint = "keep it only where the language is meant to be learned"
+        yield Finding("language", "note", pair.source, None, message, hint)

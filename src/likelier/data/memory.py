@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from likelier.cache import cache_dir
+from likelier.base.files import cache_dir
 from likelier.data.encoder import Encoder
 from likelier.data.leak import Watch
 from likelier.data.packed import Packed

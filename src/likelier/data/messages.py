@@ -15,13 +15,13 @@ Chat = tuple[Message, ...]
 class Unfit(Exception):
     """A row that makes no pair; becomes a `Finding` once its place is known."""
 
-    def __init__(self, code: str, field: str | None, message: str, mend: str):
+    def __init__(self, code: str, field: str | None, message: str, hint: str):
         super().__init__(message)
-        self.code, self.field, self.message, self.mend = code, field, message, mend
+        self.code, self.field, self.message, self.hint = code, field, message, hint
 
     def at(self, source: str) -> Finding:
         """The error with its place."""
-        return Finding(self.code, "error", source, self.field, self.message, self.mend)
+        return Finding(self.code, "error", source, self.field, self.message, self.hint)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -51,8 +51,8 @@ def check_start(answer: Chat, field: str) -> None:
     """Refuse messages that do not begin to answer."""
     if not answer or answer[0]["role"] != "assistant":
         message = "the answer does not start with an assistant turn"
-        mend = "begin it after the prompt, or repeat the whole prompt in both answers"
-        raise Unfit("role", field, message, mend)
+        hint = "begin it after the prompt, or repeat the whole prompt in both answers"
+        raise Unfit("role", field, message, hint)
 
 
 def check_end(answer: Chat, field: str) -> None:
@@ -106,8 +106,8 @@ def _message(item: Any, field: str) -> Message:
         raise Unfit("role", field, found, 'a message has "role" and "content"')
     if role not in ROLES:
         meant = nearest(role, ROLES) if isinstance(role, str) else None
-        mend = f'did you mean "{meant}"?' if meant else f"use one of {', '.join(ROLES)}"
-        raise Unfit("role", f"{field}.role", f'unknown role "{str(role)[:40]}"', mend)
+        hint = f'did you mean "{meant}"?' if meant else f"use one of {', '.join(ROLES)}"
+        raise Unfit("role", f"{field}.role", f'unknown role "{str(role)[:40]}"', hint)
     content = item.get("content")
     if role == "assistant" and item.get("tool_calls") and not content:
         return item
@@ -127,19 +127,19 @@ def missing(
     message = f'no column "{wanted}"'
     if columns.get(name, name) != name:
         message += f", which stands for data.columns.{name}"
-        mend = f'did you mean "{found}"?' if found else f"the columns are {_some(record)}"
+        hint = f'did you mean "{found}"?' if found else f"the columns are {_some(record)}"
     elif found:
         message += f', but a column "{found}": did you mean "{wanted}"?'
-        mend = f"rename it, or set data.columns.{name}: {found}"
+        hint = f"rename it, or set data.columns.{name}: {found}"
     else:
-        mend = f"set data.columns.{name} to one of {_some(record)}"
-    raise Unfit("column", wanted, message, mend)
+        hint = f"set data.columns.{name} to one of {_some(record)}"
+    raise Unfit("column", wanted, message, hint)
 
 
 def mixed(field: str, message: str) -> NoReturn:
     """Say that text and messages stand side by side."""
-    mend = "write prompt and answers all as text, or all as lists of messages"
-    raise Unfit("mixed", field, message, mend)
+    hint = "write prompt and answers all as text, or all as lists of messages"
+    raise Unfit("mixed", field, message, hint)
 
 
 def _some(names: Iterable[Any]) -> str:

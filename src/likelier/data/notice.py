@@ -18,14 +18,14 @@ def notice(
     texts = [prompt, *answers]
     if any(BREAK in text for text in texts):
         message = "control tokens stand in the text; they are encoded as text"
-        mend = "delete them, unless the text is about them"
-        findings.append(Finding("control", "warning", pair.source, None, message, mend))
+        hint = "delete them, unless the text is about them"
+        findings.append(Finding("control", "warning", pair.source, None, message, hint))
     if encoder.unknown is not None:
         count = sum(s.tokens.count(encoder.unknown) for s in (tokens.chosen, tokens.rejected))
         if count:
             message = f"{count} unknown tokens: the tokenizer does not know this text"
-            mend = "check that the tokenizer is the model's own"
-            findings.append(Finding("unknown", "warning", pair.source, None, message, mend))
+            hint = "check that the tokenizer is the model's own"
+            findings.append(Finding("unknown", "warning", pair.source, None, message, hint))
     others = (_bos(encoder, tokens), _foreign(answers, tokens))
     findings += [found for found in others if found]
     return findings + _of_prompt(prompt, pair)
@@ -56,8 +56,8 @@ def _bos(encoder: Encoder, pair: TokenPair) -> Finding | None:
         message = "the template writes no first token (BOS), which the tokenizer puts before texts"
     else:
         return None
-    mend = "let either the template or the tokenizer write it"
-    return Finding("bos", "warning", pair.source, "prompt", message, mend)
+    hint = "let either the template or the tokenizer write it"
+    return Finding("bos", "warning", pair.source, "prompt", message, hint)
 
 
 def _foreign(answers: Sequence[str], pair: TokenPair) -> Finding | None:
@@ -66,16 +66,16 @@ def _foreign(answers: Sequence[str], pair: TokenPair) -> Finding | None:
     if tokens < MANY or tokens < FOREIGN * letters:
         return None
     message = f"{tokens / max(letters, 1):.1f} tokens a character"
-    mend = "check that the tokenizer is the model's own and knows this language"
-    return Finding("foreign", "warning", pair.source, None, message, mend)
+    hint = "check that the tokenizer is the model's own and knows this language"
+    return Finding("foreign", "warning", pair.source, None, message, hint)
 
 
 def clock(encoder: Encoder) -> Finding:
     """What is to be said of a template that asks for today's date."""
     if encoder.frozen is not None:
         message = "it asks for today's date and is told a fixed one"
-        mend = "set data.today to the date that it should be told"
-        return Finding("clock", "note", "chat template", None, message, mend)
+        hint = "set data.today to the date that it should be told"
+        return Finding("clock", "note", "chat template", None, message, hint)
     message = "it writes today's date, so another day gives other tokens"
-    mend = "set data.template.date_string, where the template reads it"
-    return Finding("clock", "warning", "chat template", None, message, mend)
+    hint = "set data.template.date_string, where the template reads it"
+    return Finding("clock", "warning", "chat template", None, message, hint)

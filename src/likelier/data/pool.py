@@ -10,10 +10,10 @@ from contextlib import ExitStack, suppress
 from itertools import chain, islice
 from queue import SimpleQueue
 
+from likelier.base.errors import RunFailed
 from likelier.data.memory import Memory
 from likelier.data.part import Counted, Part, Task, work
 from likelier.data.worker import receive, send
-from likelier.errors import RunFailed
 
 BATCH = 500  # rows of one piece of work
 FEW = 4  # batches that are not worth starting processes for
@@ -80,7 +80,7 @@ class _Pool:
             answer = receive(process.stdout)
         except (EOFError, BrokenPipeError) as error:
             what = f"a process that reads the data ended with {process.wait()}"
-            raise RunFailed(what, mend="there may be too little memory") from error
+            raise RunFailed(what, hint="there may be too little memory") from error
         finally:
             self._idle.put(process)
         if isinstance(answer, Exception):

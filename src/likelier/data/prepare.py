@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from likelier.base.errors import DataError
 from likelier.config import Config
 from likelier.config.schema import DataConfig
 from likelier.data.check import Data, Reading, no_row, open_data, open_rows, refuse
@@ -24,7 +25,6 @@ from likelier.data.ranked import Ranking
 from likelier.data.read import rows_from_memory
 from likelier.data.records import Preference, TokenPair
 from likelier.data.split import held_out
-from likelier.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def _read_tokens(
     form, counted = open_rows(read, reading_of(config.data))
     if form.shape == "labelled":
         what = "these rows hold one labelled answer each, not pairs"
-        mend = "use a loss for unpaired answers, or make pairs"
-        raise DataError(what, where=name if rows is not None else str(path), mend=mend)
+        hint = "use a loss for unpaired answers, or make pairs"
+        raise DataError(what, where=name if rows is not None else str(path), hint=hint)
     encoder = task_for(form).encoder
     pairs: list[TokenPair] = []
     done: list[Part] = []

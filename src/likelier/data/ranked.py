@@ -55,8 +55,8 @@ def ranked_pairs(row: Row, form: Format, ranking: Ranking) -> tuple[Pair, ...] |
     if not chosen:
         gap = f"; data.ranked.min_gap is {ranking.min_gap:g}" if ranking.min_gap else ""
         message = f"no two of its {len(answers)} answers differ in their scores{gap}"
-        mend = "nothing, or lower data.ranked.min_gap"
-        return Finding("tie", "note", row.source, None, message, mend)
+        hint = "nothing, or lower data.ranked.min_gap"
+        return Finding("tie", "note", row.source, None, message, hint)
     tools, origin = read_tools(row.record, form.columns), origin_of(row.record, form.columns)
     return tuple(
         Pair(
@@ -113,8 +113,8 @@ def _inner_score(item: Any, place: str) -> float:
                 return read_number(item[name], f"{place}.{name}")
         if item.get(RANK) is not None:
             return -read_number(item[RANK], f"{place}.{RANK}")
-    mend = f"give each completion one of {', '.join((*SCORES, RANK))}, or set data.columns.scores"
-    raise Unfit("score", place, "this completion has no score", mend)
+    hint = f"give each completion one of {', '.join((*SCORES, RANK))}, or set data.columns.scores"
+    raise Unfit("score", place, "this completion has no score", hint)
 
 
 def _inner_text(item: Any, place: str) -> Any:
@@ -131,8 +131,8 @@ def _answer(value: Any, field: str, prompt: str | Chat) -> str | Chat:
     value = as_list(value)
     if isinstance(value, (list, tuple)):
         if isinstance(prompt, str):
-            mend = "write both as text, or set data.chat: true"
-            raise Unfit("mixed", field, "messages answer a prompt that is text", mend)
+            hint = "write both as text, or set data.chat: true"
+            raise Unfit("mixed", field, "messages answer a prompt that is text", hint)
         turns = read_messages(value, field)
         if turns[: len(prompt)] == prompt:
             turns = turns[len(prompt) :]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from likelier.base.errors import DataError, InputMissing
 from likelier.data.lines import read_array, read_lines
 from likelier.data.records import Finding, Row
 from likelier.data.tables import read_csv, read_parquet
-from likelier.errors import DataError, InputMissing
 
 __all__ = ["KINDS", "Row", "kind_of", "read_rows", "rows_from_memory"]
 
@@ -67,8 +67,8 @@ def _read(path: Path, before: os.stat_result) -> Iterator[Row | Finding]:
             yield from reader(file, str(path))
     after = os.stat(path)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        mend = "wait until nobody writes to it, then run again"
-        raise DataError("the file changed while it was read", where=str(path), mend=mend)
+        hint = "wait until nobody writes to it, then run again"
+        raise DataError("the file changed while it was read", where=str(path), hint=hint)
 
 
 def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
@@ -94,7 +94,7 @@ def rows_from_memory(rows: Iterable[Any], name: str = "train") -> Iterator[Row |
         raise DataError(
             f"a list of rows is expected, found {type(rows).__name__}",
             where=name,
-            mend=f"choose one of its splits: {splits[:80]}" if splits else "pass a list of dicts",
+            hint=f"choose one of its splits: {splits[:80]}" if splits else "pass a list of dicts",
         )
     return _memory(rows, name)
 
@@ -114,21 +114,21 @@ def _check_file(path: Path) -> os.stat_result:
         found = os.stat(path)
     except FileNotFoundError as error:
         reason = "the link leads nowhere" if path.is_symlink() else "there is no such file"
-        raise InputMissing(reason, where=str(path), mend="check the path") from error
+        raise InputMissing(reason, where=str(path), hint="check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputMissing(reason, where=str(path)[:200], mend="check the path") from error
+        raise InputMissing(reason, where=str(path)[:200], hint="check the path") from error
     if stat.S_ISDIR(found.st_mode):
-        raise InputMissing("this is a folder", where=str(path), mend="name a file inside it")
+        raise InputMissing("this is a folder", where=str(path), hint="name a file inside it")
     if not stat.S_ISREG(found.st_mode):
-        mend = "write the rows to a regular file first"
-        raise InputMissing("this is no regular file", where=str(path), mend=mend)
+        hint = "write the rows to a regular file first"
+        raise InputMissing("this is no regular file", where=str(path), hint=hint)
     if kind_of(path) is None:
-        mend = f"the name must end in {', '.join(KINDS)}, or one of these and .gz"
-        raise DataError(f'cannot read "{path.suffix}" files', where=str(path), mend=mend)
+        hint = f"the name must end in {', '.join(KINDS)}, or one of these and .gz"
+        raise DataError(f'cannot read "{path.suffix}" files', where=str(path), hint=hint)
     if found.st_size == 0:
-        raise DataError("the file is empty", where=str(path), mend="put at least one row in it")
+        raise DataError("the file is empty", where=str(path), hint="put at least one row in it")
     if not os.access(path, os.R_OK):
-        mend = "give yourself the right to read it"
-        raise InputMissing("the file is not readable", where=str(path), mend=mend)
+        hint = "give yourself the right to read it"
+        raise InputMissing("the file is not readable", where=str(path), hint=hint)
     return found

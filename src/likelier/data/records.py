@@ -91,7 +91,7 @@ class Finding:
     """Something noticed in the data, located.
 
     ``code`` is a word (``empty``, ``identical``, ``json``, …), ``field`` the column it stands in
-    or None for the whole row, ``message`` what is wrong and ``mend`` what to do, one line each.
+    or None for the whole row, ``message`` what is wrong and ``hint`` what to do, one line each.
     """
 
     code: str
@@ -99,7 +99,7 @@ class Finding:
     source: str
     field: str | None
     message: str
-    mend: str
+    hint: str
 
     @property
     def where(self) -> str:

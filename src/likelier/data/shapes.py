@@ -134,8 +134,8 @@ def read_tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[M
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            mend = "write a JSON list of tools"
-            raise Unfit("tools", field, "the text is no JSON", mend) from error
+            hint = "write a JSON list of tools"
+            raise Unfit("tools", field, "the text is no JSON", hint) from error
     if not value:
         return ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(tool, dict) for tool in value):
@@ -189,7 +189,7 @@ def _chats(
     shared, chosen, rejected = _split(chosen, rejected)
     if prompt is not ABSENT and shared[-1].get("content") != text:
         message = "the prompt is not the last turn that both conversations share"
-        raise Unfit("prompt", field, message, "mend the prompt, or delete that column")
+        raise Unfit("prompt", field, message, "fix the prompt, or delete that column")
     return shared, chosen, rejected
 
 
@@ -202,6 +202,6 @@ def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
     roles = {chosen[cut]["role"], rejected[cut]["role"]}
     if cut == 0 or roles != {"assistant"}:
         message = f"the conversations have different prompts: message {cut + 1} differs"
-        mend = "let both begin with the same messages, up to an assistant turn"
-        raise Unfit("prompt", None, message, mend)
+        hint = "let both begin with the same messages, up to an assistant turn"
+        raise Unfit("prompt", None, message, hint)
     return chosen[:cut], chosen[cut:], rejected[cut:]

@@ -7,9 +7,9 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
+from likelier.base.errors import ConfigError, InputMissing
 from likelier.data.read import kind_of, read_rows
 from likelier.data.records import Finding, Row
-from likelier.errors import ConfigError, InputMissing
 
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)")
 SPLITS = ("train", "validation", "test", "dev", "eval")
@@ -63,14 +63,14 @@ def read_mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
     """
     for name, weight in weights.items():
         if not 0 < weight <= 100:
-            mend = "write how often each row counts: over 0, at most 100"
-            raise ConfigError(f"{weight} is not a weight", where=f"data.train.{name}", mend=mend)
+            hint = "write how often each row counts: over 0, at most 100"
+            raise ConfigError(f"{weight} is not a weight", where=f"data.train.{name}", hint=hint)
         for row in read_source(name):
             copies = _copies(row, weight) if isinstance(row, Row) else 1
             if copies == 0:
                 message = f"left out: the weight of {name} is {weight}"
-                mend = "raise the weight to use more rows"
-                yield Finding("weight", "note", row.source, None, message, mend)
+                hint = "raise the weight to use more rows"
+                yield Finding("weight", "note", row.source, None, message, hint)
             for number in range(1, copies + 1):
                 yield row if number == 1 else replace(row, source=f"{row.source}#{number}")
 
@@ -92,17 +92,17 @@ def _in_folder(folder: Path, split: str | None) -> list[Path]:
     data = [path for path in files if path.name not in ("dataset_infos.json", "dataset_dict.json")]
     if not data:
         what = "this is a folder that holds no data file"
-        mend = "name a folder with .jsonl, .json, .csv or .parquet files"
+        hint = "name a folder with .jsonl, .json, .csv or .parquet files"
         if not folder.is_dir():
-            what, mend = "there is no such folder", "check the name"
-        raise InputMissing(what, where=str(folder), mend=mend)
+            what, hint = "there is no such folder", "check the name"
+        raise InputMissing(what, where=str(folder), hint=hint)
     if split is None:
         return [path for path in data if _belongs(path, folder, "train")] or data
     chosen = [path for path in data if _belongs(path, folder, split)]
     if not chosen:
         names = sorted({re.split(r"[-.]", path.name)[0] for path in data})
-        mend = f"the files are called {', '.join(names[:8])}"
-        raise InputMissing(f'no file of a split "{split}"', where=str(folder), mend=mend)
+        hint = f"the files are called {', '.join(names[:8])}"
+        raise InputMissing(f'no file of a split "{split}"', where=str(folder), hint=hint)
     return chosen
 
 
@@ -124,9 +124,9 @@ def _download(repository: str) -> Path:
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
         what = "there is no such file or folder, and the Hub cannot be reached"
-        mend = "check the path; for a Hub id, download it where there is a network"
-        raise InputMissing(what, where=repository, mend=mend) from error
+        hint = "check the path; for a Hub id, download it where there is a network"
+        raise InputMissing(what, where=repository, hint=hint) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         what = f"there is no such file or folder, and the Hub says: {reason}"
-        raise InputMissing(what, where=repository, mend="check the name") from error
+        raise InputMissing(what, where=repository, hint="check the name") from error

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from likelier.base.errors import DataError
 from likelier.data.look import text_of
 from likelier.data.minhash import NEAR, SIZE, bare, near_groups, signature
 from likelier.data.records import Pair, Preference, TokenPair
-from likelier.errors import DataError
 
 # The likeness is an estimate with an error of about 0.04: what is truly alike by 0.8 is joined.
 CLUSTER = NEAR - 0.1
@@ -55,7 +55,7 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
         raise DataError(
             f"{len(clusters)} distinct prompt{near}: cannot be split into train and eval",
             where="data.eval",
-            mend="give a file, or set data.eval: null",
+            hint="give a file, or set data.eval: null",
         )
     wanted = max(1, round(share * len(first)))
     wanted = min(wanted, len(first) - min(map(len, clusters.values())))

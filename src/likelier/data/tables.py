@@ -36,12 +36,12 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
                 line = reader.line_num + 1
         except csv.Error as error:
             message = f"broken CSV: {error}; the rest of the file is not read"
-            mend = 'write " inside a cell as ""'
-            yield Finding("csv", "error", f"{name}:{line}", None, message, mend)
+            hint = 'write " inside a cell as ""'
+            yield Finding("csv", "error", f"{name}:{line}", None, message, hint)
         except UnicodeDecodeError as error:
             message = "not UTF-8; the rest of the file is not read"
-            mend = guess_encoding(error.object[error.start : error.start + 2])
-            yield Finding("utf8", "error", f"{name}:{line}", None, message, mend)
+            hint = guess_encoding(error.object[error.start : error.start + 2])
+            yield Finding("utf8", "error", f"{name}:{line}", None, message, hint)
 
 
 def _lines(text: TextIOWrapper) -> Iterator[str]:
@@ -55,8 +55,8 @@ def _lines(text: TextIOWrapper) -> Iterator[str]:
 def _csv_row(cells: list[str], header: list[str], source: str) -> Row | Finding:
     if len(cells) != len(header):
         message = f"{len(cells)} cells, but the header has {len(header)}"
-        mend = 'put a cell that holds a comma or a line break in "…"'
-        return Finding("csv", "error", source, None, message, mend)
+        hint = 'put a cell that holds a comma or a line break in "…"'
+        return Finding("csv", "error", source, None, message, hint)
     return Row(source, dict(zip(header, map(_cell, cells), strict=True)))
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.guard import MEGABYTES, SECONDS, TooSlow, limited
 from likelier.data.messages import nearest
-from likelier.errors import ConfigError, DataError
 
 TODAY = "2024-07-26"  # as Llama 3.1's template says where nobody tells it a date
 _ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
@@ -30,18 +30,18 @@ def check_template(
             raise ConfigError(
                 "this tokenizer has no chat template that could read it",
                 where=f"data.template.{next(iter(template))}",
-                mend="delete the key",
+                hint="delete the key",
             )
         return None, frozenset()
     known = _variables(source)
     for key in template:
         if key not in known or key in RESERVED:
             meant = nearest(key, known - set(RESERVED))
-            mend = f'did you mean "{meant}"?' if meant else "delete the key"
+            hint = f'did you mean "{meant}"?' if meant else "delete the key"
             what = "the chat template does not read this keyword"
             if key in RESERVED:
-                what, mend = "this keyword is set by likelier", "delete the key"
-            raise ConfigError(what, where=f"data.template.{key}", mend=mend)
+                what, hint = "this keyword is set by likelier", "delete the key"
+            raise ConfigError(what, where=f"data.template.{key}", hint=hint)
     return source, frozenset(known)
 
 
@@ -52,8 +52,8 @@ def freeze(source: str, today: str) -> str | None:
     try:
         date = datetime.strptime(today, "%Y-%m-%d")
     except ValueError as error:
-        mend = "write it as 2024-07-26"
-        raise ConfigError(f"{today!r} is no date", where="data.today", mend=mend) from error
+        hint = "write it as 2024-07-26"
+        raise ConfigError(f"{today!r} is no date", where="data.today", hint=hint) from error
     frozen = _ASKS.sub(lambda found: repr(date.strftime(found["format"])), source)
     return None if re.search(r"strftime_now\s*\(", frozen) else frozen
 
@@ -64,7 +64,7 @@ def _template_source(tokenizer: Any) -> str | None:
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
-        raise DataError(str(error)[:200], where="chat template", mend="name one default") from error
+        raise DataError(str(error)[:200], where="chat template", hint="name one default") from error
 
 
 def _variables(source: str) -> set[str]:
@@ -80,11 +80,11 @@ def _variables(source: str) -> set[str]:
         with limited(SECONDS, MEGABYTES):
             return jinja2.meta.find_undeclared_variables(environment.parse(plain))
     except (TooSlow, MemoryError, RecursionError) as error:
-        mend = "mend chat_template in tokenizer_config.json (or chat_template.jinja)"
-        raise DataError("it is too large to be read", where="chat template", mend=mend) from error
+        hint = "fix chat_template in tokenizer_config.json (or chat_template.jinja)"
+        raise DataError("it is too large to be read", where="chat template", hint=hint) from error
     except jinja2.TemplateSyntaxError as error:
         raise DataError(
             f"it does not parse: {error.message}",
             where=f"chat template:{error.lineno}",
-            mend="mend chat_template in tokenizer_config.json (or chat_template.jinja)",
+            hint="fix chat_template in tokenizer_config.json (or chat_template.jinja)",
         ) from error

@@ -11,6 +11,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
+from likelier.base.errors import DataError
 from likelier.config import Config
 from likelier.config.losses import needs
 from likelier.data.check import Data, load_memory, load_pairs, refuse
@@ -20,7 +21,6 @@ from likelier.data.prepare import Prepared, reading_of
 from likelier.data.records import Labelled, Pair, TokenPair
 from likelier.data.split import split_by_prompt
 from likelier.data.tokens import encode_pairs
-from likelier.errors import DataError
 
 
 def prepare_thumbs(
@@ -54,7 +54,7 @@ def _read(
         raise DataError(
             f"{config.loss.name} learns from single answers with a label, these rows are pairs",
             where=name if rows is not None else str(path),
-            mend="give rows of prompt, completion and label, or choose a loss of pairs",
+            hint="give rows of prompt, completion and label, or choose a loss of pairs",
         )
     refuse(loaded.findings, config.data.on_bad_row, usable=len(loaded.labelled))
     others = mismatched(loaded.labelled, config.train.seed)
@@ -99,7 +99,7 @@ def mismatched(rows: Sequence[Labelled], seed: int) -> list[Labelled]:
             raise DataError(
                 "no other prompt has another answer, so none can be mismatched",
                 where=rows[at].source,
-                mend="give rows of at least two prompts",
+                hint="give rows of at least two prompts",
             )
     return [found[at] for at in range(len(rows))]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from likelier.base.errors import DataError
 from likelier.data.chat import (
     Segment,
     as_text,
@@ -32,7 +33,6 @@ from likelier.data.records import (
     Preference,
     TokenPair,
 )
-from likelier.errors import DataError
 
 __all__ = [
     "Encoder",
@@ -66,7 +66,7 @@ def encode_pair(encoder: Encoder, pair: Pair) -> TokenPair:
     encoded, findings = encode_pairs(encoder, [pair])
     if not encoded:
         first = next(finding for finding in findings if finding.severity == "error")
-        raise DataError(first.message, where=first.where, mend=first.mend)
+        raise DataError(first.message, where=first.where, hint=first.hint)
     return encoded[0]
 
 
@@ -128,12 +128,12 @@ def encode_answer(
         answer = ids.answer(draft.answers[0])
         prompt_ids = ids.prompt(draft)
     except Unfit as unfit:
-        raise DataError(unfit.message, where=unfit.field, mend=unfit.mend) from unfit
+        raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
     if not stop:
         answer = Answer(answer.tokens[:-1], answer.scored[:-1])
     if not prompt_ids or not any(answer.scored):
         empty = "response" if prompt_ids else "prompt"
-        raise DataError("it has no token", where=empty, mend="add text")
+        raise DataError("it has no token", where=empty, hint="add text")
     return prompt_ids, answer
 
 

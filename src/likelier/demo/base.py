@@ -19,17 +19,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from likelier.batch.layout import Scored, tree_pass
-from likelier.cache import cache_dir
+from likelier.base.errors import OutputError
+from likelier.base.files import cache_dir, read_manifest, remove_folder, write_folder
+from likelier.base.terminal import bar, say
+from likelier.batching.layout import Scored, tree_pass
 from likelier.config.schema import OptimConfig
 from likelier.demo.world import Example, corpus
-from likelier.errors import OutputError
-from likelier.files import read_manifest, remove_folder, write_folder
 from likelier.model.heap import freed_memory_kept
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly
 from likelier.model.score import make_ready
-from likelier.progress import bar, say
 from likelier.training.determinism import deterministic
 from likelier.training.optimizer import MasterAdamW, schedule
 

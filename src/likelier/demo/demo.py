@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from likelier.errors import OutputError
-from likelier.files import read_json
-from likelier.progress import say
+from likelier.base.errors import OutputError
+from likelier.base.files import read_json
+from likelier.base.terminal import say
 
 if TYPE_CHECKING:
     from likelier.demo.base import Recipe
@@ -30,7 +30,7 @@ def demo(out: Path, seed: int = 0, recipe: "Recipe | None" = None) -> Path:
         raise OutputError(
             f"this folder holds the demo of seed {outcome.get('seed')}",
             where=f"out: {out}",
-            mend="give another out folder, or that seed",
+            hint="give another out folder, or that seed",
         )
     say(f"{out} is finished: nothing to do")
     say(f"report: {out / 'report.html'}")

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from likelier.base.files import read_lines, write_json, write_lines
+from likelier.base.terminal import say
 from likelier.config import config_from
 from likelier.demo.base import Recipe, base_folder, base_model, make_folder
 from likelier.demo.evidence import interrogate, outcome
 from likelier.demo.world import PairText, Part, pairs
-from likelier.files import read_lines, write_json, write_lines
-from likelier.progress import say
 from likelier.report.page import write_report
 from likelier.run import train
 from likelier.training.folder import RunFolder

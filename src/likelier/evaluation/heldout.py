@@ -7,7 +7,7 @@ from typing import Any
 from likelier.data.records import TokenPair
 from likelier.evaluation.intervals import wilson
 from likelier.evaluation.metrics import hits, metrics
-from likelier.loss.registry import BoundLoss
+from likelier.losses.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.model.scorer import Scorer
 from likelier.reference.column import Reference

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likelier.files import remove_folder, write_folder, write_json
+from likelier.base.files import remove_folder, write_folder, write_json
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from likelier.base.errors import ConfigError, DataError
 from likelier.data.chat import as_text, render
 from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.messages import Unfit, read_messages
 from likelier.data.records import Message
-from likelier.errors import ConfigError, DataError
 from likelier.model.load import Policy
 
 
@@ -34,9 +34,9 @@ def decoding(temperature: float, max_new_tokens: int, end_ids: Sequence[int]) ->
     Raises ConfigError where a number makes no sense.
     """
     if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"{temperature} is no temperature", where="temperature", mend="0 or more")
+        raise ConfigError(f"{temperature} is no temperature", where="temperature", hint="0 or more")
     if max_new_tokens < 1:
-        raise ConfigError(f"{max_new_tokens} is too few", where="max_new_tokens", mend="1 or more")
+        raise ConfigError(f"{max_new_tokens} is too few", where="max_new_tokens", hint="1 or more")
     drawn = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
     return {
         **(drawn if temperature > 0 else {"do_sample": False}),
@@ -66,7 +66,7 @@ def sample(
     Raises DataError where a prompt cannot be encoded, ConfigError for impossible settings.
     """
     if batch_size < 1:
-        raise ConfigError(f"{batch_size} is too few", where="batch_size", mend="1 or more")
+        raise ConfigError(f"{batch_size} is too few", where="batch_size", hint="1 or more")
     policy = Policy(model, tokenizer)
     encoder = build_encoder(tokenizer, policy.causal_lm.generation_config)
     settings = decoding(temperature, max_new_tokens, sorted(encoder.end_ids.values()))
@@ -94,10 +94,10 @@ def prompt_ids(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[int, 
         else:
             text, leading = render(encoder, read_messages(prompt, "prompt"), generate=True), ()
     except Unfit as unfit:
-        raise DataError(unfit.message, where=unfit.field, mend=unfit.mend) from unfit
+        raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
     ids = (*leading, *encoder.whole.encode(text, add_special_tokens=False).ids)
     if not ids:
-        raise DataError("it has no token", where="prompt", mend="add text")
+        raise DataError("it has no token", where="prompt", hint="add text")
     return ids
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from likelier.errors import ConfigError
+from likelier.base.errors import ConfigError
 from likelier.model.load import Policy
 from likelier.model.quiet import quietly
 
@@ -38,7 +38,7 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
             raise ConfigError(
                 f"no module of this model is called {targets}",
                 where="adapter.targets",
-                mend="use all-linear, or names such as [q_proj, v_proj]",
+                hint="use all-linear, or names such as [q_proj, v_proj]",
             ) from error
     return replace(policy, model=model.train())
 

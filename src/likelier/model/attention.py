@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from likelier.batch.tree import Tree, ancestor_mask_TT
+from likelier.batching.tree import Tree, ancestor_mask_TT
 from likelier.model.blocks import segments
 from likelier.model.flex import flex
 from likelier.model.rotary import rotary_tables

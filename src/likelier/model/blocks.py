@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from likelier.batch.tree import Span, Tree
+from likelier.batching.tree import Span, Tree
 from likelier.logprob.head import at_least_float32
 
 PIECE = 256  # rows; squares of 128 cost as much again in calls and in joining as they save

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from likelier.errors import ConfigError
+from likelier.base.errors import ConfigError
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -50,5 +50,5 @@ def _impossible(reason: str) -> ConfigError:
     return ConfigError(
         f"the layers cannot be compiled: {reason}",
         where="train.compile",
-        mend="set train.compile: false",
+        hint="set train.compile: false",
     )

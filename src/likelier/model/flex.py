@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from likelier.batch.tree import Tree
+from likelier.batching.tree import Tree
 
 BLOCK = 128
 SIZES = tuple(BLOCK << n for n in range(1, 9))  # 256 to 32768 rows; beyond, multiples of the last

@@ -18,7 +18,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import find_adapter_config_file, has_file
 
-from likelier.errors import ConfigError, DataError, InputMissing
+from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.model.quiet import quietly
 from likelier.model.trouble import all_weights_came, must_exist, told_plainly
 
@@ -83,7 +83,7 @@ def load(
             if base == where:
                 raise
             what = f"its base model {base} cannot be had: {error.what}"
-            raise InputMissing(what, where=where, mend=error.mend) from error
+            raise InputMissing(what, where=where, hint=error.hint) from error
         if device_map is None and torch.cuda.is_available():
             model.to("cuda")
         if base == where:
@@ -150,7 +150,7 @@ def _with_adapter(model: nn.Module, where: str, revision: str | None) -> nn.Modu
         raise DataError(
             "the adapter has no adapter_model.safetensors; pickled weights are never read",
             where=where,
-            mend="convert it: load with peft and save_pretrained(…)",
+            hint="convert it: load with peft and save_pretrained(…)",
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -180,7 +180,7 @@ def _base_of_adapter(where: str, revision: str | None) -> tuple[str, str | None]
         return _place(base), config.get("revision")
     except InputMissing as error:
         what = f"its base model {base} is not there: {error.what}"
-        raise InputMissing(what, where=described, mend="put it back, or edit the file") from error
+        raise InputMissing(what, where=described, hint="put it back, or edit the file") from error
 
 
 def parse_dtype(name: str) -> str | torch.dtype:
@@ -194,3 +194,12 @@ def parse_dtype(name: str) -> str | torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"no dtype is called {name}", where="model.dtype")
     return found
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a transformers model recompute activations in the backward.
+
+    The method got a new name in transformers 5.2x; the old one warns there.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

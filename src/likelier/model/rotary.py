@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from likelier.errors import DataError
+from likelier.base.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def check_length(tables: RotaryTables, depth_BL: Tensor) -> None:
         raise DataError(
             f"a sequence of {longest} tokens: beyond {tables.most} this model's rotary table "
             "depends on what was computed before",
-            mend=f"set data.max_length: {tables.most}, or shorten the text",
+            hint=f"set data.max_length: {tables.most}, or shorten the text",
         )
 
 

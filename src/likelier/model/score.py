@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from likelier.batch.layout import Scored, padded_pass, scored
-from likelier.batch.pack import layout, pack
+from likelier.batching.layout import Scored, padded_pass, scored
+from likelier.batching.pack import layout, pack
 from likelier.data.records import Message
 from likelier.data.tokens import build_encoder, encode_answer
 from likelier.model.attention import (
@@ -23,7 +23,7 @@ from likelier.model.dropout import without_dropout
 from likelier.model.load import Policy
 from likelier.model.scorer import Scorer, find_head_rule
 
-DEFAULT_TOKENS_PER_PASS = 8192
+DEFAULT_TOKENS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _failed_probe(policy: Policy, scorer: Scorer, backend: str) -> str | None:
 def score_sequences(
     ready: Ready,
     sequences: Sequence[Scored],
-    budget: int = DEFAULT_TOKENS_PER_PASS,
+    budget: int = DEFAULT_TOKENS_PER_BATCH,
     on_pass: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Per-token log-probs of sequences: yields (index, float tensor of its scored tokens, nats).

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from likelier.batch.layout import Pass
-from likelier.batch.tree import Tree
+from likelier.batching.layout import Pass
+from likelier.batching.tree import Tree
 from likelier.logprob.chunked import token_logps
 from likelier.logprob.collision import collision_logps, collisions_of
 from likelier.logprob.head import Head, at_least_float32, head_logits

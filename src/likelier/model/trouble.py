@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from likelier.errors import DataError, InputMissing, LikelierError
+from likelier.base.errors import DataError, InputMissing, LikelierError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -19,20 +19,20 @@ def must_exist(where: str) -> None:
             raise InputMissing(
                 "this folder holds no model: neither config.json nor adapter_config.json",
                 where=where,
-                mend="give the folder that save_pretrained wrote, or a Hub id",
+                hint="give the folder that save_pretrained wrote, or a Hub id",
             )
         pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
         if pickled and not any(folder.glob("*.safetensors")):
             raise DataError(
                 f"only pickled weights here ({pickled[0]}), which can run code when read",
                 where=where,
-                mend="convert them: load with transformers and save_pretrained(…)",
+                hint="convert them: load with transformers and save_pretrained(…)",
             )
     elif folder.is_file():
         raise InputMissing("this is a file, not a model folder", where=where)
     elif not _HUB_ID.fullmatch(where) or where.startswith("."):
         raise InputMissing(
-            "no such folder", where=where, mend="give a model folder or a Hub id such as org/name"
+            "no such folder", where=where, hint="give a model folder or a Hub id such as org/name"
         )
 
 
@@ -49,7 +49,7 @@ def told_plainly(where: str) -> Iterator[None]:
         raise InputMissing(
             "no such folder here, and no such model could be had from the Hub",
             where=where,
-            mend="check the spelling, the network and, for gated models, HF_TOKEN",
+            hint="check the spelling, the network and, for gated models, HF_TOKEN",
         ) from error
     except Exception as error:  # each format and library has its own kind
         damaged = "safetensor" in type(error).__name__.lower()
@@ -68,11 +68,11 @@ def _first_line(error: Exception) -> str:
 
 def all_weights_came(where: str, report: dict[str, Any]) -> None:
     """transformers fills what does not come with random numbers; that must not pass silently."""
-    mend = "the weights do not fit config.json; get the folder again"
+    hint = "the weights do not fit config.json; get the folder again"
     for name, found, wanted in sorted(report.get("mismatched_keys") or []):
         sizes = f"{tuple(found)} where config.json asks for {tuple(wanted)}"
-        raise DataError(f"{name} has the shape {sizes}", where=where, mend=mend)
+        raise DataError(f"{name} has the shape {sizes}", where=where, hint=hint)
     missing = sorted(report.get("missing_keys") or [])
     if missing:
         what = f"{len(missing)} tensors are not in the checkpoint, the first {missing[0]}"
-        raise DataError(what, where=where, mend=mend)
+        raise DataError(what, where=where, hint=hint)

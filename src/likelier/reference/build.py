@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from likelier.batch.layout import Scored, answers_of
-from likelier.batch.pack import pack
+from likelier.base.terminal import bar
+from likelier.batching.layout import Scored, answers_of
+from likelier.batching.pack import pack
 from likelier.data.records import TokenPair
 from likelier.model.adapters import adapters_off
 from likelier.model.heap import freed_memory_kept
 from likelier.model.score import Ready, score_sequences
-from likelier.progress import bar
 from likelier.reference.cache import Passes, fill
 from likelier.reference.column import Column, load_column
 from likelier.reference.identity import hash_of, reference_identity

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from likelier.batch.layout import Scored
-from likelier.cache import cache_dir
-from likelier.errors import OutputError, RunFailed
+from likelier.base.errors import OutputError, RunFailed
+from likelier.base.files import cache_dir
+from likelier.batching.layout import Scored
 from likelier.reference.column import KEY_BYTES, Column, answer_key, load_column
 
 Passes = Sequence[Sequence[Scored]]
@@ -56,7 +56,7 @@ def fill(identity: str, passes: Passes, score: Score, tolerance: float) -> Colum
         if not logps.isfinite().all():
             raise RunFailed(
                 "the reference gives a log-prob that is not finite",
-                mend="the weights may be damaged, or overflow in this model.dtype",
+                hint="the weights may be damaged, or overflow in this model.dtype",
             )
         fresh[keys[sequence]] = logps
         if len(fresh) == _ANSWERS_PER_FILE:
@@ -87,7 +87,7 @@ def _spot_check(
             raise RunFailed(
                 f"cached reference log-probs differ from a live pass by {difference:.2g} nats a "
                 f"token; {tolerance:.2g} is allowed",
-                mend=f"delete {cache_dir() / 'reference'}, which is then made again",
+                hint=f"delete {cache_dir() / 'reference'}, which is then made again",
             )
 
 

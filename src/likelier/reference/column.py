@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from likelier.batch.layout import Scored
-from likelier.files import write_file
+from likelier.base.files import write_file
+from likelier.batching.layout import Scored
 
 KEY_BYTES = 16
 

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from likelier.files import write_text
+from likelier.base.files import write_text
 from likelier.report.charts import draw_charts
 from likelier.report.facts import run_facts
 from likelier.report.health import health

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from likelier.errors import InputMissing
-from likelier.files import read_json
+from likelier.base.errors import InputMissing
+from likelier.base.files import read_json
 from likelier.report.ledger import Ledger, read_ledger
 
 LOST = {
@@ -83,15 +83,15 @@ def read_run(path: Path) -> RunFolder:
 
 def read_record(path: Path) -> dict[str, Any]:
     """run.json of a run folder. Raises InputMissing where there is none that is complete."""
-    mend = "Give the folder that `likelier train` or `likelier demo` wrote (its `out`)."
+    hint = "Give the folder that `likelier train` or `likelier demo` wrote (its `out`)."
     if not path.is_dir():
-        raise InputMissing("there is no such run folder", where=str(path), mend=mend)
+        raise InputMissing("there is no such run folder", where=str(path), hint=hint)
     file = path / "run.json"
     if not file.is_file():
-        raise InputMissing("no run.json here, so this is no run folder", where=str(path), mend=mend)
+        raise InputMissing("no run.json here, so this is no run folder", where=str(path), hint=hint)
     record = read_json(file)
     if record is None:
-        raise InputMissing("not a complete JSON object", where=str(file), mend=mend)
+        raise InputMissing("not a complete JSON object", where=str(file), hint=hint)
     return record
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from likelier.batch.layout import Pass, Scored
-from likelier.batch.pack import layout
+from likelier.batching.layout import Pass, Scored
+from likelier.batching.pack import layout
 from likelier.config import Config
 from likelier.model.score import Ready
 
@@ -51,7 +51,7 @@ def memory_of(ready: Ready) -> Memory:
     return Memory(_memory(ready.policy.device), fixed, max(1, per_token))
 
 
-def tokens_per_pass(memory: Memory, device: torch.device) -> int:
+def tokens_per_batch(memory: Memory, device: torch.device) -> int:
     """A power of two that fits, and no more than the device needs for its full speed."""
     fitting = (memory.usable - memory.fixed) // memory.per_token
     largest = 1 << fitting.bit_length() - 1 if fitting > 0 else 0
@@ -63,10 +63,10 @@ def settled(config: Config, ready: Ready, memory: Memory | None = None) -> int:
 
     ``memory`` is what `memory_of` says, where it was asked already.
     """
-    wanted = config.train.tokens_per_pass
+    wanted = config.train.tokens_per_batch
     if wanted != "auto":
         return wanted
-    return tokens_per_pass(memory or memory_of(ready), ready.policy.device)
+    return tokens_per_batch(memory or memory_of(ready), ready.policy.device)
 
 
 def bytes_saved(ready: Ready, batch: Pass) -> int:

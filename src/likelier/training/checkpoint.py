@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from likelier.errors import RunFailed
-from likelier.files import read_manifest, remove_folder, write_folder
+from likelier.base.errors import RunFailed
+from likelier.base.files import read_manifest, remove_folder, write_folder
 from likelier.training.optimizer import MasterAdamW
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -78,14 +78,14 @@ def latest_checkpoint(folder: Path, facts: dict[str, Any]) -> tuple[int, Path] |
             raise RunFailed(
                 f"the checkpoint was made with another {different[0]}",
                 where=str(path),
-                mend="start again with another out folder",
+                hint="start again with another out folder",
             )
         return step, path
     if steps:
         raise RunFailed(
             f"none of the {len(steps)} checkpoints is whole",
             where=str(folder),
-            mend="delete the folder to start again",
+            hint="delete the folder to start again",
         )
     return None
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from likelier.errors import RunFailed
-from likelier.loss.registry import BoundLoss
+from likelier.base.errors import RunFailed
+from likelier.base.terminal import say
+from likelier.losses.registry import BoundLoss
 from likelier.model.scorer import Scorer
-from likelier.progress import say
 from likelier.training.optimizer import MasterAdamW
 from likelier.training.step import PairPass, PairValues, step_gradients
 
@@ -40,7 +40,7 @@ def gradients_that_fit(
         if size.halved:
             raise RunFailed(
                 f"passes of {size.tokens} tokens do not fit into the memory of the device",
-                mend="set train.gradient_checkpointing: true, or a smaller data.max_length; "
+                hint="set train.gradient_checkpointing: true, or a smaller data.max_length; "
                 "`likelier plan` says what a run needs",
             ) from error
     # Outside of the handler: the error holds the frames, and they hold the tensors.

@@ -13,12 +13,9 @@ from typing import Any
 import torch
 
 from likelier import __version__
-from likelier.compat import packages
-from likelier.config import Config, dump, resolved
-from likelier.data.prepare import Prepared
-from likelier.data.records import TokenPair
-from likelier.errors import OutputError
-from likelier.files import (
+from likelier.base.environment import packages
+from likelier.base.errors import OutputError
+from likelier.base.files import (
     append_lines,
     read_json,
     read_lines,
@@ -29,9 +26,12 @@ from likelier.files import (
     write_lines,
     write_text,
 )
-from likelier.loss.registry import BoundLoss
+from likelier.base.terminal import say
+from likelier.config import Config, dump, resolved
+from likelier.data.prepare import Prepared
+from likelier.data.records import TokenPair
+from likelier.losses.registry import BoundLoss
 from likelier.model.score import Ready
-from likelier.progress import say
 from likelier.reference.column import Column, Reference
 from likelier.training.budget import settled
 from likelier.training.checkpoint import (
@@ -78,7 +78,7 @@ class RunFolder:
             raise OutputError(
                 f"this holds something else ({other[0] if other else 'a file'})",
                 where=f"out: {self.path}",
-                mend="give a folder that does not exist yet",
+                hint="give a folder that does not exist yet",
             )
         return False
 
@@ -98,9 +98,9 @@ class RunFolder:
             config,
             dtype=dtype,
             save_dtype="auto" if policy.has_adapter else dtype,
-            tokens_per_pass=settled(config, ready),
+            tokens_per_batch=settled(config, ready),
         )
-        budget: int = self.resolved["train"]["tokens_per_pass"]
+        budget: int = self.resolved["train"]["tokens_per_batch"]
         return budget
 
     def begin(
@@ -220,7 +220,7 @@ class RunFolder:
             ),
             "pairs": len(pairs),
         }
-        budget = self.resolved["train"]["tokens_per_pass"]
+        budget = self.resolved["train"]["tokens_per_batch"]
         over = sum(item.batch.num_tokens > budget for item in passes)
         if over:  # a pair is never cut: these went alone
             row["over_budget"] = over

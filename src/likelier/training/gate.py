@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from likelier.batch.layout import Scored, answers_of, padded_pass
-from likelier.batch.pack import layout
+from likelier.base.errors import RunFailed
+from likelier.batching.layout import Scored, answers_of, padded_pass
+from likelier.batching.pack import layout
 from likelier.data.records import TokenPair
-from likelier.errors import RunFailed
-from likelier.loss.registry import BoundLoss
+from likelier.losses.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.model.scorer import HeadRule, Scorer
 from likelier.reference.column import Reference
@@ -69,7 +69,7 @@ def pass_gate(
         raise RunFailed(
             f"the {ready.backend} backend differs from the plain path by {found.difference:.2g} "
             f"nats {found.unit}; {found.allowed:.2g} is allowed",
-            mend="this architecture or kernel is not served rightly: please report it with "
+            hint="this architecture or kernel is not served rightly: please report it with "
             "`likelier env`",
         )
     with ready.running() as scorer:
@@ -82,7 +82,7 @@ def pass_gate(
         raise RunFailed(
             f"the policy is the reference, but a reward is {reward:.2g} before the first update; "
             f"{allowed:.2g} is allowed",
-            mend="the reference column does not belong to this start: empty $LIKELIER_CACHE",
+            hint="the reference column does not belong to this start: empty $LIKELIER_CACHE",
         )
     return GateReport(len(chosen), found.difference, found.allowed, found.unit, start_loss, reward)
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from likelier.base.errors import OutputError
 from likelier.config import Config, difference, live
 from likelier.data.prepare import Prepared, content_hash
-from likelier.errors import OutputError
-from likelier.loss.registry import BoundLoss
+from likelier.losses.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.reference.identity import hash_of, model_identity
 
@@ -35,7 +35,7 @@ def refuse_other_config(before: Mapping[str, Any], now: Config, out: Path) -> No
         raise OutputError(
             f"this folder holds another run: {changed[0]}{more}",
             where=f"out: {out}",
-            mend="give another out folder, or the config of this run",
+            hint="give another out folder, or the config of this run",
         )
 
 
@@ -46,5 +46,5 @@ def refuse_changes(before: Mapping[str, str], now: Mapping[str, str], out: Path)
         raise OutputError(
             f"the {' and the '.join(changed)} changed since this run began",
             where=f"out: {out}",
-            mend="give another out folder, or put back what was there",
+            hint="give another out folder, or put back what was there",
         )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from likelier.base.files import write_file
 from likelier.data.records import TokenPair
-from likelier.files import write_file
 from likelier.training.step import PairValues
 
 _NAME = re.compile(r"steps-(\d{8})-(\d{8})\.parquet")

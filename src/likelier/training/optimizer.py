@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from likelier.base.errors import RunFailed
 from likelier.config.schema import OptimConfig
-from likelier.errors import RunFailed
 
 
 def schedule(config: OptimConfig, peak: float, num_steps: int) -> Callable[[int], float]:
@@ -84,7 +84,7 @@ class MasterAdamW:
             worst = next(n for n, g in grads.items() if not bool(g.isfinite().all()))
             raise RunFailed(
                 f"the gradient of {worst} is not finite, so no update was made",
-                mend="look at model.dtype and optim.lr; the last checkpoint is good",
+                hint="look at model.dtype and optim.lr; the last checkpoint is good",
             )
         if self.max_grad_norm is not None and norm > self.max_grad_norm:
             torch._foreach_mul_(list(grads.values()), self.max_grad_norm / norm)
@@ -111,7 +111,7 @@ class MasterAdamW:
             if not bool(master.isfinite().all()):
                 raise RunFailed(
                     f"{name} is not finite after an update, so it is not saved",
-                    mend="look at optim.lr and optim.eps; the last checkpoint is good",
+                    hint="look at optim.lr and optim.eps; the last checkpoint is good",
                 )
 
     def close(self) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from likelier.batch.layout import Pass, Scored, answers_of
-from likelier.batch.pack import layout, pack
+from likelier.batching.layout import Pass, Scored, answers_of
+from likelier.batching.pack import layout, pack
 from likelier.data.prepare import content_hash
 from likelier.data.records import TokenPair
-from likelier.loss.tokens import Weights, token_weights
-from likelier.loss.values import AnswerValues
+from likelier.losses.tokens import Weights, token_weights
+from likelier.losses.values import StepValues
 from likelier.reference.column import Reference
 
 Weighted = tuple[Scored, Weights | None]  # an answer, and what its scored tokens count
@@ -70,15 +70,15 @@ class PairPass:
         total_R = value_K.new_zeros(len(self.batch.length_R), dtype=torch.float64)
         return total_R.index_add(0, self.batch.answer_K, value_K.double())
 
-    def values(self, policy_R: Tensor, sureness_R: Tensor | None = None) -> AnswerValues:
+    def values(self, policy_R: Tensor, wpo_log_weight_R: Tensor | None = None) -> StepValues:
         """What the loss reads, for the policy's log-probs of the answers of this pass."""
-        return AnswerValues(
+        return StepValues(
             policy_R,
             self.reference_R,
             self.length_R,
             self.chosen_P,
             self.rejected_P,
-            sureness_R=sureness_R,
+            wpo_log_weight_R=wpo_log_weight_R,
             mean_tokens=self.mean_tokens,
             **{f"{name}_P": column for name, column in self.columns.items()},
         )
@@ -152,20 +152,20 @@ def _pair_pass(
 def joined(
     passes: Sequence[PairPass],
     policy: Sequence[Tensor],
-    sureness: Sequence[Tensor | None] = (),
-) -> AnswerValues:
+    wpo_log_weight: Sequence[Tensor | None] = (),
+) -> StepValues:
     """The answers of several passes as one step's."""
     starts = [0]
     for item in passes:
         starts.append(starts[-1] + len(item.reference_R))
-    sure = [value for value in sureness if value is not None]
-    return AnswerValues(
+    sure = [value for value in wpo_log_weight if value is not None]
+    return StepValues(
         torch.cat(list(policy)),
         torch.cat([item.reference_R for item in passes]),
         torch.cat([item.length_R for item in passes]),
         torch.cat([item.chosen_P + at for item, at in zip(passes, starts, strict=False)]),
         torch.cat([item.rejected_P + at for item, at in zip(passes, starts, strict=False)]),
-        sureness_R=torch.cat(sure) if sure else None,
+        wpo_log_weight_R=torch.cat(sure) if sure else None,
         mean_tokens=passes[0].mean_tokens,
         **{
             f"{name}_P": torch.cat([item.columns[name] for item in passes])

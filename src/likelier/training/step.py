@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from likelier.errors import RunFailed
-from likelier.loss.registry import BoundLoss
-from likelier.loss.values import AnswerValues
+from likelier.base.errors import RunFailed
+from likelier.losses.registry import BoundLoss
+from likelier.losses.values import StepValues
 from likelier.model.scorer import Scorer
 from likelier.training.passes import PairPass, cut_passes, joined
 
@@ -50,7 +50,7 @@ def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) 
     then been added.
     """
     num_pairs = sum(len(item.place_P) for item in passes)
-    if loss.couples:
+    if loss.needs_whole_step:
         whole = _swept(scorer, passes, loss)
         if loss.observe is not None:
             loss.observe(whole)
@@ -59,17 +59,17 @@ def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) 
         for item, part_R in zip(passes, grads, strict=True):
             _backward(scorer(item.batch), item, part_R)
         return _in_step_order(passes, whole, loss_P, loss)
-    policy, sureness, losses = [], [], []
+    policy, wpo_log_weight, losses = [], [], []
     for item in passes:
-        logp_E, sureness_R = _scored(scorer, item, loss)
+        logp_E, wpo_log_weight_R = _scored(scorer, item, loss)
         policy_R = item.answer_logps(logp_E.detach())
-        values = item.values(policy_R, sureness_R)
+        values = item.values(policy_R, wpo_log_weight_R)
         grad_R, loss_P = _with_gradient(scorer, values, loss, num_pairs)
         _backward(logp_E, item, grad_R)
         policy.append(policy_R)
-        sureness.append(sureness_R)
+        wpo_log_weight.append(wpo_log_weight_R)
         losses.append(loss_P)
-    return _in_step_order(passes, joined(passes, policy, sureness), torch.cat(losses), loss)
+    return _in_step_order(passes, joined(passes, policy, wpo_log_weight), torch.cat(losses), loss)
 
 
 @torch.no_grad()
@@ -85,19 +85,19 @@ def step_values(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> 
 
 
 @torch.no_grad()
-def _swept(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> AnswerValues:
+def _swept(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> StepValues:
     """The values of all passes, without gradient."""
-    policy, sureness = [], []
+    policy, wpo_log_weight = [], []
     for item in passes:
-        logp_E, sureness_R = _scored(scorer, item, loss)
+        logp_E, wpo_log_weight_R = _scored(scorer, item, loss)
         policy.append(item.answer_logps(logp_E))
-        sureness.append(sureness_R)
-    return joined(passes, policy, sureness)
+        wpo_log_weight.append(wpo_log_weight_R)
+    return joined(passes, policy, wpo_log_weight)
 
 
 def _scored(scorer: Scorer, item: PairPass, loss: BoundLoss) -> tuple[Tensor, Tensor | None]:
     """Log-probs of the entries of a pass, and how sure the policy is of each answer if asked."""
-    if not loss.reads_sureness:
+    if not loss.reads_wpo_log_weight:
         return scorer(item.batch), None
     logp_E, collision_E = scorer(item.batch, collisions=True)
     surprise_K = (logp_E.detach() - collision_E)[item.batch.entry_K]
@@ -105,7 +105,7 @@ def _scored(scorer: Scorer, item: PairPass, loss: BoundLoss) -> tuple[Tensor, Te
 
 
 def _with_gradient(
-    scorer: Scorer, values: AnswerValues, loss: BoundLoss, num_pairs: int
+    scorer: Scorer, values: StepValues, loss: BoundLoss, num_pairs: int
 ) -> tuple[Tensor, Tensor]:
     """dL/d logp_R for L = sum of the pairs' losses / num_pairs, and the losses."""
     policy_R = values.policy_R.detach().requires_grad_()
@@ -125,7 +125,7 @@ def _must_be_finite(scorer: Scorer, logp_R: Tensor, *loss: Tensor) -> None:
             because = next((f" because {name} is not" for name in weights), "")
             raise RunFailed(
                 f"a {what} is not finite{because}, so no update was made",
-                mend="look at model.dtype and optim.lr; the last checkpoint is good",
+                hint="look at model.dtype and optim.lr; the last checkpoint is good",
             )
 
 
@@ -135,7 +135,7 @@ def _backward(logp_E: Tensor, item: PairPass, grad_R: Tensor) -> None:
 
 @torch.no_grad()
 def _in_step_order(
-    passes: Sequence[PairPass], step: AnswerValues, loss_P: Tensor, loss: BoundLoss
+    passes: Sequence[PairPass], step: StepValues, loss_P: Tensor, loss: BoundLoss
 ) -> PairValues:
     order = torch.argsort(torch.cat([item.place_P for item in passes]))
 

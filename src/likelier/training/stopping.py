@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from likelier.errors import Interrupted, StoppedEarly
+from likelier.base.errors import Interrupted, StoppedEarly
 
 
 class StopRequest:
@@ -24,7 +24,7 @@ class StopRequest:
         return kind(
             f"stopped after step {step} with a good checkpoint",
             where=out,
-            mend="the same command goes on from there",
+            hint="the same command goes on from there",
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from likelier.batch.layout import Pass
+from likelier.batching.layout import Pass
 
 
 @dataclass(frozen=True)

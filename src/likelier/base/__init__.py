@@ -1,0 +1,1 @@
+"""What everything stands on: files, errors, the terminal, the environment."""

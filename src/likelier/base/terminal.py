@@ -1,0 +1,96 @@
+"""What a person sees in a terminal: a line, a progress bar, foreign text made harmless."""
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINES = 20  # plain lines for the whole of a long work
+
+
+def say(line: str) -> None:
+    """One line for the person who waits; on standard error, so that results can be piped."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """Show how far a work of ``total`` parts has come, of which some may be ``done`` already.
+
+    Yields ``advance(parts, text)``: so many more parts are done, and what there is to say.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal or total == 0:
+        yield _plain_lines(label, total, done)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+    ) as shown:
+        task = shown.add_task(label, total=total, completed=done, text="")
+
+        def advance(parts: int, text: str = "") -> None:
+            shown.update(task, advance=parts, text=text)
+
+        yield advance
+
+
+def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None]:
+    def advance(parts: int, text: str = "") -> None:
+        nonlocal done
+        before, done = done, done + parts
+        if before * LINES // total != done * LINES // total or done == total:
+            say(f"{label} {done}/{total}{'  ' + text if text else ''}")
+
+    return advance
+
+
+@contextmanager
+def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
+    """Show how many rows of a work of unknown length are done. Yields ``advance(rows)``."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda rows: None
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed:.0f} rows"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as shown:
+        task = shown.add_task(f"{label} {name}", total=None, speed="")
+
+        def advance(rows: int) -> None:
+            shown.update(task, advance=rows)
+            current = shown.tasks[0]
+            if current.elapsed:
+                shown.update(task, speed=f"{current.completed / current.elapsed:.0f} a second")
+
+        yield advance
+
+
+def visible(text: str) -> str:
+    """Text with control and reordering characters as escapes: data must not drive a terminal."""
+    return "".join(
+        letter
+        if not unicodedata.category(letter).startswith("C") or letter == "\u200d"
+        else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )

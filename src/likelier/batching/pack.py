@@ -1,0 +1,92 @@
+"""Which pairs share a pass: fill a token budget, keep a prompt's pairs together, cut no pair."""
+
+from collections.abc import Callable, Sequence
+
+from likelier.batching.layout import Pass, Scored, padded_pass, tree_pass
+from likelier.batching.tree import Trie, common_length
+
+Unit = tuple[Scored, ...]  # sequences that must share a pass: the two answers of a pair, or one
+
+
+def layout(backend: str) -> Callable[[Sequence[Scored]], Pass]:
+    """How a backend lays sequences out."""
+    return padded_pass if backend == "padded" else tree_pass
+
+
+def pack(units: Sequence[Unit], budget: int, backend: str) -> list[list[int]]:
+    """Cut units into passes of at most ``budget`` computed tokens; returns their indices.
+
+    A unit that exceeds the budget by itself gets a pass of its own. Trees take units in the
+    given order, so that units of one prompt should stand together; padded rows are taken by
+    length.
+    """
+    return _pack_rows(units, budget) if backend == "padded" else _pack_trees(units, budget)
+
+
+def _pack_trees(units: Sequence[Unit], budget: int) -> list[list[int]]:
+    passes: list[list[int]] = []
+    trie = Trie()
+    for group in _of_one_prompt(units):
+        # A prompt that is cut is computed twice, and so are answers that stand in pairs on both
+        # sides of the cut: a pass that has too little room for all of it is left as it is.
+        begins = not passes or (
+            trie.num_tokens + (whole := _size(units, group)) > budget
+            and whole <= budget < _size(units, passes[-1] + group)
+        )
+        for index in group:
+            if begins or trie.num_tokens + _new_tokens(trie, units[index]) > budget:
+                passes.append([])
+                trie = Trie()
+                begins = False
+            passes[-1].append(index)
+            for sequence in units[index]:
+                trie.insert(sequence.inputs)
+    return passes
+
+
+def _of_one_prompt(units: Sequence[Unit]) -> list[list[int]]:
+    """Neighbours whose context, all before the first scored token, is the same."""
+    groups: list[list[int]] = []
+    before: tuple[int, ...] | None = None
+    for index, unit in enumerate(units):
+        first = unit[0]
+        context = first.tokens[: first.scored.index(True)]
+        if context != before:
+            groups.append([])
+            before = context
+        groups[-1].append(index)
+    return groups
+
+
+def _size(units: Sequence[Unit], chosen: Sequence[int]) -> int:
+    """Tokens of a tree of some units."""
+    trie = Trie()
+    for index in chosen:
+        for sequence in units[index]:
+            trie.insert(sequence.inputs)
+    return trie.num_tokens
+
+
+def _new_tokens(trie: Trie, unit: Unit) -> int:
+    """How many tokens a unit of one or two sequences would add."""
+    total, before = 0, None
+    for sequence in unit:
+        shared = trie.shared(sequence.inputs)
+        if before is not None:
+            shared = max(shared, common_length(before.inputs, sequence.inputs))
+        total += len(sequence.inputs) - shared
+        before = sequence
+    return total
+
+
+def _pack_rows(units: Sequence[Unit], budget: int) -> list[list[int]]:
+    lengths = [max(len(sequence.inputs) for sequence in unit) for unit in units]
+    passes: list[list[int]] = []
+    rows = 0
+    for index in sorted(range(len(units)), key=lambda i: (lengths[i], i)):
+        rows += len(units[index])
+        if not passes or rows * lengths[index] > budget:
+            passes.append([])
+            rows = len(units[index])
+        passes[-1].append(index)
+    return passes

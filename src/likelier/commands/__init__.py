@@ -1,0 +1,1 @@
+"""One file a command: words of the command line into calls."""

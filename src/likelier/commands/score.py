@@ -1,0 +1,56 @@
+"""`likelier score`: the log-probs of both answers of every pair, in file order."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from likelier.base.files import write_text
+from likelier.base.terminal import say
+from likelier.batching.layout import answers_of
+from likelier.data.check import load_pairs, refuse
+from likelier.data.encoder import build_encoder
+from likelier.data.tokens import encode_pairs
+from likelier.model.load import load
+from likelier.model.score import make_ready
+from likelier.reference.build import cached_column
+from likelier.reference.identity import reference_identity
+from likelier.training.budget import memory_of, tokens_per_batch
+
+
+def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) -> None:
+    """Write one JSON object a row: source, summed log-probs in nats, scored tokens.
+
+    To standard output, or to ``out``, which is replaced whole. Values are cached by content.
+
+    Raises DataError where a row cannot be used: every row gets its values or none does.
+    """
+    loaded = load_pairs(data, dict(columns))
+    refuse(loaded.findings, "error", usable=len(loaded.pairs))
+    policy = load(model)
+    encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
+    pairs, findings = encode_pairs(encoder, loaded.pairs)
+    refuse(findings, "error", usable=len(pairs))
+    ready = make_ready(policy)
+    if ready.backend_reason:
+        say(f"one row a sequence, because {ready.backend_reason}")
+    answers = {answer for pair in pairs for answer in answers_of(pair)}
+    identity = reference_identity(ready, base_only=False)
+    budget = tokens_per_batch(memory_of(ready), policy.device)
+    column = cached_column(ready, identity, answers, budget, base_only=False)
+    lines = []
+    for pair in pairs:
+        chosen, rejected = answers_of(pair)
+        row = {
+            "source": pair.source,
+            "chosen_logp": column.answer_logp(chosen),
+            "rejected_logp": column.answer_logp(rejected),
+            "chosen_tokens": chosen.num_scored,
+            "rejected_tokens": rejected.num_scored,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    if out is None:
+        sys.stdout.writelines(lines)
+    else:
+        write_text(out, "".join(lines))
+        say(f"{len(lines)} rows in {out}")

@@ -1,0 +1,182 @@
+"""`likelier show`: what the model sees of a pair, token by token, in a terminal or as a page."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from likelier.base.errors import DataError
+from likelier.base.files import write_text
+from likelier.base.terminal import say, visible
+from likelier.batching.layout import answers_of, tree_pass
+from likelier.batching.tree import common_length
+from likelier.data.check import Reading, open_data, open_rows, refuse
+from likelier.data.encoder import Encoder, build_encoder
+from likelier.data.part import Task, work
+from likelier.data.pool import BATCH
+from likelier.data.records import Answer, Finding, TokenPair
+from likelier.data.tokens import encode_pairs
+from likelier.model.load import load_tokenizer
+from likelier.pages.render import render_page
+
+STYLES = {"prompt": "dim", "scored": "green", "context": "dim", "stop": "bold magenta"}
+BROKEN = "\ufffd"  # what decoding gives for a part of a character
+PARTING = "┆"  # stands where the two answers part
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring tokens of one kind: prompt, scored, context or stop; and whether the tree
+    computes them once for both answers.
+    """
+
+    kind: str
+    shared: bool
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A pair as it is shown: runs of tokens of the prompt and of each answer, and the counts."""
+
+    source: str
+    prompt: tuple[Run, ...]
+    answers: Mapping[str, tuple[Run, ...]]
+    counts: Mapping[str, str]
+    told: str
+
+
+def show(
+    data: Path,
+    model: str,
+    number: int,
+    columns: Mapping[str, str],
+    chat: bool = False,
+    template: Mapping[str, Any] | None = None,
+    html: Path | None = None,
+) -> None:
+    """Show the first ``number`` pairs: prompt, scored tokens, context, stop, what is shared.
+
+    Only the tokenizer is loaded, and no more rows are read than needed. Raises what reading,
+    loading and encoding raise.
+    """
+    tokenizer, generation = load_tokenizer(model)
+    encoder = build_encoder(tokenizer, generation, template)
+    pairs = _first_pairs(data, encoder, Reading(columns, chat), number)
+    shown = [_shown(pair, tokenizer) for pair in pairs]
+    if html is not None:
+        write_text(html, render_page("show.html", name=visible(str(data)), pairs=shown))
+        say(f"page: {visible(str(html))}")
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(_legend())
+    for one in shown:
+        console.print(_in_terminal(one))
+
+
+def _first_pairs(data: Path, encoder: Encoder, reading: Reading, number: int) -> list[TokenPair]:
+    form, rows = open_rows(open_data(str(data)), reading)
+    task = Task(form, encoder=encoder, keep_pairs=True)
+    pairs: list[TokenPair] = []
+    bad: list[Finding] = []
+    read = 0
+    while len(pairs) < number and (batch := list(islice(rows, min(BATCH, 4 * number)))):
+        read += len(batch)
+        part = work(task, batch)
+        bad += part.findings
+        encoded, _ = encode_pairs(encoder, part.pairs)
+        pairs += encoded[: number - len(pairs)]
+    if read == 0:
+        raise DataError("no row in it", where=str(data), hint="put at least one row in it")
+    refuse(bad, "drop", usable=len(pairs))
+    return pairs
+
+
+def _shown(pair: TokenPair, tokenizer: Tokenizer) -> Shown:
+    chosen, rejected = answers_of(pair)
+    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
+    if pair.label is not None:
+        sides = {"completion, good" if pair.label else "completion, bad": pair.chosen}
+        together = told = len(chosen.inputs)
+        line = f"one answer of {told} tokens with its prompt"
+        same = 0
+    else:
+        together = tree_pass([chosen, rejected]).num_tokens
+        apart = len(chosen.inputs) + len(rejected.inputs)
+        same = common_length(pair.chosen.tokens, pair.rejected.tokens)
+        line = (
+            f"the answers part after {same} token{'' if same == 1 else 's'}; as a tree the pair "
+            f"takes {together} tokens, one by one {apart}: {1 - together / apart:.0%} shared"
+        )
+    return Shown(
+        pair.source,
+        (Run("prompt", len(sides) > 1, tuple(_pieces(pair.prompt, tokenizer))),),
+        {name: tuple(_runs(answer, same, tokenizer)) for name, answer in sides.items()},
+        {"prompt": f"{len(pair.prompt)} tokens"}
+        | {n: f"{len(a.tokens)} tokens, {sum(a.scored)} scored" for n, a in sides.items()},
+        line,
+    )
+
+
+def _runs(answer: Answer, same: int, tokenizer: Tokenizer) -> Iterator[Run]:
+    ends = answer.tokens[-1] in tokenizer.all_special_ids  # a cut answer has no stop
+    kinds = ["scored" if wanted else "context" for wanted in answer.scored]
+    if ends:
+        kinds[-1] = "stop"
+    marked = [(kind, place < same) for place, kind in enumerate(kinds)]
+    for (kind, shared), run in groupby(zip(marked, answer.tokens, strict=True), key=itemgetter(0)):
+        pieces = _pieces([token for _, token in run], tokenizer)
+        yield Run(kind, shared, tuple(pieces))
+
+
+def _legend() -> Text:
+    return Text.assemble(
+        "prompt ",
+        (" read only ", "dim"),
+        "  answer ",
+        (" scored ", "green"),
+        " ",
+        (" shared by both ", "green underline"),
+        f" {PARTING} here they part ",
+        (" stop, scored ", "bold magenta"),
+        " ",
+        (" context, not scored ", "dim"),
+    )
+
+
+def _in_terminal(shown: Shown) -> Text:
+    text = Text.assemble(
+        ("\n" + visible(shown.source), "bold"), f"  prompt {shown.counts['prompt']}\n"
+    )
+    for run in shown.prompt:
+        text.append(" ".join(run.pieces) + "\n", "dim")
+    for name, runs in shown.answers.items():
+        text.append(f"{name}  {shown.counts[name]}\n")
+        for number, run in enumerate(runs):
+            if number and runs[number - 1].shared and not run.shared:
+                text.append(f"{PARTING} ")
+            pieces = " ".join(run.pieces)
+            marked = {"scored": pieces, "context": f"({pieces})", "stop": f"[stop {pieces}]"}
+            text.append(marked[run.kind], STYLES[run.kind] + (" underline" if run.shared else ""))
+            text.append(" ")
+        text.append("\n")
+    return text.append(shown.told)
+
+
+def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """The text of every token; tokens that only together make a character stay together."""
+    pieces: list[str] = []
+    start = 0
+    for stop in range(1, len(ids) + 1):
+        piece = str(tokenizer.decode(list(ids[start:stop])))
+        if BROKEN in piece and stop - start < 4 and stop < len(ids):
+            continue
+        pieces.append(visible(piece.replace("\n", "⏎").replace(" ", "␣")))
+        start = stop
+    return pieces

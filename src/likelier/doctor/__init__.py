@@ -1,1 +1,0 @@
-"""The pair doctor: what is wrong with preferences, alone or for a model, and how to mend it."""

@@ -1,0 +1,111 @@
+"""What combines with losses: likelihood of the chosen answer, weights, and figures that run along.
+
+Running figures live in a dictionary that belongs to the run and goes into its checkpoints.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likelier.losses.values import StepValues
+
+# Keys of the config's loss section that any loss of pairs takes.
+OPTIONS = ("nll", "nll_per", "pair_weights", "tokens", "stop_token", "wpo", "dynamic_beta")
+LEAST_BETA = 1e-3  # of dynamic beta, as in its paper
+
+PerPair = Callable[[StepValues], Tensor]
+Observe = Callable[[StepValues], None]
+
+
+def plus_nll(loss_P: Tensor, values: StepValues, *, weight: float, per: str) -> Tensor:
+    """Add ``weight`` times the negative log-likelihood of the chosen answer.
+
+    Per ``token``: the mean over pairs is the mean over all chosen tokens of the step, however it
+    is cut (Llama 3, arXiv 2407.21783, section 4.1.4). Per ``answer``: the mean of each answer's
+    mean (Iterative RPO, arXiv 2404.19733). ``sum``: RPO (arXiv 2405.16436).
+    """
+    chosen = values.chosen
+    if per == "token":
+        if values.mean_tokens is None:
+            raise ValueError("the mean over tokens needs the mean length of the step's answers")
+        return loss_P - weight * chosen.policy_P / values.mean_tokens
+    return loss_P - weight * (chosen.mean_P if per == "answer" else chosen.policy_P)
+
+
+def by_weight(loss_P: Tensor, values: StepValues) -> Tensor:
+    """Times the pair's own weight; the mean is still over pairs."""
+    if values.weight_P is None:
+        raise ValueError("this loss needs a weight for every pair")
+    return loss_P * values.weight_P
+
+
+def by_sureness(loss_P: Tensor, values: StepValues) -> Tensor:
+    """WPO (Zhou et al. 2024, arXiv 2406.11827): pairs that the policy would write weigh more.
+
+    ``wpo_log_weight_R`` is the mean over tokens of ``log p(token) - log sum(p^2)``; the product of
+    both answers' exponentials is at most 1, as in the authors' code, and carries no gradient.
+    """
+    if values.wpo_log_weight_R is None:
+        raise ValueError("WPO needs token statistics of every answer")
+    sure_P = values.wpo_log_weight_R[values.chosen_P] + values.wpo_log_weight_R[values.rejected_P]
+    return loss_P * torch.exp(sure_P.clamp(max=0)).detach()
+
+
+def shifted(
+    function: Callable[..., Tensor], fixed: Mapping[str, Any], state: dict[str, float], key: str
+) -> tuple[PerPair, Observe]:
+    """A loss whose ``delta`` is the running mean of the rewards of all answers seen so far.
+
+    The present step is counted in, every answer alike.
+    """
+
+    def observe(values: StepValues) -> None:
+        ratio = values.chosen.ratio_P
+        if values.label_P is None:
+            ratio = torch.cat([ratio, values.rejected.ratio_P])
+        count = state.get(f"{key}/count", 0.0) + len(ratio)
+        mean = state.get(f"{key}/mean", 0.0)
+        reward = float(fixed["beta"] * ratio.detach().double().mean())
+        state[f"{key}/mean"] = mean + (reward - mean) * len(ratio) / count
+        state[f"{key}/count"] = count
+
+    def per_pair(values: StepValues) -> Tensor:
+        return function(values, **{**fixed, "delta": state.get(f"{key}/mean", 0.0)})
+
+    return per_pair, observe
+
+
+def dynamic_beta(
+    function: Callable[..., Tensor],
+    fixed: Mapping[str, Any],
+    state: dict[str, float],
+    options: Mapping[str, float],
+) -> tuple[PerPair, Observe]:
+    """Wu et al. 2024, beta-DPO (arXiv 2407.08639): beta follows the margins of the step.
+
+    ``beta = (1 + alpha * (M - M0)) * beta0``, where M is the mean reward margin of the step and M0
+    its moving average, this step included. Of the pairs, the share ``keep`` whose margins are most
+    likely under a normal distribution around M0 is used: the nearest ones, where the paper draws
+    them at random, so that a run can be repeated.
+    """
+    beta = float(fixed["beta"])
+
+    def observe(values: StepValues) -> None:
+        mean = float(beta * values.log_ratio_margin_P.detach().double().mean())
+        before = state.get("margin", mean)
+        state["margin"] = before + (1 - options["momentum"]) * (mean - before)
+
+    def per_pair(values: StepValues) -> Tensor:
+        margin_P = beta * values.log_ratio_margin_P.detach()
+        centre = state.get("margin", 0.0)
+        factor = 1 + options["alpha"] * (margin_P.mean() - centre)
+        now = (factor * beta).clamp(min=LEAST_BETA)
+        kept = max(1, round(options["keep"] * len(margin_P)))
+        nearest_P = (margin_P - centre).abs().argsort(stable=True)[:kept]
+        share_P = torch.zeros_like(margin_P)
+        share_P[nearest_P] = len(margin_P) / kept
+        return function(values, **{**fixed, "beta": now}) * share_P
+
+    return per_pair, observe

@@ -1,0 +1,210 @@
+"""A loss with its hyper-parameters fixed and all that combines with it, ready for the engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from likelier.base.errors import ConfigError
+from likelier.cards import Card, find_card
+from likelier.losses import parts
+from likelier.losses.table import LOSSES, Loss
+from likelier.losses.values import StepValues
+
+__all__ = ["LOSSES", "BoundLoss", "Loss", "bind"]
+
+PerPair = Callable[[StepValues], Tensor]
+TwoSides = Callable[[StepValues], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class BoundLoss:
+    """A loss with its hyper-parameters fixed, ready for the engine.
+
+    ``beta`` scales the logged rewards. ``observe`` is called once a step with the values of the
+    whole step, before any gradient, and may change ``state``: figures that belong to the run, and
+    to its checkpoints. ``held_out`` stands in for ``per_pair`` on held-out pairs. ``function`` and
+    ``fixed`` are what a loss of the registry was made of.
+    """
+
+    name: str
+    per_pair: PerPair
+    beta: float
+    needs_whole_step: bool = False
+    formula: str = ""
+    scores: TwoSides | None = None
+    cards: tuple[Card, ...] = ()
+    reads_wpo_log_weight: bool = False
+    tokens: Mapping[str, Any] | None = None  # the rule by which tokens count
+    observe: Callable[[StepValues], None] | None = None
+    held_out: PerPair | None = None
+    state: dict[str, float] = field(default_factory=dict)
+    function: Callable[..., Tensor] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def needs(self, what: str) -> bool:
+        """Whether it reads an input of the cards; a caller's own loss may read the reference."""
+        if not self.cards:
+            return what == "reference"
+        return any(card.reads(what) for card in self.cards)
+
+    @property
+    def paired(self) -> bool:
+        """Whether its rows are pairs, rather than single answers with a thumb."""
+        return all(card.paired for card in self.cards)
+
+
+def bind(
+    parameters: Mapping[str, Any], function: Callable[[StepValues], Tensor] | None = None
+) -> BoundLoss:
+    """The loss that a config's ``loss`` section names, or a caller's own ``function``.
+
+    A function of one's own may look at any pair of the step. Its ``beta`` only scales the
+    rewards that are logged.
+
+    Raises ConfigError where no loss has this name, or a hyper-parameter is wrong.
+    """
+    options = {key: value for key, value in parameters.items() if key in parts.OPTIONS}
+    given = {key: value for key, value in parameters.items() if key not in parts.OPTIONS}
+    if function is not None:
+        if dead := [key for key in given if key not in ("name", "beta")]:
+            raise ConfigError(
+                "would not be read: a loss function was handed over",
+                where=f"loss.{dead[0]}",
+                hint="take it away; loss.beta scales the rewards that are logged",
+            )
+        own = partial(_one_a_pair, function)
+        name = getattr(function, "__name__", "own")
+        whole = BoundLoss(name, own, given.get("beta", 0.1), True, formula=f"{name}(values)")
+        return with_options(whole, options)
+    state: dict[str, float] = {}
+    if given["name"] == "mixture":
+        losses = [_one(part, state, f"{n}/") for n, part in enumerate(given["parts"])]
+        whole = _mixture(losses, [part.get("weight", 1.0) for part in given["parts"]], state)
+    else:
+        whole = _one(given, state, "")
+    return with_options(whole, options)
+
+
+def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> BoundLoss:
+    """One loss of the registry; hyper-parameters that are left out take their defaults."""
+    chosen = {key: value for key, value in given.items() if key not in ("name", "weight")}
+    card = find_card(given["name"])
+    if wrong := card.problem(chosen):
+        raise ConfigError(wrong[1], where=f"loss.{wrong[0]}", hint=wrong[2])
+    loss, fixed = LOSSES[card.name], card.defaults | chosen
+    beta = float(fixed[card.reward]) if card.reward else 1.0
+    per_pair: PerPair = partial(loss.function, **fixed)
+    observe = None
+    if fixed.get("delta") == "running":
+        per_pair, observe = parts.shifted(loss.function, fixed, state, prefix + "shift")
+    return BoundLoss(
+        name=card.name,
+        per_pair=per_pair,
+        beta=beta,
+        needs_whole_step=loss.needs_whole_step and fixed.get("delta") in (None, "running"),
+        formula=card.objective(fixed),
+        scores=_scores(loss, fixed),
+        cards=(card,),
+        observe=observe,
+        state=state,
+        function=loss.function,
+        fixed=fixed,
+    )
+
+
+def _scores(loss: Loss, fixed: Mapping[str, Any]) -> TwoSides | None:
+    """The optimised scores, or None where they are the rewards."""
+    function, scale = loss.scores, float(fixed["beta"]) if loss.scaled else 1.0
+    if function is None or fixed.get("divergence") == "reverse_kl":
+        return None
+    bound = partial(function, **{k: v for k, v in fixed.items() if k in function.__annotations__})
+
+    def scores(values: StepValues) -> tuple[Tensor, Tensor]:
+        chosen_P, rejected_P = bound(values)
+        return scale * chosen_P, scale * rejected_P
+
+    return scores
+
+
+def _mixture(
+    losses: Sequence[BoundLoss], weights: Sequence[float], state: dict[str, float]
+) -> BoundLoss:
+    """A weighted sum of losses; the first one's beta scales the rewards."""
+    observers = [loss.observe for loss in losses if loss.observe is not None]
+
+    def per_pair(values: StepValues) -> Tensor:
+        terms = [w * loss.per_pair(values) for w, loss in zip(weights, losses, strict=True)]
+        return sum(terms[1:], terms[0])
+
+    def observe(values: StepValues) -> None:
+        for each in observers:
+            each(values)
+
+    terms = zip(weights, losses, strict=True)
+    return BoundLoss(
+        name="mixture",
+        per_pair=per_pair,
+        beta=losses[0].beta,
+        needs_whole_step=any(loss.needs_whole_step for loss in losses),
+        formula=" + ".join(f"{weight:g} * ({loss.formula})" for weight, loss in terms),
+        cards=tuple(card for loss in losses for card in loss.cards),
+        observe=observe if observers else None,
+        state=state,
+    )
+
+
+def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
+    """The loss with what the config adds to any of them, in the order of the formula."""
+    if dynamic := options.get("dynamic_beta"):
+        if loss.function is None or "beta" not in loss.fixed:
+            raise ConfigError(
+                f"{loss.name} has no single beta to follow the margins",
+                where="loss.dynamic_beta",
+                hint="take it away, or use a loss such as sigmoid",
+            )
+        per_pair, observe = parts.dynamic_beta(loss.function, loss.fixed, loss.state, dynamic)
+        told = f"{loss.formula}, beta = {loss.beta:g} * (1 + {dynamic['alpha']:g} * (M - M0))"
+        loss = replace(
+            loss, per_pair=per_pair, observe=observe, needs_whole_step=True, held_out=loss.per_pair,
+            formula=told,
+        )  # fmt: skip
+    if rule := options.get("tokens"):
+        how = ", ".join(f"{k} {v}" for k, v in rule.items())
+        loss = replace(loss, tokens=rule, formula=f"{loss.formula}, tokens counted by {how}")
+    if options.get("wpo"):
+        loss = replace(loss, reads_wpo_log_weight=True, **_mapped(loss, parts.by_sureness),
+                       formula=f"w * [{loss.formula}], w = min(1, w_c * w_r)")  # fmt: skip
+    if nll := options.get("nll"):
+        per = options.get("nll_per", "token")
+        add = partial(parts.plus_nll, weight=nll, per=per)
+        loss = replace(loss, **_mapped(loss, add), formula=f"{loss.formula} + {nll:g} * NLL({per})")
+    if options.get("stop_token") is False:
+        loss = replace(loss, formula=f"{loss.formula}, stop tokens left out")
+    if options.get("pair_weights"):
+        loss = replace(loss, **_mapped(loss, parts.by_weight), formula=f"weight * [{loss.formula}]")
+    return loss
+
+
+def _mapped(loss: BoundLoss, change: Callable[[Tensor, StepValues], Tensor]) -> dict[str, Any]:
+    """Both of a loss's functions with something done to their values."""
+
+    def after(function: PerPair) -> PerPair:
+        return lambda values: change(function(values), values)
+
+    held_out = None if loss.held_out is None else after(loss.held_out)
+    return {"per_pair": after(loss.per_pair), "held_out": held_out}
+
+
+def _one_a_pair(function: Callable[[StepValues], Tensor], values: StepValues) -> Tensor:
+    """A caller's loss. Its mean would be divided by the pairs of the step a second time."""
+    loss_P = function(values)
+    if loss_P.shape != values.chosen_P.shape:
+        raise ConfigError(
+            f"it gives shape {tuple(loss_P.shape)} for {len(values.chosen_P)} pairs",
+            where="loss (the function handed over)",
+            hint="give one value a pair, without a mean",
+        )
+    return loss_P

@@ -1,0 +1,86 @@
+"""What a loss reads: the log-probs of a step's answers and which of them form pairs.
+
+Axis letters: R answers, P pairs.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """One answer of every pair: summed log-probs in nats and scored tokens, shape (P,) each."""
+
+    policy_P: Tensor
+    reference_P: Tensor
+    tokens_P: Tensor
+
+    @property
+    def ratio_P(self) -> Tensor:
+        """log policy - log reference, in nats."""
+        return self.policy_P - self.reference_P
+
+    @property
+    def mean_P(self) -> Tensor:
+        """The policy's log-prob per token."""
+        return self.policy_P / self.tokens_P
+
+    @property
+    def mean_ratio_P(self) -> Tensor:
+        """The log-ratio per token."""
+        return self.ratio_P / self.tokens_P
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The answers of a step, or of one pass of it.
+
+    ``policy_R`` and ``reference_R`` are summed log-probs in nats (float64), ``length_R`` the
+    scored tokens of each answer, ``chosen_P`` and ``rejected_P`` index into R. An answer may
+    stand in several pairs.
+
+    Columns that the data may bring: ``margin_P`` (how much better the chosen answer is),
+    ``weight_P`` (of the pair in the loss), ``label_P`` (rows of one answer and a thumb, 1 for up:
+    the answer is the chosen one, and the rejected one is a mismatched answer, or the same again
+    where none is needed). ``wpo_log_weight_R`` is what WPO weighs by.
+
+    ``mean_tokens`` is the mean length of the chosen answers of the whole step.
+    """
+
+    policy_R: Tensor
+    reference_R: Tensor
+    length_R: Tensor
+    chosen_P: Tensor
+    rejected_P: Tensor
+    margin_P: Tensor | None = None
+    weight_P: Tensor | None = None
+    label_P: Tensor | None = None
+    wpo_log_weight_R: Tensor | None = None
+    mean_tokens: float | None = None
+
+    @property
+    def chosen(self) -> Side:
+        """The chosen answer of every pair."""
+        return self._side(self.chosen_P)
+
+    @property
+    def rejected(self) -> Side:
+        """The rejected answer of every pair."""
+        return self._side(self.rejected_P)
+
+    def _side(self, index_P: Tensor) -> Side:
+        # A number times whole lengths would be float32.
+        length_R = self.length_R.to(self.policy_R.dtype)
+        return Side(self.policy_R[index_P], self.reference_R[index_P], length_R[index_P])
+
+    @property
+    def log_ratio_R(self) -> Tensor:
+        """log policy - log reference of every answer, in nats."""
+        return self.policy_R - self.reference_R
+
+    @property
+    def log_ratio_margin_P(self) -> Tensor:
+        """The log-ratio of the chosen answer less that of the rejected one, in nats."""
+        ratio_R = self.log_ratio_R
+        return ratio_R[self.chosen_P] - ratio_R[self.rejected_P]
