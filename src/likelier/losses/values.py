@@ -46,6 +46,10 @@ class StepValues:
     where none is needed). ``wpo_log_weight_R`` is what WPO weighs by.
 
     ``mean_tokens`` is the mean length of the chosen answers of the whole step.
+
+    What the loss made of them, absent before it ran: ``loss_P``, the loss of every pair, and
+    ``score_chosen_P``, ``score_rejected_P``, its scores (log-ratios in nats, unless the loss
+    scores by something else).
     """
 
     policy_R: Tensor
@@ -58,6 +62,9 @@ class StepValues:
     label_P: Tensor | None = None
     wpo_log_weight_R: Tensor | None = None
     mean_tokens: float | None = None
+    loss_P: Tensor | None = None
+    score_chosen_P: Tensor | None = None
+    score_rejected_P: Tensor | None = None
 
     @property
     def chosen(self) -> Side:
