@@ -3,8 +3,6 @@
 No tensor is computed here: threads of a library do not survive a fork.
 """
 
-import datasets  # noqa: F401
-import pandas  # noqa: F401
 import peft  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import transformers.models.exaone4.modeling_exaone4  # noqa: F401

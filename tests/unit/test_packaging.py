@@ -1,12 +1,13 @@
-"""What is installed fits what is promised, and the Makefile makes the environment once."""
+"""What is declared is what is imported, what is installed fits it, and make installs it once."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,36 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
+def _canonical(distribution: str) -> str:
+    return re.sub("[-._]+", "-", distribution.lower())
+
+
 def _constraints() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = [line.partition("==") for line in lines if line and not line.startswith("#")]
     assert all(equals for _, equals, _ in pinned), "every constraint is exact"
-    return {re.sub("[._]", "-", name.lower()): exact for name, _, exact in pinned}
+    return {_canonical(name): exact for name, _, exact in pinned}
+
+
+def _imported() -> set[str]:
+    """The distributions that the modules under src import, at their top or inside functions."""
+    modules: set[str] = set()
+    for path in (ROOT / "src" / "likelier").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module)
+    names = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+    owners = packages_distributions()
+    return {_canonical(owners[name][0]) for name in names - {"likelier"}}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    declared = {_canonical(Requirement(line).name) for line in PROJECT["dependencies"]}
+    imported = _imported()
+    assert imported - declared == set(), "imported under src, not declared in pyproject.toml"
+    assert declared - imported == set(), "declared in pyproject.toml, imported nowhere under src"
 
 
 def test_every_requirement_is_pinned_inside_its_range():
@@ -33,7 +59,7 @@ def test_every_requirement_is_pinned_inside_its_range():
     extras = PROJECT["optional-dependencies"]["dev"]
     for line in [*PROJECT["dependencies"], *extras, "hatchling>=1.27"]:
         wanted = Requirement(line)
-        exact = pinned[re.sub("[._]", "-", wanted.name.lower())]
+        exact = pinned[_canonical(wanted.name)]
         assert wanted.specifier.contains(exact), f"{line} does not allow {exact}"
 
 
