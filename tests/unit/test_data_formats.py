@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from likelier.base.errors import ConfigError, InputMissing
+from likelier.checks.rules import RULES
 from likelier.data.check import Loaded, Reading, load_memory, load_pairs
 from likelier.data.formats import recognise
 from likelier.data.ranked import Ranking
-from likelier.data.rules import RULES
 
 Rows = list[dict[str, Any]]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likelier.base.errors import DataError
-from likelier.data.leak import leaks
+from likelier.checks.leaks import leaks
 from likelier.data.records import Answer, Pair, TokenPair
 from likelier.data.split import split_by_prompt
 

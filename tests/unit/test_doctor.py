@@ -17,9 +17,9 @@ from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.checks.examine import Examination, Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import read_gate
+from likelier.checks.rules import RULES
 from likelier.cli import main
 from likelier.data.check import load_pairs
-from likelier.data.rules import RULES
 
 Row = dict[str, Any]
 RNG = random.Random(0)
@@ -362,7 +362,7 @@ def test_near_copies_are_sought_in_an_even_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 60 rows at most 20 are compared: every fourth; two of them are near copies."""
-    monkeypatch.setattr("likelier.data.content.MOST", 20)
+    monkeypatch.setattr("likelier.checks.across.MAX_COMPARED", 20)
     rows = [text_row() for _ in range(60)]
     rows[56] = {**rows[8], "chosen": rows[8]["chosen"] + "."}
     rows[57] = {**rows[9], "chosen": rows[9]["chosen"] + "."}

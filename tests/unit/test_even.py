@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likelier.data.even import EvenSample
+from likelier.checks.across import EvenSample
 
 
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(1, 25))

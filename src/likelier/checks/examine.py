@@ -6,12 +6,12 @@ from itertools import chain, islice
 from typing import Any
 
 from likelier.base.terminal import counting
+from likelier.checks.leaks import HeldOutPrompts
 from likelier.checks.seen import Seen, Statistics
 from likelier.checks.template import template_notes
 from likelier.data.check import Data, Reading, Summary, Tally, no_row, open_data, open_rows
 from likelier.data.encoder import Encoder
 from likelier.data.formats import Format
-from likelier.data.leak import HeldOutPrompts
 from likelier.data.part import Counted, Task
 from likelier.data.pool import parts
 from likelier.data.records import Finding, Preference

@@ -11,13 +11,13 @@ from typing import Any
 
 from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.base.files import write_file
+from likelier.checks.across import digest
 from likelier.checks.examine import Question, encoder_of
+from likelier.checks.pairs import repeats_prompt
 from likelier.data.check import no_row, open_data, open_rows
-from likelier.data.content import digest
-from likelier.data.look import repeats_prompt, text_of
 from likelier.data.part import Task, work
 from likelier.data.pool import BATCH
-from likelier.data.records import Labelled, Message, Pair, Preference
+from likelier.data.records import Labelled, Message, Pair, Preference, text_of
 from likelier.data.sources import files_of
 
 

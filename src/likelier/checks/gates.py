@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from likelier.base.errors import ConfigError, GateMissed
 from likelier.checks.examine import Examination
+from likelier.checks.rules import RULES
 from likelier.data.messages import nearest
-from likelier.data.rules import RULES
 
 _GATE = re.compile(r"\s*([a-z_-]+)\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)\s*")
 FIGURES = ("errors", "warnings", "usable", "rows", "pairs", "prompts", "probe", "longer")

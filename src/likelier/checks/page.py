@@ -5,8 +5,8 @@ from pathlib import Path
 from likelier.base.files import write_text
 from likelier.base.terminal import visible
 from likelier.checks.examine import Examination
+from likelier.checks.rules import cure, why
 from likelier.checks.words import reference_lines, statistics_lines
-from likelier.data.rules import cure, why
 from likelier.pages.render import render_page
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from likelier.base.errors import DataError
 from likelier.batching.layout import Scored, answers_of
 from likelier.checks.examine import Question
+from likelier.checks.shortcuts import Share, share
 from likelier.data.check import open_data, open_rows
 from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.part import Counted, Task, work
 from likelier.data.pool import BATCH
-from likelier.data.probe import Share, share
 from likelier.data.records import Finding, Pair, TokenPair
 from likelier.data.tokens import encode_answer, encode_pairs
 from likelier.generation.sample import sample

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from likelier.checks.across import Content, EvenSample, digest
+from likelier.checks.pairs import SCRIPTS
+from likelier.checks.shortcuts import FEATURES, Lengths, Probe, characters, lengths, probe
 from likelier.data.check import Tally
-from likelier.data.content import Content, digest
-from likelier.data.even import EvenSample
-from likelier.data.features import FEATURES
 from likelier.data.formats import Format
-from likelier.data.minhash import MOST
+from likelier.data.near_duplicates import MAX_COMPARED
 from likelier.data.part import Part
-from likelier.data.probe import Lengths, Probe, characters, lengths, probe
-from likelier.data.script import SCRIPTS
 
 SAMPLE = 20_000  # pairs whose features are kept for the statistics
 
@@ -48,7 +46,7 @@ class Seen:
         self.content = Content(form.shape == "labelled")
         self.rows = self.left_out = 0
         self.hits: dict[int, str] = {}
-        self.prompts = EvenSample(MOST)
+        self.prompts = EvenSample(MAX_COMPARED)
         self._features, self._lengths, self._keys = (EvenSample(SAMPLE) for _ in range(3))
         self._origins: Counter[str] = Counter()
 

@@ -8,11 +8,11 @@ from rich.table import Table
 
 from likelier.base.terminal import visible
 from likelier.checks.examine import Examination
+from likelier.checks.rules import cure, why
 from likelier.checks.seen import Statistics
+from likelier.checks.shortcuts import Share
 from likelier.data.check import Summary
-from likelier.data.probe import Share
 from likelier.data.records import Finding
-from likelier.data.rules import cure, why
 
 
 def as_data(found: Examination) -> dict[str, Any]:

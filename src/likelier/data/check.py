@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.content import Content
+from likelier.checks.across import Content
 from likelier.data.formats import NAMES, Format, look
 from likelier.data.messages import nearest
 from likelier.data.part import Counted, Task

@@ -15,8 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from likelier.base.files import cache_dir
+from likelier.checks.leaks import Watch
 from likelier.data.encoder import Encoder
-from likelier.data.leak import Watch
 from likelier.data.packed import Packed
 from likelier.data.part import Counted, Part, Task, row_of
 from likelier.data.records import Finding, Row

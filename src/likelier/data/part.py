@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from likelier.data.content import digest, signature_of
+from likelier.checks.across import digest, signature_of
+from likelier.checks.leaks import Watch
+from likelier.checks.pairs import look_at, said
+from likelier.checks.shortcuts import FEATURES, features
 from likelier.data.encoder import Encoder
-from likelier.data.features import FEATURES, features, said
 from likelier.data.fit import fit_pair
 from likelier.data.formats import Format
-from likelier.data.leak import Watch
-from likelier.data.look import look_at, text_of
-from likelier.data.minhash import SIZE, bare
+from likelier.data.near_duplicates import NUM_HASHES, bare
 from likelier.data.packed import Packed
 from likelier.data.ranked import Ranking
-from likelier.data.records import Finding, Labelled, Pair, Preference, Row, TokenPair
+from likelier.data.records import Finding, Labelled, Pair, Preference, Row, TokenPair, text_of
 from likelier.data.rows import read_row
 from likelier.data.split import prompt_keys, prompt_signatures
 from likelier.data.tokens import encode_pairs
@@ -62,9 +62,9 @@ class Part:
         counts: for each pair how many rows of the file its row stands for (0: a copy).
         hits: what was watched for, as hashes, and the place of each.
         keys: (n, 3) uint64, hashes of prompt, chosen and rejected.
-        prompts: (n, SIZE) uint32 signatures, or (0, SIZE).
+        prompts: (n, NUM_HASHES) uint32 signatures, or (0, NUM_HASHES).
         prompt_keys: (n, 16) uint8 keyed hashes of prompts, or (0, 16).
-        nears: (n, SIZE) uint32 signatures of whole pairs, or (0, SIZE).
+        nears: (n, NUM_HASHES) uint32 signatures of whole pairs, or (0, NUM_HASHES).
         features: (n, 2, F) float32 of chosen and rejected, or (0, 2, 0).
         lengths: (n, 3) int32 tokens of prompt, chosen and rejected, or (0, 3).
     """
@@ -173,7 +173,7 @@ def _told_apart(pair: Preference) -> tuple[object, object]:
 
 def _nears(pairs: Sequence[Preference]) -> np.ndarray:
     signatures = [signature_of(pair) for pair in pairs]
-    return np.stack(signatures) if signatures else np.zeros((0, SIZE), np.uint32)
+    return np.stack(signatures) if signatures else np.zeros((0, NUM_HASHES), np.uint32)
 
 
 def _features(pairs: Sequence[Preference]) -> np.ndarray:

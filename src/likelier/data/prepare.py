@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from likelier.base.errors import DataError
+from likelier.checks.across import Content
+from likelier.checks.leaks import HeldOutPrompts
 from likelier.config import Config
 from likelier.config.schema import DataConfig
 from likelier.data.check import Data, Reading, no_row, open_data, open_rows, refuse
-from likelier.data.content import Content
 from likelier.data.encoder import Encoder
 from likelier.data.fit import fit
 from likelier.data.formats import Format
-from likelier.data.leak import HeldOutPrompts
 from likelier.data.packed import Shared
 from likelier.data.part import Part, Task, row_of
 from likelier.data.pool import parts

@@ -105,3 +105,11 @@ class Finding:
     def where(self) -> str:
         """``file:line field``."""
         return f"{self.source} {self.field}" if self.field else self.source
+
+
+def text_of(side: str | tuple[Message, ...]) -> str:
+    """Every text of a side, one turn a line."""
+    if isinstance(side, str):
+        return side
+    turns = (turn.get("content", "") for turn in side)
+    return "\n".join(turn for turn in turns if isinstance(turn, str))

@@ -9,12 +9,11 @@ from typing import TypeVar
 import numpy as np
 
 from likelier.base.errors import DataError
-from likelier.data.look import text_of
-from likelier.data.minhash import NEAR, SIZE, bare, near_groups, signature
-from likelier.data.records import Pair, Preference, TokenPair
+from likelier.data.near_duplicates import NEAR_LIKENESS, NUM_HASHES, bare, near_groups, signature
+from likelier.data.records import Pair, Preference, TokenPair, text_of
 
 # The likeness is an estimate with an error of about 0.04: what is truly alike by 0.8 is joined.
-CLUSTER = NEAR - 0.1
+CLUSTER = NEAR_LIKENESS - 0.1
 
 P = TypeVar("P", Pair, TokenPair)
 Prompted = Preference | TokenPair
@@ -39,7 +38,7 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
 
     Args:
         keys: (n, 16) uint8 of `prompt_keys`.
-        signatures: (n, SIZE) uint32 of `prompt_signatures`.
+        signatures: (n, NUM_HASHES) uint32 of `prompt_signatures`.
 
     Raises:
         DataError: there are fewer than two clusters.
@@ -75,10 +74,12 @@ def prompt_keys(pairs: Sequence[Prompted], seed: int) -> np.ndarray:
 
 
 def prompt_signatures(pairs: Sequence[Prompted]) -> np.ndarray:
-    """(n, SIZE) uint32: the MinHash of each prompt. Token ids are compared as they are."""
+    """(n, NUM_HASHES) uint32: the MinHash of each prompt. Token ids are compared as they are."""
     texts = [_text(pair) for pair in pairs]
     made = {text: signature(text) for text in dict.fromkeys(texts)}
-    return np.stack([made[text] for text in texts]) if texts else np.zeros((0, SIZE), np.uint32)
+    return (
+        np.stack([made[text] for text in texts]) if texts else np.zeros((0, NUM_HASHES), np.uint32)
+    )
 
 
 def _text(pair: Prompted) -> str:

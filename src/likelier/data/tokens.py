@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from likelier.base.errors import DataError
+from likelier.checks.pairs import clock, notice
 from likelier.data.chat import (
     Segment,
     as_text,
@@ -23,7 +24,6 @@ from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.fit import Fitted, fit
 from likelier.data.lines import odd_character
 from likelier.data.messages import Chat, Unfit, check_end, check_start, read_messages
-from likelier.data.notice import clock, notice
 from likelier.data.records import (
     Answer,
     Finding,

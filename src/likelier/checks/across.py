@@ -1,6 +1,7 @@
 """What rows say about each other: the same pair twice, both ways round, or in a circle."""
 
 import json
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -9,11 +10,83 @@ from typing import Any
 
 import numpy as np
 
-from likelier.data.even import EvenSample
-from likelier.data.look import text_of
-from likelier.data.minhash import MOST, bare, near_groups, signature
-from likelier.data.places import Places
-from likelier.data.records import Finding, Pair, Preference
+from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signature
+from likelier.data.records import Finding, Pair, Preference, text_of
+
+_PLACE = re.compile(
+    r"(?P<name>.*[:\[])(?P<row>\d+)(?P<end>\]?)(?:#\d+)??(?:#(?P<part>\d+))?", re.DOTALL
+)
+
+
+class Places:
+    """An append-only list of sources."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], int] = {}
+        self._name, self._row, self._part = array("I"), array("Q"), array("I")
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def append(self, source: str) -> None:
+        """Keep one more place."""
+        found = _PLACE.fullmatch(source)
+        name = (found["name"], found["end"]) if found else (source, "")
+        self._name.append(self._names.setdefault(name, len(self._names)))
+        self._row.append(int(found["row"]) if found else 0)
+        self._part.append(int(found["part"] or 0) if found else 0)
+
+    def same_row(self, one: int, other: int) -> bool:
+        """Whether two places are of one row."""
+        return (self._name[one], self._row[one]) == (self._name[other], self._row[other])
+
+    def __getitem__(self, index: int) -> str:
+        start, end = list(self._names)[self._name[index]]
+        if not start.endswith((":", "[")):
+            return start
+        part = f"#{self._part[index]}" if self._part[index] else ""
+        return f"{start}{self._row[index]}{end}{part}"
+
+
+class EvenSample:
+    """Every so many rows, at most ``most``: when there are more, every second goes.
+
+    ``step`` is how far apart the rows of the sample stand.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.step = 1
+        self._seen = 0
+        self._numbers: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._numbers))
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take the next rows, (n, …)."""
+        numbers = np.arange(self._seen, self._seen + len(rows))
+        self._seen += len(rows)
+        kept = numbers % self.step == 0
+        self._numbers.append(numbers[kept])
+        self._rows.append(rows[kept])
+        while len(self) > self.most:
+            self.step *= 2
+            for place, before in enumerate(self._numbers):  # one by one: they are large together
+                kept = before % self.step == 0
+                self._numbers[place] = before[kept]
+                self._rows[place] = self._rows[place][kept]
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(n,) int64: which rows the sample holds, counted from 0 over all that were added."""
+        return np.concatenate([np.zeros(0, np.int64), *self._numbers])
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n, …): the rows of the sample; raises ValueError where nothing was ever added."""
+        return np.concatenate(self._rows)
 
 
 def digest(side: Any) -> int:
@@ -33,7 +106,7 @@ class Content:
         self.places = Places()
         self._labelled = labelled
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
-        self._signatures = EvenSample(MOST)
+        self._signatures = EvenSample(MAX_COMPARED)
 
     def add_part(self, sources: Sequence[str], keys: np.ndarray, nears: np.ndarray) -> None:
         """Take more pairs: their places, hashes (n, 3) and signatures (n, SIZE) or (0, SIZE)."""

@@ -6,20 +6,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from likelier.data.script import code_points
-
-PIECE = 5  # characters
-SIZE = 128  # hashes of a signature; the estimate errs by about 0.035 at a likeness of 0.8
-ROWS = 4  # hashes of a band: a likeness of 0.8 is missed once in 10 million, 0.5 found in 87 %
-NEAR = 0.8  # Jaccard likeness of near copies
-MOST = 200_000  # texts that are compared; of more, a sample
+PIECE_CHARACTERS = 5
+NUM_HASHES = 128  # of a signature; the estimate errs by about 0.035 at a likeness of 0.8
+BAND_HASHES = 4  # of a band: a likeness of 0.8 is missed once in 10 million, 0.5 found in 87 %
+NEAR_LIKENESS = 0.8  # Jaccard likeness of near copies
+MAX_COMPARED = 200_000  # texts that are compared; of more, a sample
 _AT_ONCE = 4096  # pieces hashed together, which bounds the memory
 
 _RANDOM = np.random.default_rng(20240229)
-_FACTORS = _RANDOM.integers(0, 2**31, size=(SIZE, 1), dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-_OFFSETS = _RANDOM.integers(0, 2**32, size=(SIZE, 1), dtype=np.uint32)
-_POWERS = np.array([pow(0x100000001B3, n, 2**64) for n in range(PIECE)], dtype=np.uint64)
+_FACTORS = _RANDOM.integers(0, 2**31, size=(NUM_HASHES, 1), dtype=np.uint32) * np.uint32(
+    2
+) + np.uint32(1)
+_OFFSETS = _RANDOM.integers(0, 2**32, size=(NUM_HASHES, 1), dtype=np.uint32)
+_POWERS = np.array([pow(0x100000001B3, n, 2**64) for n in range(PIECE_CHARACTERS)], dtype=np.uint64)
 _SPACES = re.compile(r"\s+")
+
+
+def code_points(text: str) -> np.ndarray:
+    """The characters of a text as numbers, (n,) uint32; half surrogates are allowed."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def bare(text: str) -> str:
@@ -30,18 +35,18 @@ def bare(text: str) -> str:
 def pieces(text: str) -> np.ndarray:
     """A hash of every five-letter piece of a bare text, (n,) uint32, n at least 1."""
     codes = code_points(text).astype(np.uint64) + np.uint64(1)
-    if len(codes) < PIECE:
-        codes = np.pad(codes, (0, PIECE - len(codes)))
-    windows = np.lib.stride_tricks.sliding_window_view(codes, PIECE)
+    if len(codes) < PIECE_CHARACTERS:
+        codes = np.pad(codes, (0, PIECE_CHARACTERS - len(codes)))
+    windows = np.lib.stride_tricks.sliding_window_view(codes, PIECE_CHARACTERS)
     hashed = windows @ _POWERS
     hashed ^= hashed >> np.uint64(29)
     return ((hashed * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32)).astype(np.uint32)
 
 
 def signature(text: str) -> np.ndarray:
-    """(SIZE,) uint32 of a bare text: the share of equal entries estimates the likeness."""
+    """(NUM_HASHES,) uint32 of a bare text: the share of equal entries estimates the likeness."""
     hashed = np.unique(pieces(text))
-    lowest = np.full(SIZE, np.iinfo(np.uint32).max, dtype=np.uint32)
+    lowest = np.full(NUM_HASHES, np.iinfo(np.uint32).max, dtype=np.uint32)
     for start in range(0, len(hashed), _AT_ONCE):
         mixed = _FACTORS * hashed[start : start + _AT_ONCE] + _OFFSETS
         mixed ^= mixed >> np.uint32(15)  # an odd factor alone keeps the order of low bits
@@ -50,11 +55,11 @@ def signature(text: str) -> np.ndarray:
     return lowest
 
 
-def near_groups(signatures: np.ndarray, near: float = NEAR) -> np.ndarray:
+def near_groups(signatures: np.ndarray, near: float = NEAR_LIKENESS) -> np.ndarray:
     """Which texts are near copies of each other.
 
     Args:
-        signatures: (n, SIZE) uint32.
+        signatures: (n, NUM_HASHES) uint32.
         near: the least estimated likeness.
 
     Returns:
@@ -68,8 +73,8 @@ def near_groups(signatures: np.ndarray, near: float = NEAR) -> np.ndarray:
     place[order] = np.arange(len(order))
     distinct = firsts[order]
     root = np.arange(len(distinct))
-    for band in range(0, SIZE, ROWS):
-        keys = np.ascontiguousarray(signatures[distinct, band : band + ROWS])
+    for band in range(0, NUM_HASHES, BAND_HASHES):
+        keys = np.ascontiguousarray(signatures[distinct, band : band + BAND_HASHES])
         flat = keys.view(np.dtype((np.void, keys.shape[1] * 4))).ravel()
         sorted_ = np.argsort(flat, kind="stable")
         same = flat[sorted_][1:] == flat[sorted_][:-1]

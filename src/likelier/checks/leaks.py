@@ -8,9 +8,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from likelier.data.look import text_of
-from likelier.data.minhash import MOST, bare, near_groups, signature
-from likelier.data.records import Finding, Preference
+from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signature
+from likelier.data.records import Finding, Preference, text_of
 
 WORDS = 8  # the n of the n-grams
 COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts
@@ -110,7 +109,7 @@ def _near(
     """For each held-out prompt with a near copy in training, the place of the first."""
     if not held or not len(trained):
         return {}
-    step = -(-len(trained) // MOST)  # of more, an even sample
+    step = -(-len(trained) // MAX_COMPARED)  # of more, an even sample
     groups = near_groups(np.concatenate([np.stack(held), trained[::step]])).tolist()
     first: dict[int, str] = {}
     for group, source in zip(groups[len(held) :], sources[::step], strict=True):

@@ -1,18 +1,69 @@
-"""The shortcut probe: how well trivial features alone tell chosen from rejected."""
+"""How well trivial features alone tell chosen from rejected: shortcuts that training would take."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from likelier.data.features import FEATURES, FIRST, LENGTH
+from likelier.checks.pairs import SCRIPTS, script_of
+
+_REFUSAL = re.compile(
+    r"\b(I'm sorry|I am sorry|I cannot|I can't|I can’t|I'm unable|I won't)\b"
+    r"|죄송|할 수 없습니다|도와드릴 수 없|申し訳|很抱歉|对不起",
+    re.IGNORECASE,
+)
+_AS_AN_AI = re.compile(
+    r"\bas an? (AI|artificial|language model)|인공지능으로서|AI로서", re.IGNORECASE
+)
+_PATTERNS = {
+    "a bullet list": re.compile(r"^\s*[-*•] ", re.MULTILINE),
+    "a numbered list": re.compile(r"^\s*\d+[.)] ", re.MULTILINE),
+    "a heading": re.compile(r"^#{1,6} ", re.MULTILINE),
+    "bold text": re.compile(r"\*\*[^*\n]+\*\*"),
+    "a code block": re.compile(r"```"),
+    "a table": re.compile(r"^\|.*\|\s*$", re.MULTILINE),
+    "a link": re.compile(r"https?://"),
+    "a refusal": _REFUSAL,
+    "“as an AI”": _AS_AN_AI,
+    "thinking": re.compile(r"</?think>"),
+    "an emoji": re.compile("[\U0001f300-\U0001faff]"),
+    "a digit": re.compile(r"\d"),
+    "an exclamation mark": re.compile(r"!"),
+    "a question mark": re.compile(r"[?？]"),
+}
+_ENDS = {
+    "a first space": lambda text: text[:1].isspace(),
+    "a last space": lambda text: text[-1:].isspace(),
+    "a last full stop": lambda text: text.rstrip()[-1:] in (".", "!", "?", "。", "…"),
+    "a first capital": lambda text: text.lstrip()[:1].isupper(),
+    "a first lower-case letter": lambda text: text.lstrip()[:1].islower(),
+}
+_SCRIPTS = tuple(f"{script} letters" for script in SCRIPTS if script != "other")
+FEATURES = ("length", "lines", *_PATTERNS, *_ENDS, *_SCRIPTS, "first character")
+LENGTH, FIRST = FEATURES.index("length"), FEATURES.index("first character")
+
+
+def features(text: str) -> np.ndarray:
+    """(len(FEATURES),) float32: 0 or 1, but log lengths and the code of the first character."""
+    script = script_of(text)
+    values = [
+        np.log1p(len(text)),
+        np.log1p(text.count("\n")),
+        *(pattern.search(text) is not None for pattern in _PATTERNS.values()),
+        *(ends(text) for ends in _ENDS.values()),
+        *(name == f"{script} letters" for name in _SCRIPTS),
+        ord(text[0]) if text else 0,
+    ]
+    return np.array(values, dtype=np.float32)
+
 
 FOLDS = 5
-FEWEST = 30  # distinct prompts; fewer say nothing
-MOST = 20_000  # pairs that are looked at; of more, an even sample
-LETTERS = 12  # first characters that get a feature of their own
+MIN_PROMPTS = 30  # distinct; fewer say nothing
+MAX_PROBED = 20_000  # pairs; of more, an even sample
+NUM_FIRST_CHARACTERS = 12  # that get a feature of their own
 RIDGE = 3.0
 RESAMPLES = 1000
-LIMIT = 0.65  # accuracy over which even the lower end of the interval is a shortcut
+SHORTCUT_ACCURACY = 0.65  # accuracy over which even the lower end of the interval is a shortcut
 
 
 @dataclass(frozen=True)
@@ -46,7 +97,7 @@ class Probe:
     @property
     def is_shortcut(self) -> bool:
         """Whether the lower end of the interval is over the limit."""
-        return self.accuracy.low > LIMIT
+        return self.accuracy.low > SHORTCUT_ACCURACY
 
 
 def probe(chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray) -> Probe | None:
@@ -57,13 +108,13 @@ def probe(chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray) -> Prob
         prompts: (n,) a key for each prompt; a prompt is wholly in one fold.
 
     Returns:
-        None where there are fewer than `FEWEST` distinct prompts.
+        None where there are fewer than `MIN_PROMPTS` distinct prompts.
     """
-    if len(chosen) > MOST:
-        kept = np.linspace(0, len(chosen) - 1, MOST).astype(np.int64)
+    if len(chosen) > MAX_PROBED:
+        kept = np.linspace(0, len(chosen) - 1, MAX_PROBED).astype(np.int64)
         chosen, rejected, prompts = chosen[kept], rejected[kept], prompts[kept]
     names, groups = np.unique(prompts, return_inverse=True)
-    if len(names) < FEWEST:
+    if len(names) < MIN_PROMPTS:
         return None
     labels, differences = _differences(chosen, rejected)
     # Folds by the prompts' own hashes, so that neither order nor position decides.
@@ -86,7 +137,7 @@ def _differences(chosen: np.ndarray, rejected: np.ndarray) -> tuple[list[str], n
     plain = [number for number in range(len(FEATURES)) if number != FIRST]
     firsts = np.concatenate([chosen[:, FIRST], rejected[:, FIRST]]).astype(np.int64)
     codes, counts = np.unique(firsts[firsts > 0], return_counts=True)
-    common = codes[np.argsort(-counts, kind="stable")][:LETTERS]
+    common = codes[np.argsort(-counts, kind="stable")][:NUM_FIRST_CHARACTERS]
     letters = [
         (chosen[:, FIRST] == code).astype(np.float64) - (rejected[:, FIRST] == code)
         for code in common
@@ -115,7 +166,7 @@ def _fit(differences: np.ndarray) -> np.ndarray:
 
 def _clue(label: str, column: np.ndarray, groups: np.ndarray) -> Clue | None:
     differ = column != 0
-    if differ.sum() < FEWEST:
+    if differ.sum() < MIN_PROMPTS:
         return None
     right = share((column[differ] > 0).astype(np.float64), groups[differ])
     says = "chosen has more of it" if label in ("length", "lines") else "chosen has it"

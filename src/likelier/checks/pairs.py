@@ -1,0 +1,225 @@
+"""What one pair shows by itself: as it was read, and once it is tokens."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from likelier.data.chat import stands_in, texts_of
+from likelier.data.encoder import BREAK, Encoder
+from likelier.data.near_duplicates import code_points
+from likelier.data.records import Finding, Labelled, Message, Pair, Preference, TokenPair, text_of
+
+# First code point of each block that matters, and the script from there on.
+_BLOCKS = (
+    (0x0000, "other"), (0x0041, "Latin"), (0x005B, "other"), (0x0061, "Latin"), (0x007B, "other"),
+    (0x00C0, "Latin"), (0x0250, "other"), (0x0370, "Greek"), (0x0400, "Cyrillic"),
+    (0x0530, "other"), (0x0590, "Hebrew"), (0x0600, "Arabic"), (0x0780, "other"),
+    (0x0900, "Devanagari"), (0x0980, "other"), (0x0E00, "Thai"), (0x0E80, "other"),
+    (0x1100, "Hangul"), (0x1200, "other"), (0x1E00, "Latin"), (0x1F00, "Greek"), (0x2000, "other"),
+    (0x3040, "Kana"), (0x3130, "Hangul"), (0x3190, "other"), (0x3400, "Han"), (0x4DC0, "other"),
+    (0x4E00, "Han"), (0xA000, "other"), (0xAC00, "Hangul"), (0xD7B0, "other"), (0xF900, "Han"),
+    (0xFB00, "other"), (0x20000, "Han"), (0x30000, "other"),
+)  # fmt: skip
+SCRIPTS = tuple(dict.fromkeys(name for _, name in _BLOCKS))
+_STARTS = np.array([start for start, _ in _BLOCKS], dtype=np.uint32)
+_SCRIPT = np.array([SCRIPTS.index(name) for _, name in _BLOCKS])
+MIN_LETTERS = 8  # fewer say nothing about the script
+MAX_SCRIPT_CHARACTERS = 4000  # that are looked at for the script
+
+
+def said(side: str | Sequence[Message]) -> str:
+    """What the assistant says in an answer, as one text."""
+    if isinstance(side, str):
+        return side
+    turns = [turn.get("content") for turn in side if turn.get("role") == "assistant"]
+    return "\n".join(turn for turn in turns if isinstance(turn, str))
+
+
+def script_of(text: str) -> str | None:
+    """The script of most letters (Kana wins over Han, as in Japanese), or None of too few."""
+    places = np.searchsorted(_STARTS, code_points(text[:MAX_SCRIPT_CHARACTERS]), side="right") - 1
+    counts = np.bincount(_SCRIPT[places], minlength=len(SCRIPTS))
+    counts[SCRIPTS.index("other")] = 0
+    if counts.sum() < MIN_LETTERS:
+        return None
+    kana, han = SCRIPTS.index("Kana"), SCRIPTS.index("Han")
+    if counts[kana] * 5 > counts[han]:
+        counts[kana] += counts[han]
+    return SCRIPTS[int(counts.argmax())]
+
+
+_DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
+MAX_CHARACTERS = 2_000_000  # of a side; a tokenizer takes 150 bytes for each
+MIN_DOUBLED_CHARACTERS = 20  # a shorter prompt may begin an answer by chance
+
+Side = str | tuple[Message, ...]
+
+
+def look_at(pair: Preference) -> list[Finding]:
+    """All that is noticed; an ``error`` means that the pair cannot be used."""
+    sides = _sides(pair)
+    if huge := [found for name, side in sides.items() for found in _huge(pair, name, side)]:
+        return huge
+    if isinstance(pair, Labelled):
+        return [found for name, side in sides.items() for found in _texts(pair, name, side)]
+    if _bare(pair.chosen) == _bare(pair.rejected):
+        message = "chosen and rejected are the same text"
+        hint = "delete the row or set data.on_bad_row: drop"
+        return [Finding("identical", "error", pair.source, None, message, hint)]
+    findings = [found for name, side in sides.items() for found in _texts(pair, name, side)]
+    return [*findings, *_doubled(pair), *_inverted(pair), *_languages(pair)]
+
+
+def _sides(pair: Preference) -> dict[str, Side]:
+    if isinstance(pair, Labelled):
+        return {"prompt": pair.prompt, "completion": pair.completion}
+    return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+
+
+def _bare(side: Side) -> Any:
+    """A side without the spaces around its texts: what two answers must differ in."""
+    if isinstance(side, str):
+        return side.strip()
+    return [
+        {key: value.strip() if isinstance(value, str) else value for key, value in turn.items()}
+        for turn in side
+    ]
+
+
+def _huge(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
+    if (size := len(text_of(side))) > MAX_CHARACTERS:
+        message = f"a text of {size:,} characters; at most {MAX_CHARACTERS:,} are read"
+        yield Finding("huge", "error", pair.source, name, message, "split it, or delete the row")
+
+
+def _texts(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
+    text = text_of(side)
+    if _DECOMPOSED.search(text):
+        message, hint = "Hangul in decomposed form (NFD)", "convert the text to NFC"
+        yield Finding("decomposed", "warning", pair.source, name, message, hint)
+    if "\ufffd" in text:
+        message, hint = "the text was damaged before (U+FFFD)", "decode the original again"
+        yield Finding("damaged", "warning", pair.source, name, message, hint)
+    if not isinstance(pair.prompt, str) and not isinstance(side, str):
+        before = () if name == "prompt" else pair.prompt[-1:]
+        if odd := _odd_turns((*before, *side)):
+            hint = "check that no turn was lost; the template may refuse this"
+            yield Finding("turns", "warning", pair.source, name, odd, hint)
+
+
+def _odd_turns(chat: Sequence[Message]) -> str | None:
+    for before, after in pairwise(chat):
+        if before["role"] == after["role"] and after["role"] in ("user", "assistant"):
+            return f"two {after['role']} turns in a row"
+        if after["role"] == "system":
+            return "a system turn that is not the first"
+    return None
+
+
+def repeats_prompt(pair: Pair) -> bool:
+    """Whether both answers begin with the whole prompt, so that it would be read twice."""
+    prompt = (pair.prompt if isinstance(pair.prompt, str) else text_of(pair.prompt[-1:])).strip()
+    answers = (said(pair.chosen).lstrip(), said(pair.rejected).lstrip())
+    return len(prompt) >= MIN_DOUBLED_CHARACTERS and all(
+        text.startswith(prompt) for text in answers
+    )
+
+
+def _doubled(pair: Pair) -> Iterator[Finding]:
+    if repeats_prompt(pair):
+        message = "both answers begin with the whole prompt, which would be read twice"
+        hint = "take the prompt off the answers; `likelier check --fix` does it"
+        yield Finding("doubled", "warning", pair.source, None, message, hint)
+
+
+def _inverted(pair: Pair) -> Iterator[Finding]:
+    if pair.scores and pair.scores[0] < pair.scores[1]:
+        message = f"chosen scores {pair.scores[0]:g}, rejected {pair.scores[1]:g}"
+        hint = "swap them, or check what the scores mean"
+        yield Finding("inverted", "warning", pair.source, None, message, hint)
+
+
+def _languages(pair: Pair) -> Iterator[Finding]:
+    chosen, rejected = script_of(said(pair.chosen)), script_of(said(pair.rejected))
+    if chosen and rejected and chosen != rejected:
+        message = f"chosen is written in {chosen} letters, rejected in {rejected}"
+        hint = "keep it only where the language is meant to be learned"
+        yield Finding("language", "note", pair.source, None, message, hint)
+
+
+FOREIGN_TOKENS_PER_CHARACTER = 1.5  # Hangul that a byte tokenizer does not know takes 3
+MIN_TOKENS_FOREIGN = 50  # fewer say nothing
+
+
+def notice(
+    encoder: Encoder, pair: Preference, prompt: str, answers: Sequence[str], tokens: TokenPair
+) -> list[Finding]:
+    """Warnings about one pair: ``prompt`` and ``answers`` are its texts as they were tokenised."""
+    findings = []
+    texts = [prompt, *answers]
+    if any(BREAK in text for text in texts):
+        message = "control tokens stand in the text; they are encoded as text"
+        hint = "delete them, unless the text is about them"
+        findings.append(Finding("control", "warning", pair.source, None, message, hint))
+    if encoder.unknown is not None:
+        count = sum(s.tokens.count(encoder.unknown) for s in (tokens.chosen, tokens.rejected))
+        if count:
+            message = f"{count} unknown tokens: the tokenizer does not know this text"
+            hint = "check that the tokenizer is the model's own"
+            findings.append(Finding("unknown", "warning", pair.source, None, message, hint))
+    others = (_bos(encoder, tokens), _foreign(answers, tokens))
+    findings += [found for found in others if found]
+    return findings + _of_prompt(prompt, pair)
+
+
+def _of_prompt(prompt: str, pair: Preference) -> list[Finding]:
+    """What the template made of the prompt: text left out, a BOS too many."""
+    if isinstance(pair.prompt, str):
+        return []
+    rendered = prompt.replace(BREAK, "")
+    return [
+        Finding("drops", "warning", pair.source, f"prompt[{number}]",
+                f"the template leaves out text of the {turn['role']}'s turn",
+                "look at it with `likelier show`; change the template or the roles")
+        for number, turn in enumerate(pair.prompt)
+        if not all(stands_in(text, rendered) for text in texts_of(turn))
+    ]  # fmt: skip
+
+
+def _bos(encoder: Encoder, pair: TokenPair) -> Finding | None:
+    bos = encoder.tokenizer.bos_token_id
+    if bos is None or bos in encoder.end_ids.values():
+        return None
+    count = pair.prompt.count(bos)
+    if count > 1:
+        message = f"the prompt begins with {count} first tokens (BOS)"
+    elif count == 0 and bos in encoder.leading:
+        message = "the template writes no first token (BOS), which the tokenizer puts before texts"
+    else:
+        return None
+    hint = "let either the template or the tokenizer write it"
+    return Finding("bos", "warning", pair.source, "prompt", message, hint)
+
+
+def _foreign(answers: Sequence[str], pair: TokenPair) -> Finding | None:
+    tokens = len(pair.chosen.tokens) + len(pair.rejected.tokens)
+    letters = sum(map(len, answers))
+    if tokens < MIN_TOKENS_FOREIGN or tokens < FOREIGN_TOKENS_PER_CHARACTER * letters:
+        return None
+    message = f"{tokens / max(letters, 1):.1f} tokens a character"
+    hint = "check that the tokenizer is the model's own and knows this language"
+    return Finding("foreign", "warning", pair.source, None, message, hint)
+
+
+def clock(encoder: Encoder) -> Finding:
+    """What is to be said of a template that asks for today's date."""
+    if encoder.frozen is not None:
+        message = "it asks for today's date and is told a fixed one"
+        hint = "set data.today to the date that it should be told"
+        return Finding("clock", "note", "chat template", None, message, hint)
+    message = "it writes today's date, so another day gives other tokens"
+    hint = "set data.template.date_string, where the template reads it"
+    return Finding("clock", "warning", "chat template", None, message, hint)
