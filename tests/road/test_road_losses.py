@@ -11,7 +11,7 @@ from tests.support.tiny import write_rows
 
 from likelier.cards import CARDS
 from likelier.cli import main
-from likelier.config import text
+from likelier.config import strict_yaml
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_run(name: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFi
         train__steps=3, train__save_every=None, train__eval_every=3,
     )  # fmt: skip
     file = tmp_path / "config.yaml"
-    file.write_text(text.document(config), encoding="utf-8")
+    file.write_text(strict_yaml.document(config), encoding="utf-8")
     assert main(["train", str(file)]) == 0, capsys.readouterr().err
     assert "\nloss: " in capsys.readouterr().err
     rows = training_rows(tmp_path / "out")

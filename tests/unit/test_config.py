@@ -22,9 +22,8 @@ from likelier.config import (
     load_config,
     resolved,
 )
-from likelier.config import text as yaml_text
-from likelier.config.elsewhere import NEEDLESS, RENAMED
-from likelier.config.explain import _known_keys
+from likelier.config import strict_yaml as yaml_text
+from likelier.config.explain import NEEDLESS, RENAMED, _known_keys
 from likelier.config.schema import NoAdapter
 
 LEAST = {"model": {"path": "m"}, "data": {"train": "pairs.jsonl"}, "out": "runs/a"}
@@ -345,6 +344,9 @@ def test_an_unknown_key_is_answered_with_the_nearest(tree, answer):
         ({"save_strategy": "no"}, "write train.save_every: null"),
         ({"hub_token": "hf_canary"}, "HF_TOKEN"),
         ({"train": {"learning_rate": 1e-6}}, "write optim.lr: 1.0e-06"),
+        ({"train": {"tokens_per_pass": 4096}}, "write train.tokens_per_batch: 4096"),
+        ({"train": {"tokens_per_pass": "auto"}}, "write train.tokens_per_batch: auto"),
+        ({"torch_compile": True}, "compiling the layers is no longer offered"),
     ],
 )
 def test_other_trainers_names_are_answered_with_ours(foreign, answer):
@@ -367,7 +369,7 @@ def test_a_config_from_another_trainer_is_answered_in_one_go():
 
 def test_every_answer_names_a_key_that_exists():
     keys = set(_known_keys())
-    assert {key for key, _ in RENAMED.values()} <= keys
+    assert set(RENAMED.values()) <= keys
     assert not (RENAMED.keys() | NEEDLESS.keys()) & (keys - {"optim"})
 
 

@@ -1,7 +1,14 @@
 """The config of a run: one strict tree, read from YAML, arguments or Python."""
 
-from likelier.config.read import config_from, load_config
-from likelier.config.resolve import difference, dump, learning_rate, live, resolved
+from likelier.config.read import (
+    config_from,
+    difference,
+    dump,
+    learning_rate,
+    live,
+    load_config,
+    resolved,
+)
 from likelier.config.schema import IN_MEMORY, Config, json_schema
 
 __all__ = [

@@ -7,8 +7,8 @@ from pydantic import BeforeValidator, Field, create_model
 
 from likelier.base.errors import ConfigError
 from likelier.cards import CARDS, Card, Parameter, find_card
-from likelier.config import text
 from likelier.config.section import Section
+from likelier.config.strict_yaml import flow
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -106,7 +106,7 @@ def named(value: Any, where: str = "loss") -> Any:
             readers = [c.name for c in CARDS.values() if key in c.defaults]
             hint = f"{hint}; {key} is read by {', '.join(readers)}"
         elif "would not" not in what:
-            what = f"{text.flow(given[key])} is not possible;{what.partition(';')[2]}"
+            what = f"{flow(given[key])} is not possible;{what.partition(';')[2]}"
         raise ConfigError(what, where=f"{where}.{key}", hint=hint)
     return given | {"name": card.name}
 

@@ -80,34 +80,21 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class ModelConfig(Section):
-    """The policy's start."""
+    """The initial policy: the model that training begins with."""
 
     path: PathText = Field(description="model folder or Hub id")
     revision: Text | None = Field(None, description="branch, tag or commit of a Hub id")
     dtype: Dtype = Field("auto", description="compute dtype; auto = the checkpoint's")
-    save_dtype: Dtype = Field("auto", description="dtype of the saved weights; auto = the start's")
+    save_dtype: Dtype = Field(
+        "auto", description="dtype of the saved weights; auto = the initial policy's"
+    )
 
 
 Column = Literal[
-    "prompt",
-    "chosen",
-    "rejected",
-    "system",
-    "tools",
-    "origin",
-    "completions",
-    "scores",
-    "completion",
-    "label",
-    "score",
-    "first",
-    "second",
-    "preference",
-    "chosen_score",
-    "rejected_score",
-    "margin",
-    "weight",
-]
+    "prompt", "chosen", "rejected", "system", "tools", "origin", "completions", "scores",
+    "completion", "label", "score", "first", "second", "preference",
+    "chosen_score", "rejected_score", "margin", "weight",
+]  # fmt: skip
 
 
 class RankedConfig(Section):
@@ -181,7 +168,7 @@ class ReferenceConfig(Section):
     """What the policy is compared with."""
 
     path: PathText | None = Field(
-        None, description="another model folder or Hub id; null = the model as it was at the start"
+        None, description="another model folder or Hub id; null = the initial policy"
     )
     update_every: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
         None, description="TR-DPO: steps between moves of the reference; null = it stays"
@@ -222,7 +209,7 @@ class TrainConfig(Section):
     steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
     pairs_per_step: Count = Field(32, description="pairs of one optimizer step, over all devices")
     tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=16, le=2**31 - 1)] = Field(
-        "auto", description="budget of one forward pass; auto = what memory allows"
+        "auto", description="budget of one batch; auto = what memory allows"
     )
     seed: int = Field(0, ge=0, le=2**32 - 1)
     log_every: Count = Field(1, description="steps between rows of the log")
@@ -244,21 +231,15 @@ class TrainConfig(Section):
     def _steps_or_epochs(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        if given.get("steps") is None:
-            if given.get("epochs", 1) is None:
-                raise ConfigError(
-                    "no length is given",
-                    where="train.epochs and train.steps",
-                    hint="give one of them a number",
-                )
-            return given
-        if given.get("epochs") is not None:
-            raise ConfigError(
-                f"both are given: {given['epochs']} and {given['steps']}",
-                where="train.epochs and train.steps",
-                hint="keep one; train.epochs=null takes the epochs away",
-            )
-        return {**given, "epochs": None}
+        epochs, steps = given.get("epochs", 1), given.get("steps")
+        if epochs is None and steps is None:
+            what, hint = "no length is given", "give one of them a number"
+        elif steps is not None and given.get("epochs") is not None:
+            what = f"both are given: {epochs} and {steps}"
+            hint = "keep one; train.epochs=null takes the epochs away"
+        else:
+            return given if steps is None else {**given, "epochs": None}
+        raise ConfigError(what, where="train.epochs and train.steps", hint=hint)
 
 
 def _lora_by_default(value: Any) -> Any:
@@ -288,12 +269,25 @@ class Config(Section):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":
         """A key that this run would not read is an error, not a silence."""
-        given = self.train.model_fields_set
-        if self.data.eval is None and "eval_every" in given and self.train.eval_every is not None:
-            raise _dead("train.eval_every", "data.eval is null")
-        if self.train.save_every is None and "keep" in given:
-            raise _dead("train.keep", "train.save_every is null")
-        self._check_loss()
+        check_options(self.loss)
+        loss: Any = self.loss
+        train, reference = self.train.model_fields_set, self.reference.model_fields_set
+        if self.data.eval is None and "eval_every" in train and self.train.eval_every is not None:
+            raise _not_read("train.eval_every", "data.eval is null")
+        if self.train.save_every is None and "keep" in train:
+            raise _not_read("train.keep", "train.save_every is null")
+        if self.reference.update_every is None and "update_mix" in reference:
+            raise _not_read("reference.update_mix", "reference.update_every is null")
+        if not needs(loss, "reference"):
+            for key in ("path", "update_every"):
+                if getattr(self.reference, key) is not None:
+                    raise _not_read(f"reference.{key}", f"the loss {loss.name} reads no reference")
+        if self.reference.update_every is not None and self.reference.path is not None:
+            raise ConfigError(
+                "a reference that moves begins as the initial policy",
+                where="reference.path and reference.update_every",
+                hint="keep one of the two",
+            )
         warmup, steps = self.optim.warmup, self.train.steps
         if isinstance(warmup, int) and steps is not None and warmup > steps:
             raise ConfigError(
@@ -303,26 +297,8 @@ class Config(Section):
             )
         return self
 
-    def _check_loss(self) -> None:
-        """Keys that this loss, or this reference, does not read."""
-        loss: Any = self.loss
-        check_options(loss)
-        moving = self.reference.update_every is not None
-        if "update_mix" in self.reference.model_fields_set and not moving:
-            raise _dead("reference.update_mix", "reference.update_every is null")
-        if not needs(loss, "reference"):
-            for key in ("path", "update_every"):
-                if getattr(self.reference, key) is not None:
-                    raise _dead(f"reference.{key}", f"the loss {loss.name} reads no reference")
-        if moving and self.reference.path is not None:
-            raise ConfigError(
-                "a reference that moves begins as the start",
-                where="reference.path and reference.update_every",
-                hint="keep one of the two",
-            )
 
-
-def _dead(key: str, because: str) -> ConfigError:
+def _not_read(key: str, because: str) -> ConfigError:
     return ConfigError(
         f"would not be read: {because}", where=key, hint=f"take {key} away, or change that"
     )
