@@ -122,7 +122,14 @@ def make_case(
 class Runner:
     """One measured process. `until` reads what it tells; `turn` lets it go on."""
 
-    def __init__(self, case: Case, trainer: str, settings: Settings | None, name: str):
+    def __init__(
+        self,
+        case: Case,
+        trainer: str,
+        settings: Settings | None,
+        name: str,
+        python: Path | None = None,
+    ):
         out = case.folder / name
         out.mkdir()
         spec = json.loads(json.dumps(case.spec))
@@ -133,13 +140,13 @@ class Runner:
         # Caches of the reference are empty before every measured run, on both sides.
         environment = {**os.environ, "LIKELIER_CACHE": str(out / "cache"), "HF_HOME": str(out),
                        "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}  # fmt: skip
-        python = str(TRL_PYTHON) if trainer == "trl" else sys.executable
+        python = python or (TRL_PYTHON if trainer == "trl" else Path(sys.executable))
         program = str(HERE / f"child_{trainer}.py")
         self.case, self.told, self.log = case, Told(), out / "stderr.txt"
         self.launched = time.time()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [python, program, str(out / "case.json")], stdin=subprocess.PIPE,
+                [str(python), program, str(out / "case.json")], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
             )  # fmt: skip
 
