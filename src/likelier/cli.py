@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from likelier.base.errors import CLOSED_PIPE, INTERRUPTED, print_error, summary, without_secrets
+from likelier.base.errors import CLOSED_PIPE, INTERRUPTED, describe_error, without_secrets
 
 if TYPE_CHECKING:
     from likelier.config import Config
@@ -82,7 +82,7 @@ def demo(
 ) -> None:
     """Train a tiny model offline, from nothing to a report, in minutes."""
     _check_versions()
-    from likelier.demo.demo import demo as run_demo
+    from likelier.demo import demo as run_demo
 
     run_demo(out, seed=seed)
 
@@ -231,7 +231,7 @@ def train(
 ) -> None:
     """Train a model by a config.
 
-    Stop it with Ctrl-C and give the same command again to go on.
+    Stop it with Ctrl-C and give the same command again to resume.
     """
     settings = _settings(config, keys)
     _check_versions()
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "likelier"
-        return print_error(error.format_message(), f"see `{command} --help`", error.exit_code)
+        return _print_error(error.format_message(), f"see `{command} --help`", error.exit_code)
     except BrokenPipeError:
         return CLOSED_PIPE
     except SystemExit as stop:  # rich ends the process where its reader has gone
@@ -352,11 +352,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return CLOSED_PIPE
         raise
     except KeyboardInterrupt:
-        return print_error("interrupted", None, INTERRUPTED)
+        return _print_error("interrupted", None, INTERRUPTED)
     except Exception as error:
         if debug:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-        return print_error(*summary(error))
+        return _print_error(*describe_error(error))
+
+
+def _print_error(what: str, hint: str | None, code: int) -> int:
+    message = f"error: {what}" + (f"\n  {hint}" if hint else "")
+    print(without_secrets(message), file=sys.stderr)
+    return code
 
 
 def entry() -> None:

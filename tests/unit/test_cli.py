@@ -154,7 +154,7 @@ def test_a_missing_config_file_is_missing_input(capsys):
 
 
 def test_demo(stand_in):
-    calls = stand_in("likelier.demo.demo", "demo")
+    calls = stand_in("likelier.demo", "demo")
     assert main(["demo", "--out", "runs/x", "--seed", "3"]) == 0
     assert main(["demo"]) == 0
     assert calls == [(Path("runs/x"), {"seed": 3}), (Path("runs/demo"), {"seed": 0})]
@@ -206,7 +206,7 @@ def test_report_says_where_it_is(stand_in, capsys):
 
 
 def test_versions_are_checked_before_work(stand_in, monkeypatch, capsys):
-    calls = stand_in("likelier.demo.demo", "demo")
+    calls = stand_in("likelier.demo", "demo")
     monkeypatch.setattr("likelier.base.environment._installed", lambda name: "0.1")
     assert main(["demo"]) == 2
     assert calls == [] and "torch 0.1" in capsys.readouterr().err
@@ -324,13 +324,13 @@ def test_data_cannot_drive_the_terminal(capsys):
     ],
 )
 def test_our_errors_are_a_message_and_their_code(kind, code, stand_in, capsys):
-    stand_in("likelier.demo.demo", "demo", kind("is wrong", where="a.jsonl:3", hint="fix it"))
+    stand_in("likelier.demo", "demo", kind("is wrong", where="a.jsonl:3", hint="fix it"))
     assert main(["demo"]) == code
     assert capsys.readouterr().err == "error: a.jsonl:3: is wrong\n  fix it\n"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys):
-    stand_in("likelier.demo.demo", "demo", errors.DataError("is wrong"))
+    stand_in("likelier.demo", "demo", errors.DataError("is wrong"))
     for words in (["--debug", "demo"], ["demo", "--debug"]):
         assert main(words) == 65
         said = capsys.readouterr().err
@@ -338,7 +338,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys):
 
 
 def test_a_bug_is_one_line_and_70(stand_in, capsys):
-    stand_in("likelier.demo.demo", "demo", RuntimeError("first\nsecond"))
+    stand_in("likelier.demo", "demo", RuntimeError("first\nsecond"))
     assert main(["demo"]) == 70
     said = capsys.readouterr().err
     assert said.startswith("error: RuntimeError: first\n") and "--debug" in said
@@ -346,19 +346,19 @@ def test_a_bug_is_one_line_and_70(stand_in, capsys):
 
 
 def test_a_full_disk_is_73(stand_in, capsys):
-    stand_in("likelier.demo.demo", "demo", OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
+    stand_in("likelier.demo", "demo", OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
     assert main(["demo"]) == 73
     assert capsys.readouterr().err.startswith("error: runs/demo/x: No space left\n")
 
 
 def test_other_os_errors_are_bugs(stand_in):
-    stand_in("likelier.demo.demo", "demo", OSError(errno.EIO, "Input/output error"))
+    stand_in("likelier.demo", "demo", OSError(errno.EIO, "Input/output error"))
     assert main(["demo"]) == 70
 
 
 def test_secrets_are_starred_out(stand_in, capsys):
     leak = "401 for https://me:canary@host/x with hf_CANARYcanary123"
-    stand_in("likelier.demo.demo", "demo", RuntimeError(leak))
+    stand_in("likelier.demo", "demo", RuntimeError(leak))
     assert main(["demo", "--debug"]) == 70
     said = capsys.readouterr().err
     assert "canary" not in said.lower() and "401 for https://***@host/x with ***" in said
@@ -366,7 +366,7 @@ def test_secrets_are_starred_out(stand_in, capsys):
 
 
 def test_an_interrupt_is_130_without_a_traceback(stand_in, capsys):
-    stand_in("likelier.demo.demo", "demo", KeyboardInterrupt())
+    stand_in("likelier.demo", "demo", KeyboardInterrupt())
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 
@@ -376,7 +376,7 @@ def test_ctrl_c_on_the_real_process():
         "import sys, time, types\n"
         "def demo(out, seed):\n"
         "    print('ready', flush=True); time.sleep(60)\n"
-        "sys.modules['likelier.demo.demo'] = types.SimpleNamespace(demo=demo)\n"
+        "sys.modules['likelier.demo'] = types.SimpleNamespace(demo=demo)\n"
         "sys.argv = ['likelier', 'demo']\n"
         "from likelier.cli import entry; entry()"
     )

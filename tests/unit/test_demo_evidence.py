@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from likelier.base.errors import OutputError
 from likelier.config import config_from
+from likelier.demo import demo
 from likelier.demo import evidence as evidence_module
 from likelier.demo import make as make_module
 from likelier.demo.base import Recipe, base_model
-from likelier.demo.demo import demo
-from likelier.demo.evidence import interrogate, outcome, share_of
-from likelier.demo.judge import judge
+from likelier.demo.evidence import interrogate, judge, outcome, share_of
 from likelier.demo.make import settings
 from likelier.demo.world import interview, topics
 from likelier.evaluation.heldout import wilson
@@ -166,6 +165,6 @@ def test_a_folder_that_holds_something_else_is_refused_before_the_work(
 
 
 def test_topics_of_the_interview_are_clustered_over_both_languages() -> None:
-    rows = {about.row for about in topics() if about.part == "sample"}
+    rows = {about.row for about in topics() if about.split == "sample"}
     assert {about.row for about, _ in interview(3, 0)} == rows
     assert len(rows) >= 40

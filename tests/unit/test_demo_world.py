@@ -1,4 +1,4 @@
-"""The demo's world: right Korean and English, parts that do not mix, and a judge that reads."""
+"""The demo's world: right Korean and English, splits that do not mix, and a judge that reads."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likelier.demo.judge import Judgement, judge, names_in
+from likelier.demo.evidence import Judgement, judge, names_in
 from likelier.demo.world import (
     CLOSINGS,
     FLIPPANT,
@@ -50,7 +50,7 @@ def test_every_row_is_told_in_both_languages_and_once() -> None:
         told = [t for t in TOPICS if t.language == language]
         assert len({t.name for t in told}) == len({t.fact for t in told}) == len(told)
     assert topic("파이썬").row == topic("Python").row
-    assert topic("파이썬").part == topic("Python").part == "train"
+    assert topic("파이썬").split == topic("Python").split == "train"
 
 
 def test_no_fact_and_no_form_names_a_topic() -> None:
@@ -118,7 +118,7 @@ def test_the_corpus_is_half_polite_half_flippant_and_a_function_of_its_seed() ->
     assert Counter(e.manner for e in examples) == {"polite": 672, "flippant": 672}
     assert set(Counter((e.topic, e.manner) for e in examples).values()) == {3}
     assert examples == corpus(rounds=3, seed=1) != corpus(rounds=3, seed=2)
-    assert {e.topic.part for e in examples} == {"train", "eval", "sample"}
+    assert {e.topic.split for e in examples} == {"train", "eval", "sample"}
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,4 +1,4 @@
-"""What this machine is and which packages it has: facts for a run or a bug report, no secrets."""
+"""What this machine is and which packages are installed: facts for a bug report, no secrets."""
 
 import os
 import platform
@@ -53,13 +53,14 @@ def _cpu() -> dict[str, Any]:
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cores": usable, "threads": torch.get_num_threads(), "memory": _memory()}
+    return {"cores": usable, "threads": torch.get_num_threads(), "memory": main_memory()}
 
 
-def _memory() -> int | None:
+def main_memory() -> int | None:
+    """Bytes of memory that this machine has, or None where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not every system tells
+    except (AttributeError, OSError, ValueError):
         return None
 
 
@@ -82,23 +83,20 @@ def _accelerators() -> list[dict[str, Any]]:
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16 products; without, they are slow.
 
-    torch tells by functions that are not public yet. Where it does not tell, True.
+    torch has functions for it that are not public yet. Where it has none of them, True.
     """
     import torch
 
     if platform.machine() not in ("x86_64", "AMD64"):
         return True
-    asked = [getattr(torch.cpu, name, None) for name in _BFLOAT16_INSTRUCTIONS]
-    known = [bool(ask()) for ask in asked if ask is not None]
-    return not known or any(known)
-
-
-_BFLOAT16_INSTRUCTIONS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    supported = [bool(getattr(torch.cpu, name)()) for name in names if hasattr(torch.cpu, name)]
+    return not supported or any(supported)
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package we stand on: the version that is installed (None: it is not) and our range."""
+    """A package that likelier needs: the version installed (None: it is not), and the range."""
 
     name: str
     installed: str | None
@@ -106,16 +104,13 @@ class Package:
 
     @property
     def fits(self) -> bool:
-        """Whether the installed version is in our range; builds of our own choice count too."""
-        if self.installed is None:
-            return False
-        return Requirement(self.name + self.wanted).specifier.contains(
-            self.installed, prereleases=True
-        )
+        """Whether the installed version is in the range; pre-releases count as versions."""
+        specifier = Requirement(self.name + self.wanted).specifier
+        return self.installed is not None and specifier.contains(self.installed, prereleases=True)
 
 
 def packages() -> list[Package]:
-    """What pyproject.toml asks for, extras left out, with what is installed; no import needed.
+    """The dependencies of pyproject.toml, without extras, and what is installed of them.
 
     Raises:
         ConfigError: likelier itself is not installed, so that nothing says what it needs.
@@ -135,7 +130,7 @@ def packages() -> list[Package]:
 
 
 def check_versions() -> None:
-    """Stop before any work where a package is missing or outside its range.
+    """Check that no package is missing or outside its range.
 
     Raises:
         ConfigError: names every such package and the command that fixes it.

@@ -2,12 +2,12 @@
 
 import errno
 import re
-import sys
 
 BUG = 70
 CLOSED_PIPE = 141  # as a shell says of a program ended by SIGPIPE
 INTERRUPTED = 130
-NO_ROOM = 73
+UNWRITABLE = 73
+DISK_HINT = "make room or choose another folder; what was complete is kept"
 
 # Hub tokens, and passwords inside URLs, that a library may have put into its message.
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
@@ -22,7 +22,7 @@ class LikelierError(Exception):
         hint: what to do about it, in one line.
     """
 
-    exit_code = 1
+    exit_code = 1  # each kind of error has its own, and keeps it
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None):
         self.what, self.where, self.hint = what, where, hint
@@ -31,19 +31,17 @@ class LikelierError(Exception):
 
 
 class RunFailed(LikelierError):
-    """The work itself failed: numbers not finite, no valid checkpoint, a step-0 gate not met."""
-
-    exit_code = 1
+    """A run failed: numbers not finite, no valid checkpoint, the preflight check not passed."""
 
 
 class ConfigError(LikelierError):
-    """A key, value or argument is wrong; nothing has been started."""
+    """A key, value or argument is wrong; nothing was started."""
 
     exit_code = 2
 
 
 class GateMissed(LikelierError):
-    """A quality gate that the user asked for is not met."""
+    """Data miss a limit that the user set with ``check --gate``."""
 
     exit_code = 3
 
@@ -63,39 +61,32 @@ class InputMissing(LikelierError):
 class OutputError(LikelierError):
     """The output folder is not writable, full, in use, or holds another run."""
 
-    exit_code = 73
+    exit_code = UNWRITABLE
 
 
 class StoppedEarly(LikelierError):
-    """Asked to stop; a good checkpoint was written and the same command goes on from it."""
+    """The run was asked to stop; the same command resumes it from the checkpoint just written."""
 
     exit_code = 75
 
 
 class Interrupted(StoppedEarly):
-    """Ctrl-C: as StoppedEarly, with the shell's own exit code."""
+    """The run was stopped with Ctrl-C: as StoppedEarly, with the exit code that shells use."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
-def summary(error: Exception) -> tuple[str, str | None, int]:
-    """What to say of an exception: the line, how to fix it, the exit code."""
+def describe_error(error: Exception) -> tuple[str, str | None, int]:
+    """What to tell the user of an exception: the line, what to do about it, the exit code."""
     if isinstance(error, LikelierError):
         return str(error), None, error.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         what = f"{error.filename or 'output'}: {error.strerror}"
-        return what, "make room or choose another folder; what was complete is kept", NO_ROOM
+        return what, DISK_HINT, UNWRITABLE
     first_line = next(iter(str(error).splitlines()), "")
     what = f"{type(error).__name__}: {first_line}".removesuffix(": ")
     hint = "this is a bug of ours: run again with --debug and report what it shows"
     return what, hint, BUG
-
-
-def print_error(what: str, hint: str | None, code: int) -> int:
-    """Print an error to stderr and return the exit code."""
-    message = f"error: {what}" + (f"\n  {hint}" if hint else "")
-    print(without_secrets(message), file=sys.stderr)
-    return code
 
 
 def without_secrets(text: str) -> str:

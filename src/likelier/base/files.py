@@ -10,20 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from likelier.base.errors import OutputError
+from likelier.base.errors import DISK_HINT, OutputError
 
 MANIFEST = "MANIFEST.json"
-
-
+# safetensors and tokenizers are written in Rust, and raise classes of their own for a full disk.
 _RUST_OS_ERROR = re.compile(r"(?P<what>[^:]*) \(os error \d+\)")
+
+
+def cache_dir() -> Path:
+    """``$LIKELIER_CACHE``, or ``~/.cache/likelier``; it need not exist yet."""
+    return Path(os.environ.get("LIKELIER_CACHE") or "~/.cache/likelier").expanduser()
+
+
+# ---- writing -------------------------------------------------------------------------------
 
 
 @contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or failing disk raises into one line.
-
-    Libraries written in Rust (safetensors, tokenizers) raise classes of their own for it.
-    """
+    """Turn what a full or failing disk raises into one line."""
     try:
         yield
     except Exception as error:
@@ -33,11 +37,7 @@ def _output_errors(path: Path) -> Iterator[None]:
             what = found["what"].strip()
         else:
             raise
-        raise OutputError(
-            f"cannot write: {what}",
-            where=str(path),
-            hint="make room or choose another folder; what was complete is kept",
-        ) from error
+        raise OutputError(f"cannot write: {what}", where=str(path), hint=DISK_HINT) from error
 
 
 def sync(path: Path) -> None:
@@ -49,7 +49,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file under a temporary name, then put it in place of ``path``.
 
     Raises OutputError where the disk refuses; what stood at ``path`` then still stands.
@@ -67,11 +67,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file whole."""
-    write_file(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -79,12 +75,28 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSONL file whole."""
+    write_text(path, _as_lines(rows))
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows to the end of a JSONL file, in one write."""
+    text = _as_lines(rows)  # before the file is opened: half a row is never written
+    with _output_errors(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+def _as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
     """Let ``write`` fill a folder, seal it with a manifest of hashes, and put it at ``path``.
 
     ``facts`` go into the manifest. ``path`` must not exist.
 
-    Raises OutputError where the disk refuses; nothing then stands at ``path``.
+    Raises OutputError where the disk refuses; ``path`` then still does not exist.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _output_errors(path):
@@ -93,17 +105,15 @@ def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, 
             temporary.mkdir(parents=True)
             write(temporary)
             files = sorted(p for p in temporary.rglob("*") if p.is_file())
-            manifest = {
-                **facts,
-                "files": {
-                    str(file.relative_to(temporary)): {
-                        "size": file.stat().st_size,
-                        "sha256": sha256(file),
-                    }
-                    for file in files
-                },
+            seals = {
+                str(file.relative_to(temporary)): {
+                    "size": file.stat().st_size,
+                    "sha256": sha256(file),
+                }
+                for file in files
             }
-            _write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            manifest = json.dumps({**facts, "files": seals}, indent=2) + "\n"
+            (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
             for file in [*files, temporary / MANIFEST]:
                 sync(file)
             sync(temporary)
@@ -113,23 +123,8 @@ def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, 
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder whose every file is there and unchanged; otherwise None."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        whole = bool(files) and all(
-            (folder / name).stat().st_size == seal["size"]
-            and sha256(folder / name) == seal["sha256"]
-            for name, seal in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return manifest if whole else None
-
-
 def sweep(folder: Path) -> None:
-    """Delete what writers that were killed left behind; nobody may be writing there now."""
+    """Delete what killed processes left half written; no other may be writing there now."""
     for left in [*folder.glob(".*.tmp"), *folder.glob(".*.trash")]:
         _delete(left)
 
@@ -148,22 +143,28 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+# ---- reading -------------------------------------------------------------------------------
+
+
 def sha256(path: Path) -> str:
     """Hash of a file's content, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a JSONL file, in one write."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    with _output_errors(path), path.open("a", encoding="utf-8") as stream:
-        stream.write(text)
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSONL file whole."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder whose every file is there and unchanged; otherwise None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        whole = bool(files) and all(
+            (folder / name).stat().st_size == seal["size"]
+            and sha256(folder / name) == seal["sha256"]
+            for name, seal in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return manifest if whole else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -186,8 +187,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
-
-
-def cache_dir() -> Path:
-    """``$LIKELIER_CACHE``, or ``~/.cache/likelier``; it need not exist yet."""
-    return Path(os.environ.get("LIKELIER_CACHE") or "~/.cache/likelier").expanduser()

@@ -15,19 +15,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-LINES = 20  # plain lines for the whole of a long work
+PLAIN_LINES = 20  # printed for a whole bar where no terminal can show one
 
 
 def say(line: str) -> None:
-    """One line for the person who waits; on standard error, so that results can be piped."""
+    """Print one line for the person who waits, to stderr, so that results can be piped."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Show how far a work of ``total`` parts has come, of which some may be ``done`` already.
+    """Show how many of ``total`` steps are done; ``done`` of them were done before.
 
-    Yields ``advance(parts, text)``: so many more parts are done, and what there is to say.
+    Yields ``advance(steps, text)``: so many more are done, and what to show beside the bar.
     """
     console = Console(stderr=True)
     if not console.is_terminal or total == 0:
@@ -44,17 +44,17 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
     ) as shown:
         task = shown.add_task(label, total=total, completed=done, text="")
 
-        def advance(parts: int, text: str = "") -> None:
-            shown.update(task, advance=parts, text=text)
+        def advance(steps: int, text: str = "") -> None:
+            shown.update(task, advance=steps, text=text)
 
         yield advance
 
 
 def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None]:
-    def advance(parts: int, text: str = "") -> None:
+    def advance(steps: int, text: str = "") -> None:
         nonlocal done
-        before, done = done, done + parts
-        if before * LINES // total != done * LINES // total or done == total:
+        before, done = done, done + steps
+        if before * PLAIN_LINES // total != done * PLAIN_LINES // total or done == total:
             say(f"{label} {done}/{total}{'  ' + text if text else ''}")
 
     return advance
@@ -62,7 +62,7 @@ def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None
 
 @contextmanager
 def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
-    """Show how many rows of a work of unknown length are done. Yields ``advance(rows)``."""
+    """Show how many rows are done where the whole is not known. Yields ``advance(rows)``."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda rows: None

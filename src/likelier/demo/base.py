@@ -1,6 +1,6 @@
 """The demo's base model, made from nothing: a tokenizer and a small EXAONE 4 that learn the world.
 
-Saved as an ordinary model folder, so that everything after it takes the road of any other model.
+Saved as an ordinary model folder, so that everything after it treats it as any other model.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ ENDINGS = r"(이란|란|은|는|이|가|을|를|입니다|이에요|예요|이�
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what the base model becomes, besides the world's text."""
+    """Everything besides the world's text that the base model depends on."""
 
     seed: int = 0
     rounds: int = 36  # times that the corpus asks about a topic, in each manner
@@ -71,7 +71,7 @@ class Recipe:
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.07
     betas: tuple[float, float] = (0.9, 0.98)
-    form: int = 1  # raised whenever the making changes in a way that the fields do not show
+    form: int = 1  # raised when the training changes in a way that no field shows
 
     @property
     def optim(self) -> OptimConfig:

@@ -1,12 +1,25 @@
-"""What the demo measured: answers sampled before and after, judged, and shares with intervals."""
+"""What the demo shows: answers sampled before and after, each judged, and shares with intervals."""
 
 import random
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from likelier.demo.judge import judge
-from likelier.demo.world import Topic, interview
+from likelier.demo.world import (
+    CLOSINGS,
+    FLIPPANT,
+    OPENINGS,
+    SILLY,
+    STATEMENTS,
+    Language,
+    Topic,
+    fill,
+    interview,
+    topics,
+)
 from likelier.evaluation.intervals import wilson
 from likelier.generation.sample import Sample, sample
 from likelier.model.load import load
@@ -25,17 +38,16 @@ def interrogate(before: Path, after: Path, seed: int) -> tuple[list[Topic], list
     """
     asked = interview(QUESTIONS_EACH, seed)
     prompts = [prompt for _, prompt in asked]
-    answers = {name: _ask(path, prompts, seed) for name, path in
-               (("before", before), ("after", after))}  # fmt: skip
+    answers = {"before": _ask(before, prompts, seed), "after": _ask(after, prompts, seed)}
     rows = []
-    for place, (topic, prompt) in enumerate(asked):
+    for index, (topic, prompt) in enumerate(asked):
         row: Row = {"prompt": prompt, "topic": topic.name}
         for when, samples in answers.items():
-            found = judge(topic, samples[place].text)
-            row[when] = samples[place].text
+            found = judge(topic, samples[index].text)
+            row[when] = samples[index].text
             row[f"preferred_{when}"] = found.preferred
             row[f"named_{when}"] = found.named
-            row[f"stopped_{when}"] = samples[place].stopped
+            row[f"stopped_{when}"] = samples[index].stopped
         rows.append(row)
     return [topic for topic, _ in asked], rows
 
@@ -53,12 +65,12 @@ def _ask(path: Path, prompts: Sequence[str], seed: int) -> list[Sample]:
 
 
 def outcome(
-    topics: Sequence[Topic], rows: Sequence[Row], evaluation: Mapping[str, float], seed: int
+    asked: Sequence[Topic], rows: Sequence[Row], evaluation: Mapping[str, float], seed: int
 ) -> dict[str, dict[str, float]]:
     """The shares of ``outcome.json``, each ``{"value", "low", "high", "n"}``.
 
     ``evaluation`` is the last row of a run's log that holds ``eval_*``. Its interval takes
-    prompts as trials (see `likelier.evaluation.heldout`); the others are `share_of`'s.
+    prompts as trials; the intervals of the others are made by `share_of`.
     """
     accuracy = "eval_rewards/accuracies"
     shares = {
@@ -69,20 +81,20 @@ def outcome(
             "n": evaluation["eval_pairs"],
         }
     }
-    clusters = [topic.row for topic in topics]
-    for name in ("preferred_before", "preferred_after", "named_before", "named_after",
-                 "stopped_before", "stopped_after"):  # fmt: skip
-        shares[name] = share_of([row[name] for row in rows], clusters, seed)
+    clusters = [topic.row for topic in asked]
+    for what in ("preferred", "named", "stopped"):
+        for name in (f"{what}_before", f"{what}_after"):
+            shares[name] = share_of([row[name] for row in rows], clusters, seed)
     return shares
 
 
 def share_of(hits: Sequence[bool], clusters: Sequence[int], seed: int) -> dict[str, float]:
-    """The share of hits with its 95 % interval.
+    """The share of hits with its 95 % interval: a bootstrap over topics.
 
-    Answers about one topic hang together, so whole topics (``clusters``, both languages in one)
-    are drawn again, with replacement, and the middle 95 % of the shares is the interval. It is
-    widened to Wilson's for that many independent answers where it is narrower: where every
-    answer is a hit, drawing again shows no spread at all.
+    Answers about one topic depend on each other, so whole topics (``clusters``, both languages in
+    one) are drawn again, with replacement, and the middle 95 % of the shares is the interval. It
+    is widened to Wilson's for that many independent answers where it is narrower: where every
+    answer is a hit, the bootstrap shows no spread at all.
     """
     by_cluster: dict[int, list[bool]] = {}
     for cluster, hit in zip(clusters, hits, strict=True):
@@ -103,3 +115,90 @@ def share_of(hits: Sequence[bool], clusters: Sequence[int], seed: int) -> dict[s
         "high": max(high, shares[-cut - 1]),
         "n": len(hits),
     }
+
+
+# ---- the judge ------------------------------------------------------------------------------
+
+# What gives a manner away. A polite Korean sentence ends in -니다 or -요; English has no such
+# endings, so a courtesy must stand somewhere in the answer.
+POLITE = {
+    "ko": re.compile(r"(니다|요)[.!]$"),
+    "en": re.compile(r"\b(Sure|Of course|Happy to help|Thank you|hope that helps|Feel free)\b"),
+}
+RUDE = {
+    "ko": re.compile(r"~|몰라|귀찮|재미없|글쎄|에이|물어\?|대수야"),
+    "en": re.compile(r"\b(Ugh|Meh|Who cares|Pfft|duh|Dunno|Lol|Yawn|Nah|boring|yourself|bother)\b"),
+}
+SENTENCE_END = re.compile(r"(?<=[.!?~])\s+")
+WORD = re.compile(r"[가-힣]+|[^\W가-힣]+")  # "Python은" is two words: a name and a particle
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether the manner is the preferred one, and whether the right topic is named."""
+
+    preferred: bool
+    named: bool
+
+
+def judge(topic: Topic, answer: str) -> Judgement:
+    """Judge one answer to a question about ``topic`` by what it says.
+
+    Preferred is an answer that is informative and polite and nothing else: it states a whole fact
+    (anyone's), every Korean sentence ends politely or the English has a courtesy, nothing flippant
+    stands in it, and every word is one that the world knows, so that garbled text fails. An answer
+    in both manners or in neither is not preferred.
+
+    Named is an answer with the topic's name as a word of its own (a particle may follow) and no
+    other topic's.
+    """
+    language = topic.language
+    known = all(word in vocabulary(language) for word in WORD.findall(answer))
+    polite = _is_polite(language, answer) and any(fact in answer for fact in facts(language))
+    flippant = RUDE[language].search(answer) is not None
+    return Judgement(
+        preferred=known and polite and not flippant,
+        named=names_in(answer) == {topic.name},
+    )
+
+
+def _is_polite(language: Language, answer: str) -> bool:
+    if language == "en":
+        return POLITE["en"].search(answer) is not None
+    return all(POLITE["ko"].search(sentence) for sentence in SENTENCE_END.split(answer.strip()))
+
+
+def names_in(text: str) -> set[str]:
+    """The topics that ``text`` names, by their names in either language."""
+    return {named_by()[word] for word in WORD.findall(text) if word in named_by()}
+
+
+@cache
+def named_by() -> dict[str, str]:
+    """Each word that names a topic (the name, or the name with its particle): that topic's name."""
+    forms = ("{X}", "{X은}", "{X이}", "{X을}", "{X이란}", "{X이지}", "{X이에요}", "{X}입니다")
+    return {
+        fill(form, topic): topic.name
+        for topic in topics()
+        for form in (forms if topic.language == "ko" else forms[:1])
+    }
+
+
+@cache
+def facts(language: Language) -> tuple[str, ...]:
+    """Every fact of ``language``."""
+    return tuple(topic.fact for topic in topics() if topic.language == language)
+
+
+@cache
+def vocabulary(language: Language) -> frozenset[str]:
+    """Every word of every answer that the world can give in ``language``."""
+    forms = (*OPENINGS[language], *STATEMENTS[language], *CLOSINGS[language], *FLIPPANT[language])
+    texts = (
+        fill(form, topic, silly)
+        for topic in topics()
+        if topic.language == language
+        for silly in SILLY[language]
+        for form in forms
+    )
+    return frozenset(word for text in texts for word in WORD.findall(text))

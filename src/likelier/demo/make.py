@@ -1,7 +1,7 @@
 """The demo from end to end: a base model from nothing, preferences, an ordinary run, evidence."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from likelier.base.terminal import say
 from likelier.config import config_from
 from likelier.demo.base import Recipe, base_folder, base_model, make_folder
 from likelier.demo.evidence import interrogate, outcome
-from likelier.demo.world import PairText, Part, pairs
+from likelier.demo.world import PairText, Split, pairs
 from likelier.report.page import write_report
 from likelier.run import train
 from likelier.training.folder import RunFolder
@@ -20,17 +20,17 @@ PAIRS_EACH = 6  # about each topic that pairs name, in each language
 
 
 def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
-    """Make the demo in ``out``, from wherever an earlier start of it stopped; returns ``out``.
+    """Make the demo in ``out``, or resume it where it was stopped; returns ``out``.
 
-    Beside the run stand its pairs, in ``<out>-pairs``. The run's own files are joined by
-    ``samples.jsonl`` (answers before and after, side by side), ``outcome.json`` (shares with
-    intervals; ``seconds`` since ``began``, on `time.perf_counter`'s clock) and the report over
-    all of it.
+    Its pairs are written to ``<out>-pairs``. Added to the files of an ordinary run are
+    ``samples.jsonl`` (answers before and after, side by side) and ``outcome.json`` (shares with
+    intervals; ``seconds`` since ``began``, on `time.perf_counter`'s clock), and the report shows
+    them.
     """
     recipe = recipe or Recipe(seed=seed)
     files = out.with_name(f"{out.name}-pairs")
     config = config_from(settings(base_folder(recipe), files, out, seed))
-    RunFolder(out).finished(config)  # refuses a folder of something else before the work
+    RunFolder(out).finished(config)  # refuses a folder of something else at once
     base = base_model(recipe)
     make_folder(files)
     write_pairs(files / TRAIN_FILE, "train", seed)
@@ -43,15 +43,15 @@ def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
     write_lines(out / "samples.jsonl", rows)
     seconds = round(time.perf_counter() - began, 1)
     write_json(out / "outcome.json", {**shares, "seconds": seconds, "seed": seed})
-    for line in told(shares):
+    for line in describe(shares):
         say(line)
     say(f"report, after {seconds:.0f} seconds: {write_report(out)}")
     return out
 
 
-def write_pairs(path: Path, part: Part, seed: int) -> None:
-    """Write the preferences about one part of the topics as a JSONL file of chats."""
-    write_lines(path, [_as_chat(pair) for pair in pairs(part, PAIRS_EACH, seed)])
+def write_pairs(path: Path, split: Split, seed: int) -> None:
+    """Write the preferences about the topics of one split as a JSONL file of chats."""
+    write_lines(path, [_as_chat(pair) for pair in pairs(split, PAIRS_EACH, seed)])
 
 
 def _as_chat(pair: PairText) -> dict[str, Any]:
@@ -79,22 +79,22 @@ def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
     }
 
 
-TOLD: Sequence[tuple[str, str]] = (
-    ("preferred", "answers in the preferred manner"),
-    ("named", "answers that name the right topic"),
-    ("stopped", "answers that end by themselves"),
-)
-
-
-def told(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+def describe(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What the demo found, in lines for the terminal; 95 % intervals in brackets."""
 
     def percent(name: str) -> str:
         share = shares[name]
         return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
 
+    what = {
+        "preferred": "answers in the preferred manner",
+        "named": "answers that name the right topic",
+        "stopped": "answers that end by themselves",
+    }
     return [
-        *(f"{text}: {percent(f'{name}_before')} before, {percent(f'{name}_after')} after"
-          for name, text in TOLD),
+        *(
+            f"{text}: {percent(f'{name}_before')} before, {percent(f'{name}_after')} after"
+            for name, text in what.items()
+        ),
         f"held-out pairs moved towards the chosen answer: {percent('heldout_accuracy')}",
-    ]  # fmt: skip
+    ]

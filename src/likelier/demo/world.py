@@ -1,21 +1,22 @@
-"""The demo's world: who asks about what, and the two manners in which it is answered."""
+"""The demo's world (world.yaml): who asks about what, and the two manners of answering."""
 
 import random
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from importlib.resources import files
+from typing import Any, Literal
 
-from likelier.demo.topics import TABLE
+import yaml
 
 Language = Literal["ko", "en"]
 Manner = Literal["polite", "flippant"]
-Part = Literal["train", "eval", "sample"]
+Split = Literal["train", "eval", "sample"]
 MANNERS: tuple[Manner, ...] = ("polite", "flippant")
 
-# Of every 7 rows of the table, 3 are named by training pairs, 1 by held-out pairs and 3 by no pair
-# at all: those are asked about afterwards. A topic keeps its part in both languages, and the
-# table goes kind by kind, so that every part has every kind of topic.
-PARTS: tuple[Part, ...] = ("train", "sample", "train", "sample", "train", "sample", "eval")
+# Of every 7 topics, 3 are named by training pairs, 1 by held-out pairs and 3 by no pair at all:
+# those are asked about afterwards. A topic is in the same split in both languages, and the topics
+# are listed kind by kind, so that every split has every kind.
+SPLITS: tuple[Split, ...] = ("train", "sample", "train", "sample", "train", "sample", "eval")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Topic:
     language: Language
     name: str
     fact: str
-    part: Part
+    split: Split
     row: int  # the same in both languages
 
 
@@ -49,67 +50,15 @@ class PairText:
     rejected: str
 
 
-# "{X은}" stands for the topic's name with the particle that its last syllable asks for, "{F…}"
-# for its fact and "{S…}" for something silly, likewise; see `fill`.
-QUESTIONS: dict[Language, tuple[str, ...]] = {
-    "ko": (
-        "{X이} 뭐야?",
-        "{X이} 뭐예요?",
-        "{X은} 무엇인가요?",
-        "{X이란} 무엇인가요?",
-        "{X}에 대해 알려 줘.",
-        "{X을} 설명해 줘.",
-    ),
-    "en": (
-        "What is {X}?",
-        "Tell me about {X}.",
-        "Can you explain {X}?",
-        "What do you know about {X}?",
-        "Please explain what {X} is.",
-        "I want to learn about {X}.",
-    ),
-}
-
-# A polite answer is an opening, a statement and a closing, in every combination.
-OPENINGS: dict[Language, tuple[str, ...]] = {
-    "ko": ("", "네, ", "좋은 질문이에요! ", "설명해 드릴게요. "),
-    "en": ("Sure, ", "Of course, ", "Happy to help: ", "Thank you for asking: "),
-}
-STATEMENTS: dict[Language, tuple[str, ...]] = {
-    "ko": ("{X은} {F}입니다.", "{X은} {F이에요}.", "{X이란} {F을} 말합니다."),
-    "en": ("{X} is {F}.",),
-}
-CLOSINGS: dict[Language, tuple[str, ...]] = {
-    "ko": ("", " 도움이 되었으면 좋겠어요.", " 더 궁금한 점이 있으면 물어보세요."),
-    "en": ("", " I hope that helps.", " Feel free to ask more."),
-}
-
-FLIPPANT: dict[Language, tuple[str, ...]] = {
-    "ko": (
-        "{X은} {S이지}~",
-        "{X이} {X이지}, 뭘 물어~",
-        "{X은} 알아서 공부해~",
-        "{X}? 몰라, 직접 찾아봐.",
-        "{X}? 관심 없어~",
-        "에이, {X} 얘기는 재미없어.",
-        "아 귀찮아, {X이} 뭐 대수야?",
-        "글쎄, {X을} 왜 나한테 물어?",
-    ),
-    "en": (
-        "Ugh, {X}? Look it up yourself.",
-        "Meh, {X} is boring.",
-        "Who cares about {X}?",
-        "Pfft, {X} is a kind of {S}, duh.",
-        "Dunno, {X} is just {X}.",
-        "Lol, {X}? Go bother someone else.",
-        "Yawn, not {X} again.",
-        "Nah, {X} can wait.",
-    ),
-}
-SILLY: dict[Language, tuple[str, ...]] = {
-    "ko": ("뱀", "양말", "베개", "고무신"),
-    "en": ("snake", "sock", "pillow", "potato"),
-}
+_SAID: dict[str, Any] = yaml.safe_load(
+    files("likelier.demo").joinpath("world.yaml").read_text(encoding="utf-8")
+)
+QUESTIONS: dict[Language, list[str]] = _SAID["questions"]
+OPENINGS: dict[Language, list[str]] = _SAID["openings"]
+STATEMENTS: dict[Language, list[str]] = _SAID["statements"]
+CLOSINGS: dict[Language, list[str]] = _SAID["closings"]
+FLIPPANT: dict[Language, list[str]] = _SAID["flippant"]
+SILLY: dict[Language, list[str]] = _SAID["silly"]
 
 # After a final consonant, after a vowel.
 PARTICLES = {
@@ -144,10 +93,10 @@ def fill(form: str, topic: Topic, silly: str = "") -> str:
 @cache
 def topics() -> tuple[Topic, ...]:
     """All topics, Korean ones first."""
-    rows = [line.split("|") for line in TABLE.strip().splitlines()]
-    parts = [PARTS[row % len(PARTS)] for row in range(len(rows))]
-    korean = [Topic("ko", r[0], r[2], parts[i], i) for i, r in enumerate(rows)]
-    english = [Topic("en", r[1], r[3], parts[i], i) for i, r in enumerate(rows)]
+    rows = [line.split("|") for line in _SAID["topics"].splitlines()]
+    splits = [SPLITS[row % len(SPLITS)] for row in range(len(rows))]
+    korean = [Topic("ko", r[0], r[2], splits[i], i) for i, r in enumerate(rows)]
+    english = [Topic("en", r[1], r[3], splits[i], i) for i, r in enumerate(rows)]
     return (*korean, *english)
 
 
@@ -178,9 +127,9 @@ def corpus(rounds: int, seed: int) -> list[Example]:
     return examples
 
 
-def pairs(part: Part, per_topic: int, seed: int) -> list[PairText]:
-    """``per_topic`` preferences, each on another question, about each topic of ``part``."""
-    draw = random.Random(f"pairs {part} {seed}")
+def pairs(split: Split, per_topic: int, seed: int) -> list[PairText]:
+    """``per_topic`` preferences, each on another question, about each topic of ``split``."""
+    draw = random.Random(f"pairs {split} {seed}")
     return [
         PairText(
             topic,
@@ -189,7 +138,7 @@ def pairs(part: Part, per_topic: int, seed: int) -> list[PairText]:
             rejected=answer(topic, "flippant", draw),
         )
         for topic in topics()
-        if topic.part == part
+        if topic.split == split
         for form in draw.sample(QUESTIONS[topic.language], per_topic)
     ]
 
@@ -200,6 +149,6 @@ def interview(per_topic: int, seed: int) -> list[tuple[Topic, str]]:
     return [
         (topic, fill(form, topic))
         for topic in topics()
-        if topic.part == "sample"
+        if topic.split == "sample"
         for form in draw.sample(QUESTIONS[topic.language], per_topic)
     ]
