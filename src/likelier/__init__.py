@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from likelier.api import dpo_loss, kto_loss, preference_loss
     from likelier.config import Config
-    from likelier.losses.api import dpo_loss, kto_loss, preference_loss
     from likelier.model.load import load
     from likelier.model.score import get_logprob
     from likelier.run import train
@@ -25,11 +25,11 @@ __all__ = [
 # Lazy, because torch takes seconds to import and `likelier --help` must answer at once.
 _HOMES = {
     "Config": "likelier.config",
-    "dpo_loss": "likelier.losses.api",
+    "dpo_loss": "likelier.api",
     "get_logprob": "likelier.model.score",
-    "kto_loss": "likelier.losses.api",
+    "kto_loss": "likelier.api",
     "load": "likelier.model.load",
-    "preference_loss": "likelier.losses.api",
+    "preference_loss": "likelier.api",
     "train": "likelier.run",
 }
 

@@ -260,10 +260,10 @@ def losses(
 
     With its paper, formula, hyper-parameters and their ranges, when to use it, and its trap.
     """
-    from likelier.cards import find_card
-    from likelier.cards.page import card_text, table
+    from likelier.commands.losses import card, table
+    from likelier.losses.declare import find_loss
 
-    print(table() if name is None else card_text(find_card(name, "NAME")), end="")
+    print(table() if name is None else card(find_loss(name, "NAME")), end="")
 
 
 @app.command(epilog="Example: likelier env")

@@ -1,4 +1,4 @@
-"""Conformance checks for a loss of one's own: what a step of the engine will rely on."""
+"""Conformance checks for a loss that a caller hands over: what a step of the engine relies on."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from likelier.losses.values import StepValues
 
-OwnLoss = Callable[[StepValues], Any]
+LossFunction = Callable[[StepValues], Any]
 _EXTREMES = (0.0, -1e-9, -1.0, -88.0, -745.0, -1e4, -1e5)  # nats of a whole answer
 
 
-def check_loss(loss: OwnLoss) -> tuple[str, ...]:
+def check_loss(loss: LossFunction) -> tuple[str, ...]:
     """Check a loss that could be handed to `likelier.train`, and say which checks failed.
 
     Args:
@@ -58,14 +58,14 @@ def example_values() -> StepValues:
     )
 
 
-def _gradient(loss: OwnLoss, values: StepValues) -> tuple[Tensor, Tensor]:
+def _gradient(loss: LossFunction, values: StepValues) -> tuple[Tensor, Tensor]:
     policy_R = values.policy_R.clone().requires_grad_()
     loss_P = loss(replace(values, policy_R=policy_R))
     (grad_R,) = torch.autograd.grad(loss_P.sum(), policy_R)
     return loss_P.detach(), grad_R
 
 
-def _one_value_a_pair(loss: OwnLoss) -> str | None:
+def _one_value_a_pair(loss: LossFunction) -> str | None:
     loss_P = loss(example_values())
     if not isinstance(loss_P, Tensor):
         return f"it gives a {type(loss_P).__name__}, not a tensor"
@@ -76,7 +76,7 @@ def _one_value_a_pair(loss: OwnLoss) -> str | None:
     return None
 
 
-def _keeps_the_graph(loss: OwnLoss) -> str | None:
+def _keeps_the_graph(loss: LossFunction) -> str | None:
     policy_R = example_values().policy_R.requires_grad_()
     loss_P = loss(replace(example_values(), policy_R=policy_R))
     if not loss_P.requires_grad:
@@ -87,7 +87,7 @@ def _keeps_the_graph(loss: OwnLoss) -> str | None:
     return None
 
 
-def _same_each_time(loss: OwnLoss) -> str | None:
+def _same_each_time(loss: LossFunction) -> str | None:
     values = example_values()
     first, second = loss(values), loss(values)
     if not torch.equal(first, second):
@@ -98,7 +98,7 @@ def _same_each_time(loss: OwnLoss) -> str | None:
     return None
 
 
-def _follows_the_order(loss: OwnLoss) -> str | None:
+def _follows_the_order(loss: LossFunction) -> str | None:
     values, order = example_values(), torch.tensor([2, 0, 3, 1])
     turned = {n: v[order] for n, v in vars(values).items() if n.endswith("_P") and v is not None}
     (ours, grad), (theirs, turned_grad) = (
@@ -112,7 +112,7 @@ def _follows_the_order(loss: OwnLoss) -> str | None:
     return None
 
 
-def _has_the_gradient(loss: OwnLoss) -> str | None:
+def _has_the_gradient(loss: LossFunction) -> str | None:
     values = example_values()
     _, grad_R = _gradient(loss, values)
     for answer in range(len(grad_R)):
@@ -128,7 +128,7 @@ def _has_the_gradient(loss: OwnLoss) -> str | None:
     return None
 
 
-def _finite(loss: OwnLoss) -> str | None:
+def _finite(loss: LossFunction) -> str | None:
     for values in _extremes():
         loss_P, grad_R = _gradient(loss, values)
         for what, found in (("value", loss_P), ("gradient", grad_R)):
@@ -159,7 +159,7 @@ def _extremes() -> Iterator[StepValues]:
                     )
 
 
-_CHECKS: tuple[tuple[str, Callable[[OwnLoss], str | None]], ...] = (
+_CHECKS: tuple[tuple[str, Callable[[LossFunction], str | None]], ...] = (
     ("one value a pair", _one_value_a_pair),
     ("keeps the graph", _keeps_the_graph),
     ("the same each time", _same_each_time),

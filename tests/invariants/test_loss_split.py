@@ -11,13 +11,13 @@ from tests.support.numerics import assert_near
 from tests.support.runs import exact_norms, make_place, token_pairs
 
 from likelier.batching.layout import answers_of
-from likelier.cards import CARDS
 from likelier.config import config_from, live
 from likelier.data.encoder import build_encoder
 from likelier.data.records import TokenPair
 from likelier.data.stops import without_stops
+from likelier.losses.declare import LOSSES
+from likelier.losses.modifiers import token_weights
 from likelier.losses.registry import BoundLoss, bind
-from likelier.losses.tokens import token_weights
 from likelier.losses.values import StepValues
 from likelier.model.load import Policy, load
 from likelier.model.score import make_ready
@@ -73,11 +73,11 @@ def rows_of(setting: Setting, name: str) -> list[TokenPair]:
     pairs = setting.pairs
     if SECTIONS[name].get("stop_token") is False:
         pairs = list(without_stops(pairs, setting.ends))
-    card = CARDS.get(name, CARDS["sigmoid"])
-    if card.paired:
+    loss = LOSSES.get(name, LOSSES["sigmoid"])
+    if loss.paired:
         return pairs
     labelled = [replace(pair, label=n % 3 > 0) for n, pair in enumerate(pairs)]
-    needs = card.reads("mismatched")
+    needs = loss.reads("mismatched")
     return [pair if needs else replace(pair, rejected=pair.chosen) for pair in labelled]
 
 

@@ -10,10 +10,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tests.support.oracles import ORACLES, Answers, kto, spread, truth
 
-from likelier.cards import CARDS
-from likelier.losses.api import kto_loss, preference_loss
+from likelier.api import kto_loss, preference_loss
+from likelier.losses.declare import LOSSES
 
-PAIRED = sorted(name for name, card in CARDS.items() if card.paired)
+PAIRED = sorted(name for name, one in LOSSES.items() if one.paired)
 DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
 GRID = 2.0**-8  # nats; log-probs on it are numbers of float32, and of any means and differences
 LEAST = 1e-300  # float64 ends there, and so does any relative accuracy
@@ -63,7 +63,7 @@ def settings_of(draw: Any, name: str) -> dict[str, Any]:
         "bound": number(0.5, 64.0),
         "divergence": st.sampled_from(DIVERGENCES),
     }
-    chosen = {p.name: draw(ranges[p.name]) for p in CARDS[name].parameters}
+    chosen = {p.name: draw(ranges[p.name]) for p in LOSSES[name].hypers}
     if name == "slic":
         chosen["delta"] = abs(chosen["delta"])
     if chosen.get("divergence", "alpha") != "alpha":
@@ -150,7 +150,7 @@ EXTREMES = [
 def test_extremes_are_finite_and_right(name: str, a: Answers) -> None:
     """With the defaults, and with beta large enough to overflow every exponential."""
     for beta in (None, 4.0):
-        p: dict[str, Any] = dict(CARDS[name].defaults)
+        p: dict[str, Any] = dict(LOSSES[name].defaults)
         if p.get("delta") == "running":
             p["delta"] = 0.0
         if p.get("divergence") == "reverse_kl":

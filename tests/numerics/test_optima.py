@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Exaone4Config, Exaone4ForCausalLM, PreTrainedTokenizerFast
 
 import likelier
-from likelier.losses.api import preference_loss
+from likelier.api import preference_loss
 from likelier.model.score import get_logprob
 
 # Eight actions: random rewards, a random reference, every pair with the labels of Bradley-Terry.

@@ -9,9 +9,9 @@ from tests.support.loss_runs import SECTIONS, rows_for
 from tests.support.runs import Place, make_place, training_rows
 from tests.support.tiny import write_rows
 
-from likelier.cards import CARDS
 from likelier.cli import main
 from likelier.config import strict_yaml
+from likelier.losses.declare import LOSSES
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def test_a_run(name: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFi
     assert all(row["grad_norm"] > 0 for row in rows)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["status"] == "finished" and record["objective"]
-    card = CARDS.get(name)
-    if card is not None:
-        assert ((tmp_path / "out" / "reference.safetensors").exists()) == card.reads("reference")
-        scored = card.score is not None and name != "sigmoid"
+    loss = LOSSES.get(name)
+    if loss is not None:
+        assert ((tmp_path / "out" / "reference.safetensors").exists()) == loss.reads("reference")
+        scored = loss.score is not None and name != "sigmoid"
         assert ("scores/chosen" in rows[0]) == scored

@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.support.tiny import pair_rows
 
-from likelier.cards import CARDS
+from likelier.losses.declare import LOSSES
 
 # By a name of their own: losses with what combines with them.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -26,13 +26,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "parts": [{"name": "sigmoid", "weight": 0.8}, {"name": "bco", "weight": 0.2}],
     },
 }
-SECTIONS: dict[str, dict[str, Any]] = {name: {"name": name} for name in CARDS} | OPTIONS
+SECTIONS: dict[str, dict[str, Any]] = {name: {"name": name} for name in LOSSES} | OPTIONS
 
 
 def rows_for(loss: str, count: int = 16) -> list[dict[str, Any]]:
-    """Pairs with a margin and a weight, or single answers with a thumb."""
+    """Pairs with a margin and a weight, or unpaired examples with a binary label."""
     rows = pair_rows(count)
-    if CARDS.get(loss, CARDS["sigmoid"]).paired:
+    if LOSSES.get(loss, LOSSES["sigmoid"]).paired:
         return [
             row | {"margin": 0.25 * (n % 5), "weight": 0.5 + n % 3} for n, row in enumerate(rows)
         ]

@@ -3,8 +3,8 @@
 import pytest
 
 from likelier.base.errors import ConfigError
-from likelier.cards import CARDS
 from likelier.config import Config, config_from, live
+from likelier.losses.declare import LOSSES
 
 BASE = {"model": {"path": "m"}, "data": {"train": "a.jsonl"}, "out": "o"}
 
@@ -13,13 +13,15 @@ def read(loss: dict, **more: dict) -> Config:
     return config_from({**BASE, **more, "loss": loss})
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_with_its_defaults(name: str) -> None:
     config = read({"name": name})
     tree = live(config)["loss"]
     assert live(config_from(live(config))) == live(config)
     assert tree["name"] == name
-    expected = set(CARDS[name].defaults) - ({"divergence", "alpha"} if name == "sigmoid" else set())
+    expected = set(LOSSES[name].defaults)
+    if name == "sigmoid":
+        expected -= {"divergence", "alpha"}
     assert set(tree) == {"name", *expected}
 
 

@@ -104,7 +104,7 @@ def test_the_kind_of_rows_must_fit_the_loss(place: Place, encoder: Encoder) -> N
 
 
 def test_kto_of_the_engine_is_the_plain_function(place: Place) -> None:
-    from likelier.losses.api import kto_loss
+    from likelier.api import kto_loss
     from likelier.losses.registry import bind
     from likelier.losses.values import StepValues
 

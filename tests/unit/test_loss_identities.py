@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 import likelier
+from likelier.api import kto_loss, preference_loss
 from likelier.base.errors import ConfigError
-from likelier.cards import CARDS, find_card
-from likelier.losses.api import kto_loss, preference_loss
-from likelier.losses.registry import LOSSES
+from likelier.losses.declare import LOSSES, find_loss
 
 LN2 = math.log(2)
 # Policy chosen, policy rejected, reference chosen, reference rejected.
@@ -24,8 +23,8 @@ FOUR = (
 NC = torch.tensor([4.0, 9.0, 30.0, 1.0, 12.0], dtype=torch.float64)
 NR = torch.tensor([6.0, 7.0, 31.0, 2.0, 12.0], dtype=torch.float64)
 MARGIN = torch.tensor([0.5, 0.0, 1.5, -0.25, 3.0], dtype=torch.float64)
-PAIRED = [name for name, card in CARDS.items() if card.paired]
-WITH_REFERENCE = [name for name in PAIRED if CARDS[name].reads("reference")]
+PAIRED = [name for name, one in LOSSES.items() if one.paired]
+WITH_REFERENCE = [name for name in PAIRED if LOSSES[name].reads("reference")]
 
 
 def loss(name: str, four: tuple[Tensor, ...] = FOUR, **parameters: Any) -> Tensor:
@@ -163,7 +162,7 @@ def test_where_gradients_are_zero() -> None:
 
 
 def test_discopop_starts_by_pushing_the_wrong_way() -> None:
-    """Its paper's formula does: the card says so."""
+    """Its paper's formula does: its trap says so."""
     slopes = [slope("discopop", r / 0.05) / 0.05 for r in (-0.12, -0.118, 0.0, 0.071, 0.073)]
     assert [s > 0 for s in slopes] == [False, True, True, True, False]
     assert slopes[2] == pytest.approx(0.784, abs=1e-3)
@@ -199,7 +198,7 @@ def test_weights_multiply() -> None:
      ("bco_pair", "bco"), ("sppo_hard", "sppo")],
 )  # fmt: skip
 def test_names_of_other_trainers(alias: str, name: str) -> None:
-    assert find_card(alias).name == name
+    assert find_loss(alias).name == name
     same(loss(alias), loss(name))
 
 
@@ -207,7 +206,7 @@ def test_a_bare_ipo_is_two_losses() -> None:
     with pytest.raises(ValueError, match=r"ipo is two losses.*ipo_sum.*per answer.*ipo_mean"):
         loss("ipo")
     with pytest.raises(ConfigError, match="ipo is two losses"):
-        find_card("ipo")
+        find_loss("ipo")
 
 
 @pytest.mark.parametrize(
@@ -249,12 +248,14 @@ def test_kto_refusals(wrong: dict[str, float]) -> None:
         kto_loss(**({"policy": -1.0, "reference": -2.0, "label": 1, "z0": 0.0} | wrong))
 
 
-def test_functions_read_what_the_cards_say() -> None:
-    """A parameter of a card that the function has not, or the reverse, is a mistake of ours."""
+def test_functions_declare_what_they_read() -> None:
+    """Every keyword is a hyper-parameter, and the scores read none that the loss has not."""
     for name, one in LOSSES.items():
         names = set(one.function.__annotations__) - {"values", "return"}
-        assert names == {p.name for p in one.card.parameters}, name
-    assert LOSSES.keys() == CARDS.keys()
+        assert names == {h.name for h in one.hypers} and one.function.__name__ == name
+        read = set(one.scores.__annotations__) - {"values", "return"} if one.scores else set()
+        assert read <= names and (one.scores is None) == (one.score is None), name
+        assert one.title and one.reward in (None, *names)
 
 
 def test_public_names() -> None:

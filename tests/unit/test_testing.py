@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 import likelier
-from likelier.cards import CARDS
-from likelier.losses.registry import LOSSES, bind
+from likelier.losses.declare import LOSSES
+from likelier.losses.registry import bind
 from likelier.losses.values import StepValues
 from likelier.testing import check_loss
 
 
-@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if card.paired])
+@pytest.mark.parametrize("name", [name for name, one in LOSSES.items() if one.paired])
 def test_ours_pass(name: str) -> None:
-    fixed = CARDS[name].defaults
+    fixed = LOSSES[name].defaults
     if fixed.get("delta") == "running":
         fixed["delta"] = 0.0
     assert len(check_loss(partial(LOSSES[name].function, **fixed))) == 6

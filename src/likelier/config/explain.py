@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from likelier.base.errors import ConfigError
-from likelier.cards import ALIASES, CARDS
 from likelier.config.schema import json_schema
 from likelier.config.strict_yaml import flow
+from likelier.losses.declare import ALIASES, LOSSES
 
 Schema = Mapping[str, Any]
 
@@ -97,7 +97,7 @@ def _names(value: Any) -> Any:
 def _loss_name(value: Any) -> Any:
     name = value[0] if isinstance(value, list) and len(value) == 1 else value
     name = ALIASES.get(str(name), str(name))
-    return name if name in CARDS else _NO_EQUAL
+    return name if name in LOSSES else _NO_EQUAL
 
 
 # How their values become ours, where they do not stay as they are.

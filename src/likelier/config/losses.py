@@ -1,4 +1,4 @@
-"""The ``loss`` section: one strict kind for every card, and what combines with any of them."""
+"""The ``loss`` section: one strict kind made of every loss, and what combines with any of them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, Field, create_model
 
 from likelier.base.errors import ConfigError
-from likelier.cards import CARDS, Card, Parameter, find_card
 from likelier.config.section import Section
 from likelier.config.strict_yaml import flow
+from likelier.losses.declare import LOSSES, Hyper, Loss, find_loss
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -62,57 +62,49 @@ _PAIRED: dict[str, Any] = {
 }
 
 
-def _field(parameter: Parameter) -> tuple[Any, Any]:
-    about = f"{parameter.meaning}; begin with {parameter.start}"
-    if parameter.choices:
-        return Literal[parameter.choices], Field(parameter.default, description=about)
-    low, high = (int(n) if n == int(n) else n for n in (parameter.low, parameter.high))
-    ends: Any = {
-        "ge" if parameter.ends[0] == "[" else "gt": low,
-        "le" if parameter.ends[1] == "]" else "lt": high,
-    }
-    number: Any = Annotated[float, Field(**ends)]
-    if isinstance(parameter.default, str):
-        number = Literal[parameter.default] | number
-    return number, Field(parameter.default, description=about)
+def _field(hyper: Hyper) -> tuple[Any, Any]:
+    about = f"{hyper.meaning}; begin with {hyper.start}"
+    if hyper.choices:
+        return Literal[hyper.choices], Field(hyper.default, description=about)
+    ends = {end: getattr(hyper, end) for end in ("gt", "ge", "lt", "le")}
+    number: Any = Annotated[float, Field(**{k: v for k, v in ends.items() if v is not None})]
+    if isinstance(hyper.default, str):
+        number = Literal[hyper.default] | number
+    return number, Field(hyper.default, description=about)
 
 
-def _kind(card: Card, suffix: str, beside: Mapping[str, Any]) -> Any:
-    fields: dict[str, Any] = {"name": (Literal[card.name], card.name)}
-    fields |= {parameter.name: _field(parameter) for parameter in card.parameters}
-    title = "".join(word.capitalize() for word in card.name.split("_"))
+def _kind(loss: Loss, suffix: str, beside: Mapping[str, Any]) -> Any:
+    fields: dict[str, Any] = {"name": (Literal[loss.name], loss.name)}
+    fields |= {hyper.name: _field(hyper) for hyper in loss.hypers}
+    title = "".join(word.capitalize() for word in loss.name.split("_"))
     return create_model(
-        f"{title}{suffix}", __base__=Section, __doc__=card.title, **fields, **beside
+        f"{title}{suffix}", __base__=Section, __doc__=loss.title, **fields, **beside
     )
 
 
-def _options(card: Card) -> dict[str, Any]:
-    return _ANY | (_PAIRED if card.paired else {})
-
-
 def named(value: Any, where: str = "loss") -> Any:
-    """A section with the loss's own name, checked against its card."""
+    """A section with the loss's own name, its hyper-parameters checked."""
     if not isinstance(value, Mapping):
         return value
     given = {"name": "sigmoid", **value}
     if given["name"] == "mixture" or not isinstance(given["name"], str):
         return given
-    card = find_card(given["name"], f"{where}.name")
-    every = {parameter.name for other in CARDS.values() for parameter in other.parameters}
-    wrong = card.problem({k: v for k, v in given.items() if k in every})
+    loss = find_loss(given["name"], f"{where}.name")
+    every = {name for other in LOSSES.values() for name in other.defaults}
+    wrong = loss.problem({k: v for k, v in given.items() if k in every})
     if wrong:
         key, what, hint = wrong
         if "does not read" in what:
-            readers = [c.name for c in CARDS.values() if key in c.defaults]
+            readers = [one.name for one in LOSSES.values() if key in one.defaults]
             hint = f"{hint}; {key} is read by {', '.join(readers)}"
         elif "would not" not in what:
             what = f"{flow(given[key])} is not possible;{what.partition(';')[2]}"
         raise ConfigError(what, where=f"{where}.{key}", hint=hint)
-    return given | {"name": card.name}
+    return given | {"name": loss.name}
 
 
 _WEIGHT = {"weight": (Annotated[float, Field(gt=0, le=100)], Field(1.0, description="in the sum"))}
-_parts = tuple(_kind(card, "Part", _WEIGHT) for card in CARDS.values() if card.paired)
+_parts = tuple(_kind(loss, "Part", _WEIGHT) for loss in LOSSES.values() if loss.paired)
 _Part: Any = Annotated[
     Annotated[Union[_parts], Field(discriminator="name")],  # noqa: UP007
     BeforeValidator(lambda value: named(value, "loss.parts")),
@@ -128,9 +120,11 @@ _mixture: dict[str, Any] = {
     **{key: field for key, field in _PAIRED.items() if key != "dynamic_beta"},
 }
 MixtureLoss: Any = create_model("MixtureLoss", __base__=Section, **_mixture)
-_kinds = tuple(_kind(card, "Loss", _options(card)) for card in CARDS.values())
+_kinds = tuple(
+    _kind(loss, "Loss", _ANY | _PAIRED if loss.paired else _ANY) for loss in LOSSES.values()
+)
 SigmoidLoss = next(kind for kind in _kinds if kind.model_fields["name"].default == "sigmoid")
-if TYPE_CHECKING:  # made from the cards, so that no type checker can know them
+if TYPE_CHECKING:  # made from the losses, so that no type checker can know them
     LossConfig = Any
 else:
     LossConfig = Annotated[
@@ -148,18 +142,20 @@ def live_loss(loss: Any) -> dict[str, Any]:
             key != "nll_per" or not tree.get("nll")
         ):
             del tree[key]
+    for part in (tree, *tree.get("parts", ())):
+        hypers = LOSSES[part["name"]].hypers if part["name"] != "mixture" else ()
+        for hyper in hypers:
+            if not hyper.is_read(part):
+                del part[hyper.name]
     if tree.get("divergence") == "reverse_kl":
         del tree["divergence"]
-    for part in (tree, *tree.get("parts", ())):
-        if part.get("divergence", "reverse_kl") != "alpha" and part["name"] == "sigmoid":
-            part.pop("alpha", None)
     return tree
 
 
 def needs(loss: Any, what: str) -> bool:
-    """Whether the loss of a config reads an input that its cards name."""
+    """Whether the loss of a config reads an input."""
     names = [part.name for part in loss.parts] if loss.name == "mixture" else [loss.name]
-    return any(CARDS[name].reads(what) for name in names)
+    return any(LOSSES[name].reads(what) for name in names)
 
 
 def check_options(loss: Any) -> None:

@@ -1,1 +1,7 @@
-"""Preference losses: pure functions of log-probs, one small file per family."""
+"""Preference losses, one file a family; importing this package registers all of them."""
+
+from importlib import import_module
+
+# In the order in which `likelier losses` lists them.
+for _family in ("pairwise", "pointwise", "per_token", "stepwise"):
+    import_module(f"likelier.losses.{_family}")

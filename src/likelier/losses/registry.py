@@ -1,4 +1,4 @@
-"""A loss with its hyper-parameters fixed and all that combines with it, ready for the engine."""
+"""A loss by its name, its hyper-parameters fixed and its modifiers applied, for the engine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,12 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from likelier.base.errors import ConfigError
-from likelier.cards import Card, find_card
-from likelier.losses import parts
-from likelier.losses.table import LOSSES, Loss
+from likelier.losses import modifiers
+from likelier.losses.declare import Loss, find_loss
 from likelier.losses.values import StepValues
-
-__all__ = ["LOSSES", "BoundLoss", "Loss", "bind"]
 
 PerPair = Callable[[StepValues], Tensor]
 TwoSides = Callable[[StepValues], tuple[Tensor, Tensor]]
@@ -25,8 +22,8 @@ class BoundLoss:
 
     ``beta`` scales the logged rewards. ``observe`` is called once a step with the values of the
     whole step, before any gradient, and may change ``state``: figures that belong to the run, and
-    to its checkpoints. ``held_out`` stands in for ``per_pair`` on held-out pairs. ``function`` and
-    ``fixed`` are what a loss of the registry was made of.
+    to its checkpoints. ``held_out`` stands in for ``per_pair`` on held-out pairs. ``losses`` are
+    those of the registry that it is made of; ``function`` and ``fixed`` are set where it is one.
     """
 
     name: str
@@ -35,7 +32,7 @@ class BoundLoss:
     needs_whole_step: bool = False
     formula: str = ""
     scores: TwoSides | None = None
-    cards: tuple[Card, ...] = ()
+    losses: tuple[Loss, ...] = ()
     reads_wpo_log_weight: bool = False
     tokens: Mapping[str, Any] | None = None  # the rule by which tokens count
     observe: Callable[[StepValues], None] | None = None
@@ -45,29 +42,29 @@ class BoundLoss:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def needs(self, what: str) -> bool:
-        """Whether it reads an input of the cards; a caller's own loss may read the reference."""
-        if not self.cards:
+        """Whether it reads an input; a caller's function may read the reference."""
+        if not self.losses:
             return what == "reference"
-        return any(card.reads(what) for card in self.cards)
+        return any(loss.reads(what) for loss in self.losses)
 
     @property
     def paired(self) -> bool:
-        """Whether its rows are pairs, rather than single answers with a thumb."""
-        return all(card.paired for card in self.cards)
+        """Whether its rows are pairs, rather than unpaired examples with a label."""
+        return all(loss.paired for loss in self.losses)
 
 
 def bind(
     parameters: Mapping[str, Any], function: Callable[[StepValues], Tensor] | None = None
 ) -> BoundLoss:
-    """The loss that a config's ``loss`` section names, or a caller's own ``function``.
+    """The loss that a config's ``loss`` section names, or a caller's ``function``.
 
-    A function of one's own may look at any pair of the step. Its ``beta`` only scales the
+    Such a function may look at any pair of the step. The section's ``beta`` then only scales the
     rewards that are logged.
 
     Raises ConfigError where no loss has this name, or a hyper-parameter is wrong.
     """
-    options = {key: value for key, value in parameters.items() if key in parts.OPTIONS}
-    given = {key: value for key, value in parameters.items() if key not in parts.OPTIONS}
+    options = {key: value for key, value in parameters.items() if key in modifiers.OPTIONS}
+    given = {key: value for key, value in parameters.items() if key not in modifiers.OPTIONS}
     if function is not None:
         if dead := [key for key in given if key not in ("name", "beta")]:
             raise ConfigError(
@@ -75,9 +72,8 @@ def bind(
                 where=f"loss.{dead[0]}",
                 hint="take it away; loss.beta scales the rewards that are logged",
             )
-        own = partial(_one_a_pair, function)
-        name = getattr(function, "__name__", "own")
-        whole = BoundLoss(name, own, given.get("beta", 0.1), True, formula=f"{name}(values)")
+        name, per_pair = getattr(function, "__name__", "own"), partial(_one_a_pair, function)
+        whole = BoundLoss(name, per_pair, given.get("beta", 0.1), True, formula=f"{name}(values)")
         return with_options(whole, options)
     state: dict[str, float] = {}
     if given["name"] == "mixture":
@@ -91,23 +87,22 @@ def bind(
 def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> BoundLoss:
     """One loss of the registry; hyper-parameters that are left out take their defaults."""
     chosen = {key: value for key, value in given.items() if key not in ("name", "weight")}
-    card = find_card(given["name"])
-    if wrong := card.problem(chosen):
+    loss = find_loss(given["name"])
+    if wrong := loss.problem(chosen):
         raise ConfigError(wrong[1], where=f"loss.{wrong[0]}", hint=wrong[2])
-    loss, fixed = LOSSES[card.name], card.defaults | chosen
-    beta = float(fixed[card.reward]) if card.reward else 1.0
+    fixed = loss.defaults | chosen
     per_pair: PerPair = partial(loss.function, **fixed)
     observe = None
     if fixed.get("delta") == "running":
-        per_pair, observe = parts.shifted(loss.function, fixed, state, prefix + "shift")
+        per_pair, observe = modifiers.shifted(loss.function, fixed, state, prefix + "shift")
     return BoundLoss(
-        name=card.name,
+        name=loss.name,
         per_pair=per_pair,
-        beta=beta,
+        beta=float(fixed[loss.reward]) if loss.reward else 1.0,
         needs_whole_step=loss.needs_whole_step and fixed.get("delta") in (None, "running"),
-        formula=card.objective(fixed),
+        formula=loss.objective(fixed),
         scores=_scores(loss, fixed),
-        cards=(card,),
+        losses=(loss,),
         observe=observe,
         state=state,
         function=loss.function,
@@ -117,9 +112,10 @@ def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> Boun
 
 def _scores(loss: Loss, fixed: Mapping[str, Any]) -> TwoSides | None:
     """The optimised scores, or None where they are the rewards."""
-    function, scale = loss.scores, float(fixed["beta"]) if loss.scaled else 1.0
+    function = loss.scores
     if function is None or fixed.get("divergence") == "reverse_kl":
         return None
+    scale = float(fixed["beta"]) if loss.times_beta else 1.0
     bound = partial(function, **{k: v for k, v in fixed.items() if k in function.__annotations__})
 
     def scores(values: StepValues) -> tuple[Tensor, Tensor]:
@@ -150,7 +146,7 @@ def _mixture(
         beta=losses[0].beta,
         needs_whole_step=any(loss.needs_whole_step for loss in losses),
         formula=" + ".join(f"{weight:g} * ({loss.formula})" for weight, loss in terms),
-        cards=tuple(card for loss in losses for card in loss.cards),
+        losses=tuple(one for loss in losses for one in loss.losses),
         observe=observe if observers else None,
         state=state,
     )
@@ -165,26 +161,27 @@ def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
                 where="loss.dynamic_beta",
                 hint="take it away, or use a loss such as sigmoid",
             )
-        per_pair, observe = parts.dynamic_beta(loss.function, loss.fixed, loss.state, dynamic)
-        told = f"{loss.formula}, beta = {loss.beta:g} * (1 + {dynamic['alpha']:g} * (M - M0))"
+        per_pair, observe = modifiers.dynamic_beta(loss.function, loss.fixed, loss.state, dynamic)
+        formula = f"{loss.formula}, beta = {loss.beta:g} * (1 + {dynamic['alpha']:g} * (M - M0))"
         loss = replace(
             loss, per_pair=per_pair, observe=observe, needs_whole_step=True, held_out=loss.per_pair,
-            formula=told,
+            formula=formula,
         )  # fmt: skip
     if rule := options.get("tokens"):
         how = ", ".join(f"{k} {v}" for k, v in rule.items())
         loss = replace(loss, tokens=rule, formula=f"{loss.formula}, tokens counted by {how}")
     if options.get("wpo"):
-        loss = replace(loss, reads_wpo_log_weight=True, **_mapped(loss, parts.by_sureness),
+        loss = replace(loss, reads_wpo_log_weight=True, **_mapped(loss, modifiers.times_wpo_weight),
                        formula=f"w * [{loss.formula}], w = min(1, w_c * w_r)")  # fmt: skip
     if nll := options.get("nll"):
         per = options.get("nll_per", "token")
-        add = partial(parts.plus_nll, weight=nll, per=per)
+        add = partial(modifiers.plus_nll, weight=nll, per=per)
         loss = replace(loss, **_mapped(loss, add), formula=f"{loss.formula} + {nll:g} * NLL({per})")
     if options.get("stop_token") is False:
         loss = replace(loss, formula=f"{loss.formula}, stop tokens left out")
     if options.get("pair_weights"):
-        loss = replace(loss, **_mapped(loss, parts.by_weight), formula=f"weight * [{loss.formula}]")
+        loss = replace(loss, **_mapped(loss, modifiers.times_pair_weight),
+                       formula=f"weight * [{loss.formula}]")  # fmt: skip
     return loss
 
 

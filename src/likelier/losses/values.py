@@ -1,16 +1,20 @@
-"""What a loss reads: the log-probs of a step's answers and which of them form pairs.
+"""What a loss reads: the log-probs of a step's completions and which of them form pairs.
 
-Axis letters: R answers, P pairs.
+Axis letters: R completions, P pairs.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # configs are read, and losses listed, without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Side:
-    """One answer of every pair: summed log-probs in nats and scored tokens, shape (P,) each."""
+    """One completion of every pair: summed log-probs in nats and scored tokens, shape (P,) each."""
 
     policy_P: Tensor
     reference_P: Tensor
@@ -34,18 +38,18 @@ class Side:
 
 @dataclass(frozen=True)
 class StepValues:
-    """The answers of a step, or of one pass of it.
+    """The completions of a step, or of one batch of it.
 
     ``policy_R`` and ``reference_R`` are summed log-probs in nats (float64), ``length_R`` the
-    scored tokens of each answer, ``chosen_P`` and ``rejected_P`` index into R. An answer may
-    stand in several pairs.
+    scored tokens of each completion, ``chosen_P`` and ``rejected_P`` index into R. A completion
+    may stand in several pairs.
 
-    Columns that the data may bring: ``margin_P`` (how much better the chosen answer is),
-    ``weight_P`` (of the pair in the loss), ``label_P`` (rows of one answer and a thumb, 1 for up:
-    the answer is the chosen one, and the rejected one is a mismatched answer, or the same again
+    Columns that the data may bring: ``margin_P`` (how much better the chosen one is), ``weight_P``
+    (of the pair in the loss), ``label_P`` (the binary labels of unpaired examples: the completion
+    is then the chosen one, and the rejected one is a mismatched completion, or the same again
     where none is needed). ``wpo_log_weight_R`` is what WPO weighs by.
 
-    ``mean_tokens`` is the mean length of the chosen answers of the whole step.
+    ``mean_tokens`` is the mean length of the chosen completions of the whole step.
 
     What the loss made of them, absent before it ran: ``loss_P``, the loss of every pair, and
     ``score_chosen_P``, ``score_rejected_P``, its scores (log-ratios in nats, unless the loss
@@ -68,12 +72,12 @@ class StepValues:
 
     @property
     def chosen(self) -> Side:
-        """The chosen answer of every pair."""
+        """The chosen completion of every pair."""
         return self._side(self.chosen_P)
 
     @property
     def rejected(self) -> Side:
-        """The rejected answer of every pair."""
+        """The rejected completion of every pair."""
         return self._side(self.rejected_P)
 
     def _side(self, index_P: Tensor) -> Side:
@@ -83,7 +87,7 @@ class StepValues:
 
     @property
     def log_ratio_R(self) -> Tensor:
-        """log policy - log reference of every answer, in nats."""
+        """log policy - log reference of every completion, in nats."""
         return self.policy_R - self.reference_R
 
     @property

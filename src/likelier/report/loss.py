@@ -1,6 +1,6 @@
 """What the report must know of a run's loss: what its rewards are scaled by and compared with."""
 
-from likelier.cards import CARDS
+from likelier.losses.declare import LOSSES
 from likelier.report.read import RunFolder, number, section
 
 
@@ -9,8 +9,8 @@ def reads_reference(run: RunFolder) -> bool:
     loss = section(run.config, "loss")
     parts = loss["parts"] if isinstance(loss.get("parts"), list) else [loss]
     names = [str(part.get("name", "sigmoid")) for part in parts if isinstance(part, dict)]
-    cards = [CARDS[name] for name in names if name in CARDS]
-    return not cards or any(card.reads("reference") for card in cards)
+    losses = [LOSSES[name] for name in names if name in LOSSES]
+    return not losses or any(loss.reads("reference") for loss in losses)
 
 
 def reward_scale(run: RunFolder) -> float | None:
@@ -19,10 +19,10 @@ def reward_scale(run: RunFolder) -> float | None:
     parts = loss.get("parts")
     if isinstance(parts, list) and parts and isinstance(parts[0], dict):
         loss = parts[0]
-    card = CARDS.get(str(loss.get("name", "sigmoid")))
-    if card is None:
+    known = LOSSES.get(str(loss.get("name", "sigmoid")))
+    if known is None:
         return number(loss.get("beta"))
-    return number(loss.get(card.reward)) if card.reward else 1.0
+    return number(loss.get(known.reward)) if known.reward else 1.0
 
 
 def starts_at_ln2(run: RunFolder) -> bool:

@@ -14,7 +14,7 @@ from likelier.batching.layout import Pass, Scored, answers_of
 from likelier.batching.pack import layout, pack
 from likelier.data.prepare import content_hash
 from likelier.data.records import TokenPair
-from likelier.losses.tokens import Weights, token_weights
+from likelier.losses.modifiers import Weights, token_weights
 from likelier.losses.values import StepValues
 from likelier.reference.column import Reference
 

@@ -1,4 +1,4 @@
-"""The plain-function doors to the losses: log-probs in, a loss for each pair out."""
+"""The losses as plain functions: log-probs in, a loss for each pair out."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from likelier.base.errors import ConfigError
-from likelier.cards import find_card
-from likelier.cards.card import Card
-from likelier.losses.coupled import kto_values
-from likelier.losses.registry import LOSSES
-from likelier.losses.sigmoid import logistic
+from likelier.losses.declare import Loss, find_loss
+from likelier.losses.stable import log_sigmoid
+from likelier.losses.stepwise import kto_values
 from likelier.losses.values import StepValues
 
 Column = Tensor | float
@@ -43,7 +41,7 @@ def preference_loss(
         chosen_tokens, rejected_tokens: how many tokens each answer has, stop token included.
         margin: how much better the chosen answer is, for ``odpo``.
         weight: multiplies the loss of each pair.
-        parameters: hyper-parameters; those left out take the card's defaults.
+        parameters: hyper-parameters; those left out take their defaults.
 
     Returns:
         The loss of each pair, the shape of the inputs, at least float32. Losses that look at the
@@ -53,17 +51,17 @@ def preference_loss(
         ValueError: an unknown name or hyper-parameter, a value out of range, a missing column, or
             columns that differ in shape.
     """
-    card, fixed = _card_and_parameters(name, parameters)
-    if not card.paired:
-        raise ValueError(f"{card.name} is for single answers with a label, not for pairs")
+    loss, fixed = _loss_and_parameters(name, parameters)
+    if not loss.paired:
+        raise ValueError(f"{loss.name} is for single answers with a label, not for pairs")
     needed = {
         "reference": (reference_chosen, reference_rejected),
         "lengths": (chosen_tokens, rejected_tokens),
         "margin": (margin,),
     }
     for need, wanted in needed.items():
-        if card.reads(need) and any(column is None for column in wanted):
-            raise ValueError(f"{card.name} needs {_NAMES[need]}")
+        if loss.reads(need) and any(column is None for column in wanted):
+            raise ValueError(f"{loss.name} needs {_NAMES[need]}")
     given = [policy_chosen, policy_rejected, reference_chosen, reference_rejected,
              chosen_tokens, rejected_tokens, margin, weight]  # fmt: skip
     columns, out = _columns(given)
@@ -80,7 +78,7 @@ def preference_loss(
         rejected_P=both[pc.numel() :],
         margin_P=offset,
     )
-    loss_P = LOSSES[card.name].function(values, **fixed)
+    loss_P = loss.function(values, **fixed)
     return out(loss_P if weight_P is None else loss_P * weight_P)
 
 
@@ -91,17 +89,17 @@ _NAMES = {
 }
 
 
-def _card_and_parameters(name: str, parameters: dict[str, Any]) -> tuple[Card, dict[str, Any]]:
+def _loss_and_parameters(name: str, parameters: dict[str, Any]) -> tuple[Loss, dict[str, Any]]:
     try:
-        card = find_card(name)
+        loss = find_loss(name)
     except ConfigError as error:
         raise ValueError(f"{error.what}. {error.hint}") from None
-    if wrong := card.problem(parameters):
+    if wrong := loss.problem(parameters):
         raise ValueError(f"{wrong[0]}: {wrong[1]} ({wrong[2]})")
-    fixed = card.defaults | parameters
+    fixed = loss.defaults | parameters
     if fixed.get("delta") == "running":
         fixed["delta"] = 0.0
-    return card, fixed
+    return loss, fixed
 
 
 def kto_loss(
@@ -118,7 +116,7 @@ def kto_loss(
 
     Args:
         policy, reference: shape (R,), or 0-d for one answer.
-        label: 1 or True for thumbs up, 0 or False for thumbs down; the same shape.
+        label: the binary labels, 1 or True for a desirable answer; the same shape.
         z0: the mean log-ratio of mismatched answers, at least 0; a scalar. No gradient enters it.
         beta: strength of the pull towards the reference, > 0.
         desirable, undesirable: weights of the two labels, > 0.
@@ -132,7 +130,7 @@ def kto_loss(
     Source: Ethayarajh et al. 2024 (arXiv 2402.01306).
     """
     given = {"beta": beta, "desirable": desirable, "undesirable": undesirable}
-    _card_and_parameters("kto", dict(given))
+    _loss_and_parameters("kto", dict(given))
     (policy_R, reference_R, label_R), out = _columns([policy, reference, label])
     if not bool(((label_R == 0) | (label_R == 1)).all()):
         raise ValueError("a label is neither 0 nor 1")
@@ -201,4 +199,4 @@ def dpo_loss(
     # bfloat16 log-probs of a sentence are whole nats apart: never subtract in less than float32.
     exact = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
     pc, pr, rc, rr = exact
-    return logistic((pc - rc) - (pr - rr), beta)
+    return -log_sigmoid(beta * ((pc - rc) - (pr - rr)))

@@ -1,12 +1,10 @@
-"""The cards as text: a table, one card, and the page of the documentation."""
+"""The losses as text: a table, one card, and the page of the documentation."""
 
-from collections.abc import Iterator
-
-from likelier.cards import CARDS, Card
+from likelier.losses.declare import LOSSES, Loss
 
 HEAD = """# Losses
 
-This page is written by `python -m likelier.cards.page > docs/losses.md`; `likelier losses` and
+This page is written by `python -m likelier.commands.losses > docs/losses.md`; `likelier losses` and
 `likelier losses NAME` print the same from the command line.
 
 A loss is chosen in the config, `loss: {name: sigmoid, beta: 0.1}`, or called as a plain function,
@@ -43,56 +41,49 @@ log-probs, as everyone logs them; what is optimised stands beside it as `scores/
 
 def table() -> str:
     """One line a loss: its name, what it needs and when to use it."""
-    rows = [(card.name, ", ".join(card.needs) or "nothing", card.when) for card in CARDS.values()]
+    rows = [(loss.name, ", ".join(loss.needs) or "nothing", loss.use) for loss in LOSSES.values()]
     name, needs = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = [f"{a:{name}}  {b:{needs}}  {c}" for a, b, c in [("name", "needs", "when"), *rows]]
     return "\n".join(lines) + "\n"
 
 
-def card_text(card: Card) -> str:
-    """One card."""
-    lines = [card.title, f"  {card.paper}", "", *(f"  {line}" for line in _formulas(card)), ""]
-    lines += [f"  needs    {', '.join(card.needs) or 'nothing but the policy'}"]
-    if card.aliases:
-        lines += [f"  also     {', '.join(card.aliases)}"]
-    if card.score:
-        lines += [f"  scores   {card.score}"]
-    lines += [f"  when     {card.when}", f"  trap     {card.trap}"]
-    for parameter in card.parameters:
-        lines += ["", f"  {parameter.name} = {parameter.default}: {parameter.meaning}"]
-        lines += [f"    {parameter.range}; begin with {parameter.start}"]
+def card(loss: Loss) -> str:
+    """Everything that is known of one loss."""
+    lines = [loss.title, f"  {loss.paper}", "", *(f"  {line}" for line in loss.formulas), ""]
+    lines += [f"  needs    {', '.join(loss.needs) or 'nothing but the policy'}"]
+    if loss.aliases:
+        lines += [f"  also     {', '.join(loss.aliases)}"]
+    if loss.score:
+        lines += [f"  scores   {loss.score}"]
+    lines += [f"  when     {loss.use}", f"  trap     {loss.trap}"]
+    for hyper in loss.hypers:
+        lines += ["", f"  {hyper.name} = {hyper.default}: {hyper.meaning}"]
+        lines += [f"    {hyper.range}; begin with {hyper.start}"]
     return "\n".join(lines) + "\n"
-
-
-def _formulas(card: Card) -> Iterator[str]:
-    yield card.symbols
-    for choice, formula in card.variants:
-        yield f"{choice}: {formula.format(**{p.name: p.name for p in card.parameters})}"
 
 
 def page() -> str:
     """The page of the documentation."""
-    parts = [HEAD, "| name | needs | when |\n|---|---|---|"]
-    parts += [
-        f"| [{card.name}](#{card.name}) | {', '.join(card.needs) or 'nothing'} | {card.when} |"
-        for card in CARDS.values()
+    lines = [HEAD, "| name | needs | when |\n|---|---|---|"]
+    lines += [
+        f"| [{loss.name}](#{loss.name}) | {', '.join(loss.needs) or 'nothing'} | {loss.use} |"
+        for loss in LOSSES.values()
     ]
-    return "\n".join([*parts, *map(_section, CARDS.values())]) + "\n"
+    return "\n".join([*lines, *map(_section, LOSSES.values())]) + "\n"
 
 
-def _section(card: Card) -> str:
-    formulas = "\n".join(_formulas(card))
-    lines = [f"\n### {card.name}", "", f"{card.title}. {card.paper}.", "", "```", formulas, "```"]
-    if card.aliases:
-        lines += ["", f"Also called {', '.join(f'`{alias}`' for alias in card.aliases)}."]
-    lines += ["", f"*When:* {card.when}", "", f"*Trap:* {card.trap}"]
-    if card.score:
-        lines += ["", f"*Scores:* {card.score}."]
-    if card.parameters:
+def _section(loss: Loss) -> str:
+    lines = [f"\n### {loss.name}", "", f"{loss.title}. {loss.paper}."]
+    lines += ["", "```", *loss.formulas, "```"]
+    if loss.aliases:
+        lines += ["", f"Also called {', '.join(f'`{alias}`' for alias in loss.aliases)}."]
+    lines += ["", f"*When:* {loss.use}", "", f"*Trap:* {loss.trap}"]
+    if loss.score:
+        lines += ["", f"*Scores:* {loss.score}."]
+    if loss.hypers:
         lines += ["", "| parameter | default | range | begin with | |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{p.name}` | {p.default} | {p.range} | {p.start} | {p.meaning} |"
-        for p in card.parameters
+        f"| `{h.name}` | {h.default} | {h.range} | {h.start} | {h.meaning} |" for h in loss.hypers
     ]
     return "\n".join(lines)
 

@@ -1,11 +1,13 @@
-"""What combines with losses: likelihood of the chosen answer, weights, and figures that run along.
+"""What combines with losses: a likelihood term, weights, token weights, and running figures.
 
 Running figures live in a dictionary that belongs to the run and goes into its checkpoints.
 """
 
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +19,11 @@ LEAST_BETA = 1e-3  # of dynamic beta, as in its paper
 
 PerPair = Callable[[StepValues], Tensor]
 Observe = Callable[[StepValues], None]
+Weights = tuple[float, ...]
 
 
 def plus_nll(loss_P: Tensor, values: StepValues, *, weight: float, per: str) -> Tensor:
-    """Add ``weight`` times the negative log-likelihood of the chosen answer.
+    """Add ``weight`` times the negative log-likelihood of the chosen completion.
 
     Per ``token``: the mean over pairs is the mean over all chosen tokens of the step, however it
     is cut (Llama 3, arXiv 2407.21783, section 4.1.4). Per ``answer``: the mean of each answer's
@@ -34,31 +37,32 @@ def plus_nll(loss_P: Tensor, values: StepValues, *, weight: float, per: str) -> 
     return loss_P - weight * (chosen.mean_P if per == "answer" else chosen.policy_P)
 
 
-def by_weight(loss_P: Tensor, values: StepValues) -> Tensor:
+def times_pair_weight(loss_P: Tensor, values: StepValues) -> Tensor:
     """Times the pair's own weight; the mean is still over pairs."""
     if values.weight_P is None:
         raise ValueError("this loss needs a weight for every pair")
     return loss_P * values.weight_P
 
 
-def by_sureness(loss_P: Tensor, values: StepValues) -> Tensor:
+def times_wpo_weight(loss_P: Tensor, values: StepValues) -> Tensor:
     """WPO (Zhou et al. 2024, arXiv 2406.11827): pairs that the policy would write weigh more.
 
     ``wpo_log_weight_R`` is the mean over tokens of ``log p(token) - log sum(p^2)``; the product of
-    both answers' exponentials is at most 1, as in the authors' code, and carries no gradient.
+    both completions' exponentials is at most 1, as in the authors' code, and carries no gradient.
     """
-    if values.wpo_log_weight_R is None:
+    log_R = values.wpo_log_weight_R
+    if log_R is None:
         raise ValueError("WPO needs token statistics of every answer")
-    sure_P = values.wpo_log_weight_R[values.chosen_P] + values.wpo_log_weight_R[values.rejected_P]
-    return loss_P * torch.exp(sure_P.clamp(max=0)).detach()
+    log_P = log_R[values.chosen_P] + log_R[values.rejected_P]
+    return loss_P * torch.exp(log_P.clamp(max=0)).detach()
 
 
 def shifted(
     function: Callable[..., Tensor], fixed: Mapping[str, Any], state: dict[str, float], key: str
 ) -> tuple[PerPair, Observe]:
-    """A loss whose ``delta`` is the running mean of the rewards of all answers seen so far.
+    """A loss whose ``delta`` is the running mean of the rewards of all completions seen so far.
 
-    The present step is counted in, every answer alike.
+    The present step is counted in, every completion alike.
     """
 
     def observe(values: StepValues) -> None:
@@ -109,3 +113,40 @@ def dynamic_beta(
         return function(values, **{**fixed, "beta": now}) * share_P
 
     return per_pair, observe
+
+
+def token_weights(
+    rule: Mapping[str, Any], chosen: int, rejected: int, key: bytes
+) -> tuple[Weights, Weights]:
+    """The weights of the scored tokens of the chosen and of the rejected completion of a pair.
+
+    They apply to policy and reference alike. Applied to the policy alone, as some trainers do,
+    they leave the reference's whole log-prob in the margin.
+
+    Args:
+        rule: ``{kind: ld, alpha}`` (LD-DPO, Liu et al. 2024, arXiv 2409.06411): tokens beyond the
+            shorter answer's length count alpha. ``{kind: sampo}`` (Lu et al. 2024, arXiv
+            2406.10957): as many tokens of the longer answer as the shorter one has, drawn once a
+            pair. ``{kind: decay, gamma}`` (D2PO, Shao et al. 2025, arXiv 2502.14340): gamma to the
+            number of tokens before.
+        chosen, rejected: the scored tokens of each completion.
+        key: the content of the pair and the seed, which decide the draw.
+    """
+    shorter = min(chosen, rejected)
+
+    def weights(length: int) -> Weights:
+        if rule["kind"] == "ld":
+            return (1.0,) * shorter + (rule["alpha"],) * (length - shorter)
+        if rule["kind"] == "decay":
+            return tuple(rule["gamma"] ** t for t in range(length))
+        return _drawn(length, shorter, key)
+
+    return weights(chosen), weights(rejected)
+
+
+def _drawn(length: int, count: int, key: bytes) -> Weights:
+    if length == count:
+        return (1.0,) * length
+    generator = np.random.default_rng(int.from_bytes(blake2b(key, digest_size=8).digest()))
+    kept = set(generator.permutation(length)[:count].tolist())
+    return tuple(1.0 if place in kept else 0.0 for place in range(length))

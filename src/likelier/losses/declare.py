@@ -1,0 +1,203 @@
+"""How a loss is declared: one decorated function is its code, its card and its config section.
+
+No torch here: the losses are listed, and configs are read, without it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from likelier.base.errors import ConfigError
+
+LOSSES: dict[str, "Loss"] = {}
+ALIASES: dict[str, str] = {}
+_MARGIN = "((pc - rc) - (pr - rr))"  # what {margin} stands for in a formula
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A hyper-parameter: a number with a range, one of ``choices``, or its default if a text.
+
+    The ends of the range are named as in pydantic: over ``gt`` or from ``ge``, under ``lt`` or up
+    to ``le``. ``start`` is where to begin and what people use. ``only_if`` is a (name, value) of
+    another hyper-parameter without which this one is not read.
+    """
+
+    default: float | str
+    meaning: str
+    start: str
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
+    choices: tuple[str, ...] = ()
+    only_if: tuple[str, str] | None = None
+    name: str = ""
+
+    @property
+    def range(self) -> str:
+        """The range in words: ``a number over 0 and up to 100``."""
+        if self.choices:
+            return " or ".join(self.choices)
+        low = f"over {self.gt:g}" if self.gt is not None else f"from {self.ge:g}"
+        to = "to" if self.gt is None else "and up to"
+        high = f"to under {self.lt:g}" if self.lt is not None else f"{to} {self.le:g}"
+        word = f"{self.default}, or " if isinstance(self.default, str) else ""
+        return f"{word}a number {low} {high}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value lies in the range; NaN does not."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, str):
+            return value == self.default
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        above = self.gt is None or value > self.gt, self.ge is None or value >= self.ge
+        below = self.lt is None or value < self.lt, self.le is None or value <= self.le
+        return all((*above, *below))
+
+    def is_read(self, values: Mapping[str, Any]) -> bool:
+        """Whether the loss reads it beside these hyper-parameters."""
+        return self.only_if is None or values.get(self.only_if[0]) == self.only_if[1]
+
+
+def hyper(default: float | str, meaning: str, start: str, **more: Any) -> Any:
+    """A hyper-parameter, as the default of a keyword of a loss; see `Hyper`."""
+    return Hyper(default, meaning, start, **more)
+
+
+def hyper_beta(default: float = 0.1, start: str = "0.1; 0.01 to 0.5 are in use") -> Any:
+    """The usual beta."""
+    return hyper(default, "how strongly the policy is held near", start, gt=0, le=100)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss: ``function(values, **hypers)`` gives a value per pair, shape (P,), in nats.
+
+    ``formula`` is a template: ``{beta}`` stands for the hyper-parameter, and ``variants`` are
+    (choice of a hyper-parameter, its formula). ``needs`` is made of ``reference``, ``lengths``,
+    ``margin`` (a data column), ``label``, ``mismatched`` (completions of other prompts) and
+    ``whole step``. ``reward`` names the hyper-parameter that scales the log-ratio in the logged
+    rewards; None means 1.
+
+    Where what is optimised is not the reward, ``score`` says it in words and ``scores`` gives it
+    for the chosen and the rejected side, to be multiplied by beta if ``times_beta``.
+    """
+
+    name: str
+    title: str
+    function: Callable[..., Any]
+    hypers: tuple[Hyper, ...]
+    paper: str
+    formula: str
+    use: str
+    trap: str
+    needs: tuple[str, ...] = ("reference",)
+    aliases: tuple[str, ...] = ()
+    variants: tuple[tuple[str, str], ...] = ()
+    reward: str | None = "beta"
+    score: str | None = None
+    scores: Callable[..., Any] | None = None
+    times_beta: bool = True
+
+    @property
+    def paired(self) -> bool:
+        """Whether it learns from pairs, rather than from unpaired examples with a label."""
+        return "label" not in self.needs
+
+    @property
+    def needs_whole_step(self) -> bool:
+        """Whether a value depends on the other pairs of the step.
+
+        The engine then scores the whole step before it takes any gradient.
+        """
+        return "whole step" in self.needs
+
+    @property
+    def defaults(self) -> dict[str, float | str]:
+        """Every hyper-parameter at its default."""
+        return {hyper.name: hyper.default for hyper in self.hypers}
+
+    def reads(self, need: str) -> bool:
+        """Whether it needs this input."""
+        return need in self.needs
+
+    def objective(self, values: Mapping[str, Any]) -> str:
+        """The formula with these numbers in it."""
+        shown = {k: f"{v:g}" if isinstance(v, int | float) else str(v) for k, v in values.items()}
+        chosen = [formula for choice, formula in self.variants if choice in values.values()]
+        return (chosen[0] if chosen else self.formula).format(margin=_MARGIN, **shown)
+
+    @property
+    def formulas(self) -> list[str]:
+        """The formula and its variants with the names of the hyper-parameters in them."""
+        names = {hyper.name: hyper.name for hyper in self.hypers}
+        written = [self.formula, *(f"{choice}: {own}" for choice, own in self.variants)]
+        return [formula.format(margin=_MARGIN, **names) for formula in written]
+
+    def problem(self, given: Mapping[str, Any]) -> tuple[str, str, str] | None:
+        """(key, what is wrong, how to fix it) for the first wrong hyper-parameter, or None."""
+        known = {hyper.name: hyper for hyper in self.hypers}
+        for name, value in given.items():
+            if name not in known:
+                return name, f"{self.name} does not read {name}", _instead(name, known)
+            if not known[name].allows(value):
+                hint = f"{known[name].meaning}; begin with {known[name].start}"
+                return name, f"{value} is not possible; write {known[name].range}", hint
+        for name in given:
+            if not known[name].is_read(self.defaults | dict(given)):
+                other, value = known[name].only_if or ("", "")
+                return name, f"would not be read: {other} is not {value}", f"take {name} away"
+        return None
+
+
+def _instead(name: str, known: Mapping[str, Hyper]) -> str:
+    near = get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"it reads {', '.join(known)}" if known else "it has no hyper-parameter"
+
+
+def loss(**card: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as a loss by its name; ``card`` is the rest of its `Loss`.
+
+    Its hyper-parameters are its keywords, each with a `hyper` as default; the title is the first
+    line of its docstring. The function itself is given back, its defaults plain values.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        declared: Mapping[str, Hyper] = function.__kwdefaults__ or {}
+        hypers = tuple(replace(one, name=name) for name, one in declared.items())
+        title = (function.__doc__ or "").partition("\n")[0].removesuffix(".")
+        name = function.__name__
+        LOSSES[name] = Loss(name, title, function, hypers, **card)
+        ALIASES.update(dict.fromkeys(LOSSES[name].aliases, name))
+        function.__kwdefaults__ = LOSSES[name].defaults
+        return function
+
+    return register
+
+
+def find_loss(name: str, where: str = "loss.name") -> Loss:
+    """The loss of a name or alias.
+
+    Raises ConfigError where there is none, with the nearest one; also for a bare ``ipo``.
+    """
+    name = ALIASES.get(name, name)
+    if name in LOSSES:
+        return LOSSES[name]
+    if name in ("ipo", "ipo_norm"):
+        raise ConfigError(
+            f"{name} is two losses",
+            where=where,
+            hint="write ipo_sum (summed log-probs, the paper's text; tau counts nats per answer) "
+            "or ipo_mean (per-token means, as most trainers run it; tau counts nats per token)",
+        )
+    near = get_close_matches(name, [*LOSSES, *ALIASES], n=1)
+    known = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"no loss is called {name}", where=where, hint=f"{known}There are: {', '.join(LOSSES)}"
+    )
