@@ -121,7 +121,8 @@ def check(
         typer.Option(metavar="LIMIT", help='End with 3 if missed, as "conflicts<=0.01".'),
     ] = None,
     fix: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write a cleaned copy, with a ledger.")
+        Path | None,
+        typer.Option(metavar="OUT", help="Write a cleaned copy, with a list of every change."),
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -77,6 +77,16 @@ def test_architecture_names_every_folder() -> None:
         assert f"{folder}/" in text, folder
 
 
+def test_the_glossary_explains_every_word_in_both_languages() -> None:
+    lines = (ROOT / "docs" / "glossary.md").read_text("utf-8").splitlines()
+    rows = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")]
+    words = [row[0] for row in rows if row[0].strip() != "English"]
+    assert len(words) == len(set(words)) >= 50
+    for row in rows:
+        assert len(row) == 4 and all(cell.strip() for cell in row), row
+        assert re.search("[가-힣]", row[3]), row
+
+
 def test_the_tables_of_the_benchmarks_are_their_results() -> None:
     spec = importlib.util.spec_from_file_location("page", ROOT / "bench" / "page.py")
     assert spec and spec.loader
