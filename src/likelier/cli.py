@@ -136,11 +136,11 @@ def check(
     with_config = data.suffix in (".yaml", ".yml")
     if with_config or model is not None:
         _check_versions()
-    from likelier.checks.asked import by_config, by_options
+    from likelier.checks.examine import question_of_config, question_of_options
     from likelier.commands.check import check as check_data
 
     if with_config:
-        question = by_config(
+        question = question_of_config(
             _settings(str(data), None),
             score,
             {"--model": model, "--columns": columns, "--chat": chat, "--template": template,
@@ -148,7 +148,7 @@ def check(
              "--max-length": max_length},
         )  # fmt: skip
     else:
-        question = by_options(
+        question = question_of_options(
             data, model, _columns(columns), chat, _template(template), pairs, min_gap, held_out,
             max_length, score,
         )  # fmt: skip

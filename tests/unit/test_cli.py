@@ -16,10 +16,9 @@ from tests.support.tiny import tiny_tokenizer
 from likelier.base import errors
 from likelier.base.errors import without_secrets
 from likelier.base.terminal import visible
-from likelier.checks.words import print_summary
+from likelier.checks.summary import Kind, print_kinds
 from likelier.cli import app, main
 from likelier.config import json_schema
-from likelier.data.check import Kind, Summary
 from likelier.data.records import Finding
 
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
@@ -292,7 +291,7 @@ def test_check_of_a_file_that_is_not_there(capsys):
 
 def test_a_long_place_stays_on_one_line(capsys):
     place = Finding("x", "error", "a/" * 200 + "f.jsonl:7", "chosen", "m" * 300, "fix it")
-    print_summary(Summary(30, 0, (Kind("x", "error", 30, (place,)),), (place,)))
+    print_kinds((Kind("x", "error", 30, (place,)),), rows=30, usable=0)
     said = capsys.readouterr().out
     assert f"error {place.where}: {place.message}\n" in said
     assert "and 29 more x\n0 of 30 rows can be used\n" in said
@@ -300,7 +299,7 @@ def test_a_long_place_stays_on_one_line(capsys):
 
 def test_data_cannot_drive_the_terminal(capsys):
     place = Finding("x", "error", "f:1", None, "\x1b[31mred [bold]x[/] \u202ereversed\r\n가", "")
-    print_summary(Summary(1, 0, (Kind("x", "error", 1, (place,)),), (place,)))
+    print_kinds((Kind("x", "error", 1, (place,)),), rows=1, usable=0)
     said = capsys.readouterr().out
     assert r"\x1b[31mred [bold]x[/] \u202ereversed\r\n가" in said
     assert "\x1b" not in said and "\r" not in said

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likelier.base.errors import ConfigError, DataError, InputMissing
-from likelier.data.check import Loaded, load_memory, load_pairs, refuse, summary
+from likelier.checks.summary import Kind, Tally, first_findings
+from likelier.data.check import Loaded, load_memory, load_pairs, refuse
 from likelier.data.records import Finding
 
 
@@ -155,25 +156,33 @@ def test_an_unknown_choice() -> None:
         refuse((), "skip")
 
 
+def kinds_of(loaded: Loaded) -> tuple[Kind, ...]:
+    tally = Tally()
+    tally.add(loaded.findings)
+    return tally.kinds()
+
+
 def test_the_summary_is_in_file_order_and_the_same_every_time() -> None:
     rows = [row(f"질문 {n}", chosen=[None, "", "답", "답", 3][n % 5]) for n in range(100)]
     loaded = load_memory([*rows, row("질문 2", chosen="답")], {})
-    told = summary(loaded)
-    assert (told.rows, told.usable) == (101, 41)
-    assert [(k.code, k.severity, k.count) for k in told.kinds] == [
+    assert (loaded.rows, loaded.rows - loaded.left_out) == (101, 41)
+    kinds = kinds_of(loaded)
+    assert [(k.code, k.severity, k.count) for k in kinds] == [
         ("type", "error", 40),
         ("empty", "error", 20),
         ("duplicate", "warning", 1),
     ]
-    assert len(told.places) == 20
-    assert [place.source for place in told.places[:4]] == [f"train[{n}]" for n in (0, 1, 4, 5)]
-    assert told == summary(load_memory([*rows, row("질문 2", chosen="답")], {}))
+    first = first_findings(kinds)
+    assert len(first) == 20
+    assert [finding.source for finding in first[:4]] == [f"train[{n}]" for n in (0, 1, 4, 5)]
+    again = load_memory([*rows, row("질문 2", chosen="답")], {})
+    assert kinds == kinds_of(again) and (loaded.rows, loaded.left_out) == (101, again.left_out)
 
 
 def test_errors_come_before_warnings() -> None:
-    told = summary(load_memory([row()] * 30 + [row(chosen="")], {}))
-    assert told.places[0].code == "empty"
-    assert told.places[1].source == "train[1]"
+    first = first_findings(kinds_of(load_memory([row()] * 30 + [row(chosen="")], {})))
+    assert first[0].code == "empty"
+    assert first[1].source == "train[1]"
 
 
 TEXTS = st.one_of(

@@ -1,25 +1,41 @@
-"""Everything that can be told of preference data before a run, in one pass over its rows."""
+"""Everything that can be said of preference data before a run, in one reading of its rows."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from likelier.base.errors import ConfigError
 from likelier.base.terminal import counting
+from likelier.checks.across import Content, EvenSample, digest
 from likelier.checks.leaks import HeldOutPrompts
-from likelier.checks.seen import Seen, Statistics
+from likelier.checks.pairs import SCRIPTS
+from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
+from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.checks.template import template_notes
-from likelier.data.check import Data, Reading, Summary, Tally, no_row, open_data, open_rows
+from likelier.config import Config
+from likelier.data.check import Data, Reading, no_row, open_data, open_rows
 from likelier.data.encoder import Encoder
 from likelier.data.formats import Format
-from likelier.data.part import Counted, Task
+from likelier.data.near_duplicates import MAX_COMPARED
+from likelier.data.part import Part, Task
 from likelier.data.pool import parts
-from likelier.data.records import Finding, Preference
+from likelier.data.prepare import reading_of
+from likelier.data.ranked import Ranking
+from likelier.data.records import Finding
+
+MAX_SAMPLED = 20_000  # pairs whose features are kept for the statistics
+TEMPLATE_ROWS = 20  # of which the first that can be read shows what the template does
+PAIRINGS = ("best-worst", "best-rest", "all")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be looked at, and how.
+    """What is to be examined, and how.
 
     Attributes:
         data: a file, folder or Hub id; or several with weights.
@@ -44,28 +60,57 @@ class Question:
     revision: str | None = None
     score: int = 0
 
-
-@dataclass(frozen=True)
-class Examination:
-    """What was found: the findings, the format recognised, and the statistics."""
-
-    summary: Summary
-    form: Format
-    statistics: Statistics
-    reference: Any = None  # a ReferenceView, where pairs were scored
-
     @property
-    def has_errors(self) -> bool:
-        """Whether a row cannot be used."""
-        return any(kind.severity == "error" for kind in self.summary.kinds)
+    def name(self) -> str:
+        """The name of the data, or those of several with commas between them."""
+        return ", ".join(self.data) if isinstance(self.data, Mapping) else str(self.data)
 
-    def joined(self, reference: Any, notes: Iterable[Finding]) -> "Examination":
-        """The same with what a model made of the pairs."""
-        tally = Tally()
-        tally.add(notes)
-        more = tally.summary(self.summary.rows, self.summary.usable)
-        summary = replace(self.summary, kinds=(*self.summary.kinds, *more.kinds))
-        return replace(self, summary=summary, reference=reference)
+
+def question_of_options(
+    data: Path,
+    model: str | None,
+    columns: Mapping[str, str],
+    chat: bool,
+    template: Mapping[str, Any],
+    pairs: str | None,
+    min_gap: float | None,
+    held_out: str | None,
+    max_length: int | None,
+    score: int,
+) -> Question:
+    """The question of a command line.
+
+    Raises ConfigError for a value that is no choice, or an option that nothing would read.
+    """
+    if pairs not in (None, *PAIRINGS):
+        hint = f"use {', '.join(PAIRINGS)}"
+        raise ConfigError(f"{pairs!r} is not a choice", where="--pairs", hint=hint)
+    needing = {"--max-length": max_length, "--score": score, "--template": template}
+    for option, given in needing.items():
+        if given and model is None:
+            raise ConfigError("would not be read without a model", where=option, hint="add --model")
+    ranking = Ranking(pairs or PAIRINGS[0], min_gap or 0.0)  # type: ignore[arg-type]  # checked above
+    return Question(
+        str(data), Reading(columns, chat, ranking), model, held_out, max_length,
+        template=template, score=score,
+    )  # fmt: skip
+
+
+def question_of_config(config: Config, score: int, options: Mapping[str, Any]) -> Question:
+    """The training data of a config, mixtures too, as its model will see them.
+
+    Raises ConfigError for an option that the config answers.
+    """
+    for option, given in options.items():
+        if given is not None and given is not False:
+            what = "would not be read: the config says it"
+            raise ConfigError(what, where=option, hint="take it away, or change the config")
+    data = config.data
+    return Question(
+        data.train, reading_of(data), config.model.path, data.eval_path, data.max_length,
+        trim=data.overlong == "trim", template=data.template, today=data.today,
+        revision=config.model.revision, score=score,
+    )  # fmt: skip
 
 
 def examine(question: Question) -> Examination:
@@ -93,23 +138,22 @@ def examine(question: Question) -> Examination:
         watch=held.watch if held else None,
         statistics=True,
     )
-    seen = Seen(form)
-    first, rows = _first(rows)
-    with counting("check", name_of(question.data)) as advance:
-        for part in parts(rows, task):
-            seen.take(part)
+    first = list(islice(rows, TEMPLATE_ROWS))
+    found = _Found(form)
+    with counting("check", question.name) as advance:
+        for part in parts(chain(first, rows), task):
+            found.add(part)
             advance(part.rows)
-    no_row(seen.rows, name_of(question.data))
+    no_row(found.rows, question.name)
     if encoder is not None:
-        seen.tally.add(template_notes(encoder, form, first, question.reading.ranking))
-    seen.tally.add(finding for _, finding in seen.content.findings())
+        found.tally.add(template_notes(encoder, form, first, question.reading.ranking))
+    found.tally.add(finding for _, finding in found.content.findings())
     if held:
-        sources = [seen.content.places[number] for number in seen.prompts.numbers]
-        seen.tally.add(held.leaks(seen.hits, seen.prompts.rows, sources))
-    statistics = seen.statistics()
-    seen.tally.add(_of_the_whole(statistics, name_of(question.data)))
-    usable = seen.rows - seen.left_out
-    return Examination(seen.tally.summary(seen.rows, usable), form, statistics)
+        found.tally.add(found.leaks(held))
+    statistics = found.statistics()
+    found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))
+    usable = found.rows - found.left_out
+    return Examination(found.rows, usable, found.tally.kinds(), form, statistics)
 
 
 def encoder_of(question: Question) -> Encoder | None:
@@ -129,42 +173,62 @@ def _held_out(question: Question) -> HeldOutPrompts | None:
         return None
     form, rows = open_rows(open_data(question.held_out), question.reading)
     task = Task(form, question.reading.ranking, keep_pairs=True)
-    pairs: list[Preference] = []
-    for part in parts(rows, task):
-        pairs += part.pairs
-    return HeldOutPrompts(tuple(pairs))
+    return HeldOutPrompts(tuple(pair for part in parts(rows, task) for pair in part.pairs))
 
 
-def _first(rows: Iterator[Counted]) -> tuple[list[Counted], Iterator[Counted]]:
-    """The first few rows, and all of them again."""
-    first = list(islice(rows, 20))
-    return first, chain(first, rows)
+class _Found:
+    """What is kept of all rows: counts, hashes, and an even sample of features."""
 
+    def __init__(self, form: Format):
+        self.labelled = form.shape == "labelled"
+        self.tally = Tally()
+        self.content = Content(self.labelled)
+        self.rows = self.left_out = 0
+        self._hits: dict[int, str] = {}
+        self._prompts = EvenSample(MAX_COMPARED)
+        self._features, self._lengths, self._keys = (EvenSample(MAX_SAMPLED) for _ in range(3))
+        self._origins: Counter[str] = Counter()
 
-def name_of(data: Data) -> str:
-    """The name of the data, or those of several with commas between them."""
-    return ", ".join(data) if isinstance(data, Mapping) else str(data)
+    def add(self, part: Part) -> None:
+        """Keep what matters of one more batch."""
+        self.rows += part.rows
+        self.left_out += part.left_out
+        self.tally.add(part.findings)
+        self.content.add_part(part.sources, part.keys, part.nears)
+        for hit, source in part.hits:
+            self._hits.setdefault(hit, source)
+        self._prompts.add(part.prompts)
+        self._origins.update(origin for origin in part.origins if origin is not None)
+        self._features.add(part.features)
+        self._lengths.add(part.lengths[: len(part.features)])
+        self._keys.add(part.keys[: len(part.features), 0])
 
+    def leaks(self, held: HeldOutPrompts) -> list[Finding]:
+        """Held-out prompts that the rows hold, too."""
+        sources = [self.content.places[number] for number in self._prompts.numbers]
+        return held.leaks(self._hits, self._prompts.rows, sources)
 
-def _of_the_whole(statistics: Statistics, name: str) -> Iterable[Finding]:
-    """Findings that no single row has: a shortcut, a skew of lengths."""
-    found, skew = statistics.probe, statistics.lengths
-    if found and found.is_shortcut:
-        best = f", {found.clues[0].feature} most of all" if found.clues else ""
-        low, high = found.accuracy.low, found.accuracy.high
-        message = (
-            f"trivial features alone tell chosen from rejected for {found.accuracy.value:.0%} of "
-            f"the pairs ({low:.0%} to {high:.0%}){best}"
+    def statistics(self) -> Statistics:
+        """The statistics of everything added."""
+        keys = self.content.keys
+        _, counts = np.unique(keys[:, 0], return_counts=True)
+        table, prompts = self._features.rows, self._keys.rows
+        chosen, rejected, unit = characters(table[:, 0]), characters(table[:, 1]), "characters"
+        if len(self._lengths):
+            both = self._lengths.rows.astype(np.float64)
+            chosen, rejected, unit = both[:, 1], both[:, 2], "tokens"
+        columns = [(name, FEATURES.index(f"{name} letters")) for name in SCRIPTS if name != "other"]
+        scripts = {name: int(table[:, :, column].sum()) for name, column in columns}
+        good = int((keys[:, 2] == digest(True)).sum())
+        return Statistics(
+            pairs=len(keys),
+            prompts=len(counts),
+            most_pairs_of_a_prompt=int(counts.max()) if len(counts) else 0,
+            sampled=len(table),
+            compared=self.content.sampled,
+            lengths=lengths(chosen, rejected, prompts, unit),
+            scripts={name: count for name, count in scripts.items() if count},
+            probe=probe(table[:, 0], table[:, 1], prompts),
+            origins=dict(self._origins.most_common(20)),
+            labels={"good": good, "bad": len(keys) - good} if self.labelled else {},
         )
-        hint = "balance the data in these features, or filter by them"
-        yield Finding("shortcut", "warning", name, None, message, hint)
-    share = skew.chosen_longer if skew else None
-    if skew and share and found and (share.low > 0.65 or share.high < 0.35):
-        side = "chosen" if share.value > 0.5 else "rejected"
-        value = max(share.value, 1 - share.value)
-        message = (
-            f"{side} is longer in {value:.0%} of the pairs (median {skew.median_chosen:.0f} and "
-            f"{skew.median_rejected:.0f} {skew.unit})"
-        )
-        hint = "match lengths, or use a length-normalised loss"
-        yield Finding("length", "warning", name, None, message, hint)

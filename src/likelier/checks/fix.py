@@ -1,10 +1,10 @@
-"""A cleaned copy of the data, and a ledger of every change; the data themselves stay untouched."""
+"""A cleaned copy of the data, and a list of every change; the data themselves stay untouched."""
 
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,74 +20,65 @@ from likelier.data.pool import BATCH
 from likelier.data.records import Labelled, Message, Pair, Preference, text_of
 from likelier.data.sources import files_of
 
-
-@dataclass(frozen=True)
-class Fixed:
-    """What became of the rows: how many pairs were written, and the changes by code."""
-
-    out: Path
-    ledger: Path
-    written: int
-    changes: dict[str, int]
+Side = str | tuple[Message, ...]
 
 
-def fix(question: Question, out: Path) -> Fixed:
-    """Write every usable pair as one line of JSON, and beside it ``OUT.ledger.jsonl``.
+def fix(question: Question, out: Path) -> tuple[int, Path, Mapping[str, int]]:
+    """Write every usable pair as one line of JSON, and beside it ``OUT.ledger.jsonl``: one line
+    for every change.
 
     Rows with an error and exact copies go; decomposed Hangul is composed (NFC); a prompt that both
     answers repeat is taken off them. Everything else stays: which of two conflicting rows is right
     is not for a program to say. Both files are written whole or not at all.
+
+    Returns:
+        How many pairs were written, the list of changes, and how many changes there are by code.
 
     Raises:
         OutputError: there is something at ``out`` already, or it cannot be written.
         ConfigError: ``out`` is no name of a JSONL file.
         DataError: no pair is left.
     """
-    ledger = out.with_name(f"{out.name}.ledger.jsonl")
-    _check_out(question, out, ledger)
-    changes: Counter[str] = Counter()
-    written = 0
+    changes_file = out.with_name(f"{out.name}.ledger.jsonl")
+    _check_out(question, out, changes_file)
+    counts: Counter[str | None] = Counter()
 
-    def write(pairs_file: Path, ledger_file: Path) -> None:
-        nonlocal written
+    def write(to_pairs: Path, to_changes: Path) -> None:
         with (
-            pairs_file.open("w", encoding="utf-8") as pairs,
-            ledger_file.open("w", encoding="utf-8") as told,
+            to_pairs.open("w", encoding="utf-8") as pairs,
+            to_changes.open("w", encoding="utf-8") as changes,
         ):
-            for line, is_change in _lines(question):
-                file = told if is_change else pairs
+            for line, code in _lines(question):
+                file = changes if code else pairs
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                if is_change:
-                    changes[line["code"]] += 1
-                else:
-                    written += 1
-        if not written:
+                counts[code] += 1
+        if not counts[None]:
             hint = "look at the findings of `likelier check`"
             raise DataError("no pair is left", where=str(question.data), hint=hint)
 
-    write_file(ledger, lambda told: write_file(out, lambda pairs: write(pairs, told)))
-    return Fixed(out, ledger, written, dict(changes))
+    write_file(changes_file, lambda listed: write_file(out, lambda pairs: write(pairs, listed)))
+    written = counts.pop(None)
+    return written, changes_file, {str(code): count for code, count in counts.items()}
 
 
-def _check_out(question: Question, out: Path, ledger: Path) -> None:
+def _check_out(question: Question, out: Path, changes_file: Path) -> None:
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out} is no JSONL file", where="--fix", hint="end its name in .jsonl")
     data = question.data
     names: list[str | Path] = list(data) if isinstance(data, Mapping) else [data]
-    for name in names:
-        for file in files_of(name):
-            if file.exists() and out.exists() and file.samefile(out):
-                what = "this is the data itself, which is never touched"
-                raise OutputError(what, where=str(out), hint="name another file")
-    for path in (out, ledger):
+    for file in (file for name in names for file in files_of(name)):
+        if file.exists() and out.exists() and file.samefile(out):
+            what = "this is the data itself, which is never touched"
+            raise OutputError(what, where=str(out), hint="name another file")
+    for path in (out, changes_file):
         if path.exists():
             raise OutputError("there is a file already", where=str(path), hint="name another file")
     if not out.parent.is_dir():
         raise OutputError("there is no such folder", where=str(out.parent), hint="make it first")
 
 
-def _lines(question: Question) -> Iterator[tuple[dict[str, Any], bool]]:
-    """Lines of the ledger (True) and of the cleaned copy (False), in the order of the rows."""
+def _lines(question: Question) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Lines of the cleaned copy, and changes with their code, in the order of the rows."""
     form, rows = open_rows(open_data(question.data), question.reading)
     task = Task(
         form,
@@ -97,7 +88,7 @@ def _lines(question: Question) -> Iterator[tuple[dict[str, Any], bool]]:
         trim=question.trim,
         keep_pairs=True,
     )
-    seen: dict[int, str] = {}
+    first: dict[int, str] = {}  # where each pair stands first, by a hash of it
     count = 0
     while batch := list(islice(rows, BATCH)):
         count += len(batch)
@@ -106,63 +97,59 @@ def _lines(question: Question) -> Iterator[tuple[dict[str, Any], bool]]:
         for finding in part.findings:
             gone = finding.source not in kept and finding.severity == "error"
             if gone or finding.code in ("overlong", "tie", "weight"):
-                yield _change(finding.source, finding.code, "dropped", finding.message), True
+                yield _change(finding.source, finding.code, "dropped", finding.message)
         for pair in part.pairs:
-            pair, made = _mended(pair)
-            for code, what in made:
-                yield _change(pair.source, code, "changed", what), True
-            key = digest(_record(pair, bare=True))
-            if key in seen:
-                told = f"the same as {seen[key]}"
-                yield _change(pair.source, "duplicate", "dropped", told), True
+            fixed, fixes = _fixed(pair)
+            for code, why in fixes:
+                yield _change(pair.source, code, "changed", why)
+            key = digest(_content(fixed))
+            if key in first:
+                yield _change(pair.source, "duplicate", "dropped", f"the same as {first[key]}")
                 continue
-            seen[key] = pair.source
-            yield _record(pair), False
+            first[key] = pair.source
+            yield _row(fixed), None
     no_row(count, str(question.data))
 
 
-def _change(source: str, code: str, action: str, why: str) -> dict[str, Any]:
-    return {"source": source, "code": code, "action": action, "why": why}
+def _change(source: str, code: str, action: str, why: str) -> tuple[dict[str, Any], str]:
+    return {"source": source, "code": code, "action": action, "why": why}, code
 
 
-def _mended(pair: Preference) -> tuple[Preference, list[tuple[str, str]]]:
-    """A pair with what can be fixed, and what was."""
-    made = []
-    composed = _map_text(pair, lambda text: unicodedata.normalize("NFC", text))
+def _fixed(pair: Preference) -> tuple[Preference, list[tuple[str, str]]]:
+    """A pair with what can be fixed, and the code and reason of each change."""
+    fixes = []
+    composed = _composed(pair)
     if composed != pair:
-        made.append(("decomposed", "composed to NFC"))
+        fixes.append(("decomposed", "composed to NFC"))
         pair = composed
     if isinstance(pair, Pair) and repeats_prompt(pair):
-        prompt = (
-            pair.prompt if isinstance(pair.prompt, str) else text_of(pair.prompt[-1:])
-        ).strip()
+        prompt = pair.prompt if isinstance(pair.prompt, str) else text_of(pair.prompt[-1:])
         pair = replace(
             pair,
-            chosen=_without(pair.chosen, prompt),
-            rejected=_without(pair.rejected, prompt),
+            chosen=_without(pair.chosen, prompt.strip()),
+            rejected=_without(pair.rejected, prompt.strip()),
         )
-        made.append(("doubled", "the prompt was taken off both answers"))
-    return pair, made
+        fixes.append(("doubled", "the prompt was taken off both answers"))
+    return pair, fixes
 
 
-def _map_text(pair: Preference, change: Any) -> Preference:
+def _composed(pair: Preference) -> Preference:
+    """A pair with all its texts in NFC."""
+
     def of(side: Any) -> Any:
         if isinstance(side, str):
-            return change(side)
+            return unicodedata.normalize("NFC", side)
+        texts = [turn.get("content") for turn in side]
         return tuple(
-            {**turn, "content": change(turn["content"])}
-            if isinstance(turn.get("content"), str)
-            else turn
-            for turn in side
+            {**turn, "content": of(text)} if isinstance(text, str) else turn
+            for turn, text in zip(side, texts, strict=True)
         )
 
-    if isinstance(pair, Labelled):
-        return replace(pair, prompt=of(pair.prompt), completion=of(pair.completion))
-    sides = {name: of(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")}
-    return replace(pair, **sides)
+    names = ("prompt", *(("completion",) if isinstance(pair, Labelled) else ("chosen", "rejected")))
+    return replace(pair, **{name: of(getattr(pair, name)) for name in names})
 
 
-def _without(side: str | tuple[Message, ...], prompt: str) -> str | tuple[Message, ...]:
+def _without(side: Side, prompt: str) -> Side:
     """An answer without the prompt at its beginning, if something is left of it."""
     if isinstance(side, str):
         rest = side.lstrip().removeprefix(prompt)
@@ -171,18 +158,18 @@ def _without(side: str | tuple[Message, ...], prompt: str) -> str | tuple[Messag
     return ({**side[0], "content": content}, *side[1:]) if content else side
 
 
-def _record(pair: Preference, bare: bool = False) -> dict[str, Any]:
+def _content(pair: Preference) -> dict[str, Any]:
+    """What two copies of a pair have in common, as a row names it."""
+    names = ["prompt", "completion", "label"]
+    if isinstance(pair, Pair):
+        names = ["prompt", "chosen", "rejected"]
+    return {name: getattr(pair, name) for name in (*names, *(("tools",) if pair.tools else ()))}
+
+
+def _row(pair: Preference) -> dict[str, Any]:
     """A pair as a row that is read again as the same pair."""
-    if isinstance(pair, Labelled):
-        told: dict[str, Any] = {"prompt": pair.prompt, "completion": pair.completion}
-        told["label"] = pair.label
-    else:
-        told = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    if pair.tools:
-        told["tools"] = pair.tools
-    if bare:
-        return told
+    row = _content(pair)
     if isinstance(pair, Pair) and pair.scores:
-        told["chosen_score"], told["rejected_score"] = pair.scores
+        row["chosen_score"], row["rejected_score"] = pair.scores
     beside = {"margin": getattr(pair, "margin", None), "weight": pair.weight, "source": pair.origin}
-    return told | {name: value for name, value in beside.items() if value is not None}
+    return row | {name: value for name, value in beside.items() if value is not None}

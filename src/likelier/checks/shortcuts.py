@@ -1,11 +1,13 @@
 """How well trivial features alone tell chosen from rejected: shortcuts that training would take."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from likelier.checks.pairs import SCRIPTS, script_of
+from likelier.data.records import Finding
 
 _REFUSAL = re.compile(
     r"\b(I'm sorry|I am sorry|I cannot|I can't|I can’t|I'm unable|I won't)\b"
@@ -227,3 +229,25 @@ def lengths(
 def characters(table: np.ndarray) -> np.ndarray:
     """(n,) lengths in characters out of (n, len(FEATURES)) features."""
     return np.rint(np.expm1(table[:, LENGTH].astype(np.float64)))
+
+
+def shortcuts(found: Probe | None, skew: Lengths | None, name: str) -> Iterator[Finding]:
+    """Warnings that no single row deserves: trivial features tell the sides apart, or length."""
+    if found and found.is_shortcut:
+        best = f", {found.clues[0].feature} most of all" if found.clues else ""
+        low, high = found.accuracy.low, found.accuracy.high
+        message = (
+            f"trivial features alone tell chosen from rejected for {found.accuracy.value:.0%} of "
+            f"the pairs ({low:.0%} to {high:.0%}){best}"
+        )
+        hint = "balance the data in these features, or filter by them"
+        yield Finding("shortcut", "warning", name, None, message, hint)
+    share = skew.chosen_longer if skew else None
+    if found and skew and share and (share.low > 0.65 or share.high < 0.35):
+        side = "chosen" if share.value > 0.5 else "rejected"
+        message = (
+            f"{side} is longer in {max(share.value, 1 - share.value):.0%} of the pairs (median "
+            f"{skew.median_chosen:.0f} and {skew.median_rejected:.0f} {skew.unit})"
+        )
+        hint = "match lengths, or use a length-normalised loss"
+        yield Finding("length", "warning", name, None, message, hint)

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from likelier.base.terminal import say, visible
-from likelier.checks.examine import Examination, Question, examine, name_of
+from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import pass_gates, read_gate
 from likelier.checks.page import write_page
-from likelier.checks.words import as_data, print_summary, reference_lines, statistics_lines
+from likelier.checks.summary import Examination, as_data, describe, print_kinds
 
 
 def check(
@@ -29,22 +29,21 @@ def check(
     limits = [read_gate(gate) for gate in gates]
     found = examine(question)
     if question.score:
-        from likelier.checks.reference import view_reference  # loads weights
+        from likelier.checks.model_view import add_model_view  # loads weights
 
-        view, notes = view_reference(question, found.summary.rows)
-        found = found.joined(view, notes)
+        found = add_model_view(found, question)
     if as_json:
         print(json.dumps(as_data(found), ensure_ascii=False))
     else:
         _print(found)
     if html is not None:
-        write_page(found, name_of(question.data), html)
+        write_page(found, question.name, html)
         say(f"page: {visible(str(html))}")
     if out is not None:
-        fixed = fix(question, out)
-        changes = ", ".join(f"{count} {code}" for code, count in fixed.changes.items())
-        say(f"{fixed.written} pairs in {out}; {changes or 'no changes'}; ledger: {fixed.ledger}")
-    if found.has_errors:
+        written, ledger, changes = fix(question, out)
+        counts = ", ".join(f"{count} {code}" for code, count in changes.items()) or "no changes"
+        say(f"{written} pairs in {out}; {counts}; list of changes: {ledger}")
+    if found.count("error"):
         return 65
     pass_gates(limits, found)
     return 0
@@ -53,6 +52,6 @@ def check(
 def _print(found: Examination) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(visible(found.form.told), soft_wrap=True, style="dim")
-    for line in (*statistics_lines(found.statistics), *reference_lines(found)):
+    for line in describe(found):
         console.print(visible(line), soft_wrap=True)
-    print_summary(found.summary)
+    print_kinds(found.kinds, found.rows, found.usable)

@@ -18,9 +18,6 @@ from likelier.data.read import rows_from_memory
 from likelier.data.records import Finding, Labelled, Pair, Row
 from likelier.data.sources import read_mixture, read_source
 
-PLACES = 20  # how many places of each code a summary shows
-RANK = {"error": 0, "warning": 1, "note": 2}
-
 Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
 
 
@@ -45,54 +42,6 @@ class Loaded:
     left_out: int
     form: Format
     labelled: tuple[Labelled, ...] = ()
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How often one code was found, and its first places."""
-
-    code: str
-    severity: str
-    count: int
-    places: tuple[Finding, ...] = ()
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What ``likelier check`` prints: counts by code, and the first places, errors first."""
-
-    rows: int
-    usable: int
-    kinds: tuple[Kind, ...]
-    places: tuple[Finding, ...]
-
-
-class Tally:
-    """Findings counted by code; of each code only the first places are kept."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._places: dict[tuple[str, str], list[Finding]] = {}
-
-    def add(self, findings: Iterable[Finding]) -> None:
-        """Count more findings, in the order of the file."""
-        for finding in findings:
-            key = (finding.code, finding.severity)
-            self._counts[key] += 1
-            places = self._places.setdefault(key, [])
-            if len(places) < PLACES:
-                places.append(finding)
-
-    def summary(self, rows: int, usable: int) -> Summary:
-        """Errors first, the most frequent first."""
-        kinds = [
-            Kind(code, severity, count, tuple(self._places[code, severity]))
-            for (code, severity), count in self._counts.items()
-        ]
-        kinds.sort(key=lambda kind: (RANK[kind.severity], -kind.count, kind.code))
-        every = in_file_order(place for kind in kinds for place in kind.places)
-        every.sort(key=lambda finding: RANK[finding.severity])
-        return Summary(rows, usable, tuple(kinds), tuple(every[:PLACES]))
 
 
 def load_pairs(data: Data, columns: Mapping[str, str] | Reading) -> Loaded:
@@ -157,13 +106,6 @@ def refuse(
         first = errors[0]
         raise DataError(first.message, where=first.where, hint=first.hint + _others(errors))
     return dict(Counter(finding.code for finding in errors))
-
-
-def summary(loaded: Loaded) -> Summary:
-    """Counts by code and the first twenty places in file order; errors come first in both."""
-    tally = Tally()
-    tally.add(loaded.findings)
-    return tally.summary(loaded.rows, loaded.rows - loaded.left_out)
 
 
 def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Reading, name: str) -> Loaded:

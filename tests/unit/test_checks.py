@@ -1,4 +1,4 @@
-"""The pair doctor: every rule fires where it should, is located, and stays silent elsewhere."""
+"""The checks of data: every rule fires where it should, is located, and stays silent elsewhere."""
 
 import dataclasses
 import json
@@ -14,10 +14,11 @@ from tests.support.tiny import tiny_tokenizer
 from tests.support.tokenizers import CHATML, LLAMA3, byte_level, metaspace
 
 from likelier.base.errors import ConfigError, DataError, OutputError
-from likelier.checks.examine import Examination, Question, examine
+from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import read_gate
 from likelier.checks.rules import RULES
+from likelier.checks.summary import Examination, first_findings
 from likelier.cli import main
 from likelier.data.check import load_pairs
 
@@ -196,12 +197,12 @@ def test_every_rule_has_a_case() -> None:
 def test_a_rule_fires_where_it_should(code: str, tmp_path: Path) -> None:
     case = CASES[code]
     found = looked_at(case, case.rows, tmp_path)
-    kinds = {kind.code: kind for kind in found.summary.kinds}
+    kinds = {kind.code: kind for kind in found.kinds}
     if code == "text":  # the reader of JSON refuses it before the row is looked at
         assert "json" in kinds
         return
     assert code in kinds, kinds
-    place = kinds[code].places[0]
+    place = kinds[code].first[0]
     if case.place is not None:
         file = "held.jsonl" if code == "leak" else "data.jsonl"
         assert place.source == f"{tmp_path / file}:{case.place}"
@@ -223,17 +224,17 @@ def test_a_rule_is_silent_elsewhere(code: str, tmp_path: Path) -> None:
     other = Case(rows, None, tokenizer=tokenizer if case.tokenizer is not None else None,
                  asked=held)  # fmt: skip
     found = looked_at(other, rows, tmp_path)
-    assert code not in {kind.code for kind in found.summary.kinds}, found.summary.places
+    assert code not in {kind.code for kind in found.kinds}, first_findings(found.kinds)
 
 
 def test_rows_in_are_rows_used_and_rows_reported(tmp_path: Path) -> None:
     rows = [row for name, case in CASES.items() if case.tokenizer is None for row in case.rows]
     found = examine(Question(write(tmp_path / "a.jsonl", rows)))
     loaded = load_pairs(tmp_path / "a.jsonl", {})
-    assert found.summary.rows == len(rows) == loaded.rows
+    assert found.rows == len(rows) == loaded.rows
     reported = {f.source for f in loaded.findings if f.severity == "error" or f.code == "tie"}
-    assert found.summary.usable == len({pair.source for pair in loaded.pairs})
-    assert found.summary.usable + len(reported) == len(rows)
+    assert found.usable == len({pair.source for pair in loaded.pairs})
+    assert found.usable + len(reported) == len(rows)
 
 
 def test_the_numbers_of_the_probe(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_gates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", bad, "--gate", "errors<=0"]) == 65
 
 
-def test_a_cleaned_copy_has_a_ledger_and_the_data_stay(
+def test_a_cleaned_copy_has_a_list_of_changes_and_the_data_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doubled = {"prompt": LONG, "chosen": LONG + "\n네", "rejected": LONG + "\n아니요"}
@@ -368,7 +369,7 @@ def test_near_copies_are_sought_in_an_even_sample(
     rows[57] = {**rows[9], "chosen": rows[9]["chosen"] + "."}
     found = examine(Question(write(tmp_path / "a.jsonl", rows)))
     assert found.statistics.compared == 15
-    near = [place for place in found.summary.places if place.code == "near"]
+    near = [place for place in first_findings(found.kinds) if place.code == "near"]
     assert [place.source.rpartition(":")[2] for place in near] == ["57"]
 
 
@@ -386,8 +387,8 @@ def test_many_rows_in_other_processes_are_found_the_same(
     moved = write(tmp_path / "b.jsonl", rows)
     monkeypatch.setattr("likelier.data.pool._Pool.submit", None)  # nothing is worked on again
     again = examine(Question(moved))
-    assert [p.source.replace("b.jsonl", "a.jsonl") for p in again.summary.places] == [
-        p.source for p in alone.summary.places
+    assert [p.source.replace("b.jsonl", "a.jsonl") for p in first_findings(again.kinds)] == [
+        p.source for p in first_findings(alone.kinds)
     ]
     assert again.statistics == alone.statistics
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tests.support.tiny import pair_rows, save_tiny, write_rows
 
-from likelier.checks.reference import _odd
+from likelier.checks.model_view import _odd
 from likelier.cli import main
 
 

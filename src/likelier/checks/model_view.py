@@ -1,0 +1,117 @@
+"""What a model makes of the pairs before any training: which it prefers, how its own words read."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from likelier.base.errors import DataError
+from likelier.batching.layout import Scored, answers_of
+from likelier.checks.examine import Question
+from likelier.checks.shortcuts import share
+from likelier.checks.summary import Examination, ModelView, Tally
+from likelier.data.check import open_data, open_rows
+from likelier.data.encoder import Encoder, build_encoder
+from likelier.data.part import Task, work
+from likelier.data.records import Finding, Pair, TokenPair
+from likelier.data.tokens import encode_answer, encode_pairs
+from likelier.generation.sample import sample
+from likelier.model.load import load
+from likelier.model.score import Ready, make_ready
+from likelier.reference.build import cached_column
+from likelier.reference.identity import reference_identity
+
+TOKENS_PER_BATCH = 2048
+NUM_OWN = 16  # prompts that the model answers itself
+MAX_OWN_TOKENS = 64  # of such an answer
+MAX_DEVIATIONS = 3.5  # robust standard deviations under the median: a label to look at
+MIN_PAIRS = 20  # of fewer none stands out
+
+
+def add_model_view(found: Examination, question: Question) -> Examination:
+    """The examination with scores of an even sample of ``question.score`` pairs, and notes on odd
+    labels.
+
+    Raises what loading the model raises, and DataError where no pair can be used.
+    """
+    assert question.model is not None
+    policy = load(question.model, revision=question.revision)
+    generation = policy.causal_lm.generation_config
+    encoder = build_encoder(policy.tokenizer, generation, question.template, question.today)
+    scored, answered = _samples(question, found.rows, (question.score, NUM_OWN))
+    pairs, _ = encode_pairs(encoder, scored)
+    if not pairs:
+        hint = "look at the findings; labelled answers are not scored"
+        raise DataError("no pair can be scored", where=str(question.data), hint=hint)
+    ready = make_ready(policy)
+    means = _means(ready, [answer for pair in pairs for answer in answers_of(pair)]).reshape(-1, 2)
+    gap = means[:, 0] - means[:, 1]
+    prompts = np.unique([str(pair.prompt) for pair in pairs], return_inverse=True)[1]
+    odd = _odd(gap)
+    origins = {pair.source: pair.origin or "unnamed" for pair in scored}
+    view = ModelView(
+        pairs=len(pairs),
+        prefers_chosen=share(np.where(gap == 0, 0.5, gap > 0), prompts),
+        chosen=float(means[:, 0].mean()),
+        rejected=float(means[:, 1].mean()),
+        own=_own(ready, encoder, answered),
+        suspects=dict(Counter(origins[pairs[index].source] for index in odd)),
+    )
+    tally = Tally()
+    tally.add(_noise(pairs[index].source, gap[index], np.median(gap)) for index in odd)
+    return replace(found, kinds=(*found.kinds, *tally.kinds()), model_view=view)
+
+
+def _samples(question: Question, rows: int, counts: Sequence[int]) -> list[list[Pair]]:
+    """For each of ``counts`` up to so many pairs, evenly out of all rows, in one reading."""
+    form, counted = open_rows(open_data(question.data), question.reading)
+    task = Task(form, question.reading.ranking, keep_pairs=True)
+    steps = [max(1, rows // count) for count in counts]
+    kept = [
+        (number, row)
+        for number, row in enumerate(counted)
+        if any(number % step == 0 for step in steps)
+    ]
+    found = []
+    for count, step in zip(counts, steps, strict=True):
+        pairs = work(task, [row for number, row in kept if number % step == 0]).pairs
+        found.append([pair for pair in pairs if isinstance(pair, Pair)][:count])
+    return found
+
+
+def _means(ready: Ready, answers: Sequence[Scored]) -> np.ndarray:
+    """(n,): the mean log-prob of a scored token of each answer."""
+    identity = reference_identity(ready, base_only=False)
+    scores = cached_column(ready, identity, set(answers), TOKENS_PER_BATCH, base_only=False)
+    return np.array([scores.answer_logp(answer) / answer.num_scored for answer in answers])
+
+
+def _noise(source: str, gap: float, median: float) -> Finding:
+    message = f"the model finds rejected likelier by {-gap:.2f} nats a token (median {median:+.2f})"
+    return Finding(
+        "noise", "note", source, None, message, "read this row; hard is not the same as wrong"
+    )
+
+
+def _odd(gap: np.ndarray) -> list[int]:
+    """Pairs in which the model prefers the rejected answer far more than is usual here."""
+    if len(gap) < MIN_PAIRS:
+        return []
+    middle = np.median(gap)
+    spread = 1.4826 * np.median(np.abs(gap - middle))
+    return np.flatnonzero((gap < 0) & (gap < middle - MAX_DEVIATIONS * spread)).tolist()
+
+
+def _own(ready: Ready, encoder: Encoder, asked: Sequence[Pair]) -> float | None:
+    """The mean log-prob of a token of answers that the model samples itself."""
+    prompts = [pair.prompt for pair in asked]
+    policy = ready.policy
+    drawn = sample(policy.model, policy.tokenizer, prompts, max_new_tokens=MAX_OWN_TOKENS, seed=0)
+    pairs = []
+    for prompt, answer in zip(prompts, drawn, strict=True):
+        with suppress(DataError):  # nothing was said, or a character that no row may hold
+            ids, own = encode_answer(encoder, prompt, answer.text, stop=answer.stopped)
+            pairs.append(TokenPair(ids, own, own, "own"))
+    return float(_means(ready, [answers_of(pair)[0] for pair in pairs]).mean()) if pairs else None

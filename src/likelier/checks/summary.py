@@ -1,0 +1,232 @@
+"""What was found in preference data: counted by code, and written as JSON, as lines, as a table."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from likelier.base.terminal import visible
+from likelier.checks.rules import cure, why
+from likelier.checks.shortcuts import Lengths, Probe, Share
+from likelier.data.check import in_file_order
+from likelier.data.formats import Format
+from likelier.data.records import Finding
+
+MAX_LOCATIONS = 20  # of each code that are kept and shown
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}  # of the severities, gravest first
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How often one code was found, and the first findings of it."""
+
+    code: str
+    severity: str
+    count: int
+    first: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the pairs are like together.
+
+    ``sampled`` of them were looked at for lengths, languages and the probe; ``compared`` for near
+    copies. ``scripts`` counts answers by the letters that they are written in.
+    """
+
+    pairs: int
+    prompts: int
+    most_pairs_of_a_prompt: int
+    sampled: int
+    compared: int
+    lengths: Lengths | None
+    scripts: Mapping[str, int]
+    probe: Probe | None
+    origins: Mapping[str, int]
+    labels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """Scores of a sample of pairs under a model, in nats a token.
+
+    ``prefers_chosen`` is how often the model finds the chosen answer likelier, by the mean of its
+    tokens; ``own`` is that mean for answers which the model sampled itself: what is far below it
+    is off-policy. ``suspects`` counts by source the pairs whose label may be wrong.
+    """
+
+    pairs: int
+    prefers_chosen: Share
+    chosen: float
+    rejected: float
+    own: float | None
+    suspects: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Everything found: of ``rows`` rows ``usable`` can be used.
+
+    ``kinds`` come gravest and most frequent first. ``model_view`` is None where no pair was scored.
+    """
+
+    rows: int
+    usable: int
+    kinds: tuple[Kind, ...]
+    form: Format
+    statistics: Statistics
+    model_view: ModelView | None = None
+
+    def count(self, severity: str) -> int:
+        """How many findings are so grave."""
+        return sum(kind.count for kind in self.kinds if kind.severity == severity)
+
+
+class Tally:
+    """Findings counted by code; of each code only the first `MAX_LOCATIONS` are kept."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, str], list[Finding]] = {}
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Count more findings, in the order of the file."""
+        for finding in findings:
+            key = (finding.code, finding.severity)
+            self._counts[key] += 1
+            first = self._first.setdefault(key, [])
+            if len(first) < MAX_LOCATIONS:
+                first.append(finding)
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """What was counted, errors first, and then the most frequent first."""
+        kinds = [
+            Kind(code, severity, count, tuple(self._first[code, severity]))
+            for (code, severity), count in self._counts.items()
+        ]
+        return tuple(sorted(kinds, key=lambda kind: (_rank(kind), -kind.count, kind.code)))
+
+
+def first_findings(kinds: Iterable[Kind]) -> list[Finding]:
+    """The first `MAX_LOCATIONS` findings of all kinds in the order of the file, errors first."""
+    every = in_file_order(finding for kind in kinds for finding in kind.first)
+    return sorted(every, key=_rank)[:MAX_LOCATIONS]
+
+
+def _rank(found: Kind | Finding) -> int:
+    return list(COLOURS).index(found.severity)
+
+
+def as_data(found: Examination) -> dict[str, Any]:
+    """An examination as plain data, every kind with why it matters and what to do."""
+    return {
+        "rows": found.rows,
+        "usable": found.usable,
+        "kinds": [
+            {
+                "code": kind.code,
+                "severity": kind.severity,
+                "count": kind.count,
+                "places": [asdict(finding) for finding in kind.first],
+                "why": why(kind.code),
+                "cure": cure(kind.code),
+            }
+            for kind in found.kinds
+        ],
+        "places": [asdict(finding) for finding in first_findings(found.kinds)],
+        "format": {**asdict(found.form), "description": found.form.told},
+        "statistics": asdict(found.statistics),
+        "reference": asdict(found.model_view) if found.model_view else None,
+    }
+
+
+def describe(found: Examination) -> list[str]:
+    """The statistics and the view of the model in words, one figure a line."""
+    view = _describe_view(found.model_view) if found.model_view else []
+    return [*_describe_statistics(found.statistics), *view]
+
+
+def _describe_statistics(statistics: Statistics) -> list[str]:
+    lines = []
+    pairs, prompts = statistics.pairs, counted(statistics.prompts, "prompt")
+    if statistics.labels:
+        labels = ", ".join(f"{count} {name}" for name, count in statistics.labels.items())
+        lines.append(f"{counted(pairs, 'answer')} to {prompts}: {labels}")
+    elif pairs:
+        lines.append(f"{counted(pairs, 'pair')} of {prompts}")
+    if (skew := statistics.lengths) and pairs > 1:
+        lines.append(
+            f"chosen is longer in {share(skew.chosen_longer)}; median {skew.median_chosen:.0f} "
+            f"and {skew.median_rejected:.0f} {skew.unit}"
+        )
+    if len(statistics.scripts) > 1:
+        total = sum(statistics.scripts.values())
+        shares = (f"{name} {count / total:.0%}" for name, count in statistics.scripts.items())
+        lines.append(f"answers by letters: {', '.join(shares)}")
+    if probe := statistics.probe:
+        lines.append(
+            f"trivial features alone tell chosen from rejected for {share(probe.accuracy)} "
+            f"of held-out pairs"
+        )
+        lines += [
+            f"  {clue.feature}: {clue.says} in {share(clue.right)} of {clue.differ} pairs"
+            for clue in probe.clues[:3]
+            if clue.right.low > 0.55
+        ]
+    if len(statistics.origins) > 1:
+        lines.append(f"sources: {_listed(statistics.origins)}")
+    return lines
+
+
+def _describe_view(view: ModelView) -> list[str]:
+    own = f", its own answers {view.own:.2f} nats" if view.own is not None else " nats"
+    lines = [
+        f"the model finds the chosen answer likelier in {share(view.prefers_chosen)} of "
+        f"{view.pairs} pairs, by the mean of the tokens",
+        f"log-prob a token: chosen {view.chosen:.2f}, rejected {view.rejected:.2f}{own}",
+    ]
+    if view.suspects:
+        lines.append(f"labels to look at, by source: {_listed(view.suspects)}")
+    return lines
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def share(figure: Share) -> str:
+    """A share with its interval."""
+    return f"{figure.value:.0%} ({figure.low:.0%} to {figure.high:.0%})"
+
+
+def counted(number: int, word: str) -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def print_kinds(kinds: Sequence[Kind], rows: int, usable: int) -> None:
+    """Print a table of the kinds of findings, the first findings of each, and how many rows are
+    usable.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    if kinds:
+        table = Table("code", "severity", "count", "why it matters", title_justify="left")
+        table.columns[2].justify = "right"
+        for kind in kinds:
+            table.add_row(visible(kind.code), kind.severity, str(kind.count), why(kind.code))
+        console.print(table)
+    for kind in kinds:
+        for number, finding in enumerate(kind.first):
+            # Not wrapped: a location must stay one piece, for editors and grep.
+            colour = COLOURS[finding.severity]
+            console.print(finding.severity, style=colour, end=" ", soft_wrap=True)
+            console.print(visible(f"{finding.where}: {finding.message}"), soft_wrap=True)
+            following = kind.first[number + 1 : number + 2]
+            if finding.hint and all(other.hint != finding.hint for other in following):
+                console.print(visible(f"  {finding.hint}"), style="dim", soft_wrap=True)
+        if hidden := kind.count - len(kind.first):
+            console.print(f"  and {hidden} more {visible(kind.code)}", soft_wrap=True)
+    console.print(f"{usable} of {rows} rows can be used")
