@@ -83,8 +83,9 @@ class Likelier:
 
 
 def write_inputs(folder: Path) -> None:
-    """The model in ``base`` and every data file."""
+    """The model in ``base``, another in ``other``, and every data file."""
     save_tiny(folder / "base")
+    save_tiny(folder / "other", seed=1)
     rows = pair_rows(40)
     texts = pair_rows(40, chat=False)
     numbered = [
@@ -180,7 +181,7 @@ def _troubled(rows: Rows, texts: Rows) -> Rows:
 
 
 def run_configs(folder: Path, budget_key: str) -> dict[str, dict[str, Any]]:
-    """The configs of the eight runs and of `MODIFIED`.
+    """The configs of the eight runs, and of short ones with one thing changed.
 
     ``budget_key`` is what this version calls the tokens of a batch.
     """
@@ -191,7 +192,7 @@ def run_configs(folder: Path, budget_key: str) -> dict[str, dict[str, Any]]:
             "data": {"train": str(folder / f"{file}.jsonl"), "eval": "20%"},
             "adapter": {"kind": "none"},
             "optim": {"lr": 1e-3},
-            "train": {"steps": 6, "pairs_per_step": 4, budget_key: 256,
+            "train": {"steps": 6, "pairs_per_step": 4, budget_key: 96,
                       "eval_every": 2, "save_every": 2},
             "out": str(folder / "runs" / name),
         }  # fmt: skip
@@ -213,9 +214,29 @@ def run_configs(folder: Path, budget_key: str) -> dict[str, dict[str, Any]]:
         "resumed": config("resumed", train=long_run),
     } | {
         f"with_{name}": config(
-            f"with_{name}", "numbered", loss=loss, train={"steps": 3, "save_every": None}
+            f"with_{name}", "numbered", **{"train": {"steps": 3, "save_every": None}, **sections}
         )
-        for name, loss in MODIFIED.items()
+        for name, sections in _more_sections(folder).items()
+    }  # fmt: skip
+
+
+def _more_sections(folder: Path) -> dict[str, dict[str, Any]]:
+    """Other sections of the config, by the name of a short run."""
+
+    def file(name: str) -> str:
+        return str(folder / f"{name}.jsonl")
+
+    sources = {file("pairs"): 1, file("texts"): 0.5, file("held_out"): 2}
+    return {name: {"loss": loss} for name, loss in MODIFIED.items()} | {
+        "bfloat16": {"model": {"dtype": "bfloat16"}},
+        "checkpointing": {
+            "train": {"steps": 3, "save_every": None, "gradient_checkpointing": True}
+        },
+        "other_reference": {
+            "reference": {"path": str(folder / "other")}, "data": {"eval": file("held_out")}
+        },
+        "sources": {"data": {"train": sources}},
+        "bad_rows": {"data": {"train": file("troubled"), "on_bad_row": "drop", "max_length": 90}},
     }  # fmt: skip
 
 
