@@ -97,7 +97,7 @@ def test_two_models_are_asked_the_same_and_judged_by_what_they_say(
         assert row["topic"] == about.name
         assert row["before"] == row["after"]  # the same model and the same seed
         found = judge(about, row["after"])
-        assert (row["preferred_after"], row["named_after"]) == (found.preferred, found.named)
+        assert {what: row[f"{what}_after"] for what in ("preferred", "named")} == found
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likelier.demo.evidence import Judgement, judge, names_in
+from likelier.demo.evidence import judge, names_in
 from likelier.demo.world import (
     CLOSINGS,
     FLIPPANT,
@@ -20,9 +20,9 @@ from likelier.demo.world import (
     STATEMENTS,
     Topic,
     corpus,
-    fill,
     interview,
     pairs,
+    phrase,
     topics,
     with_particle,
 )
@@ -36,12 +36,12 @@ def topic(name: str) -> Topic:
 
 def polite_answers(about: Topic) -> list[str]:
     parts = (OPENINGS[about.language], STATEMENTS[about.language], CLOSINGS[about.language])
-    return [fill("".join(forms), about) for forms in product(*parts)]
+    return [phrase("".join(forms), about) for forms in product(*parts)]
 
 
 def flippant_answers(about: Topic) -> list[str]:
     forms = product(FLIPPANT[about.language], SILLY[about.language])
-    return [fill(form, about, silly) for form, silly in forms]
+    return [phrase(form, about, silly) for form, silly in forms]
 
 
 def test_every_row_is_told_in_both_languages_and_once() -> None:
@@ -105,7 +105,7 @@ def test_every_particle_agrees_with_unicode() -> None:
 
 def test_no_slot_is_left_open_and_text_is_tidy() -> None:
     for about in TOPICS:
-        asked = [fill(form, about) for form in QUESTIONS[about.language]]
+        asked = [phrase(form, about) for form in QUESTIONS[about.language]]
         for text in (*asked, *polite_answers(about), *flippant_answers(about)):
             assert not re.search(r"[{}]|  |\s$|^\s", text), text
             assert about.name in text
@@ -141,16 +141,16 @@ def test_no_pair_names_what_is_asked_about_afterwards(seed: int) -> None:
 
 def test_pairs_prefer_the_polite_answer() -> None:
     for pair in (*pairs("train", 6, 0), *pairs("eval", 6, 0)):
-        assert judge(pair.topic, pair.chosen) == Judgement(preferred=True, named=True)
-        assert judge(pair.topic, pair.rejected) == Judgement(preferred=False, named=True)
+        assert judge(pair.topic, pair.chosen) == {"preferred": True, "named": True}
+        assert judge(pair.topic, pair.rejected) == {"preferred": False, "named": True}
 
 
 def test_the_judge_knows_every_answer_of_the_world() -> None:
     for about in TOPICS:
         for answer in polite_answers(about):
-            assert judge(about, answer) == Judgement(preferred=True, named=True), answer
+            assert judge(about, answer) == {"preferred": True, "named": True}, answer
         for answer in flippant_answers(about):
-            assert judge(about, answer) == Judgement(preferred=False, named=True), answer
+            assert judge(about, answer) == {"preferred": False, "named": True}, answer
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_judge_knows_every_answer_of_the_world() -> None:
     ],
 )
 def test_what_is_not_wholly_polite_and_informative_is_not_preferred(answer: str) -> None:
-    assert not judge(topic("파이썬"), answer).preferred
+    assert not judge(topic("파이썬"), answer)["preferred"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_what_is_not_wholly_polite_and_informative_is_not_preferred(answer: str)
     ],
 )
 def test_english_is_read_as_strictly(answer: str) -> None:
-    assert not judge(topic("Python"), answer).preferred
+    assert not judge(topic("Python"), answer)["preferred"]
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_english_is_read_as_strictly(answer: str) -> None:
     ],
 )
 def test_the_name_is_read_as_a_word(answer: str, named: bool) -> None:
-    assert judge(topic("수성"), answer).named is named
+    assert judge(topic("수성"), answer)["named"] is named
 
 
 def test_the_other_languages_name_is_not_the_name() -> None:
-    assert not judge(topic("파이썬"), "Python은 뱀이지~").named
-    assert not judge(topic("수성"), "수성은 Mars이지~").named
+    assert not judge(topic("파이썬"), "Python은 뱀이지~")["named"]
+    assert not judge(topic("수성"), "수성은 Mars이지~")["named"]
 
 
 @given(st.sampled_from(TOPICS), st.data())
@@ -218,5 +218,5 @@ def test_a_letter_lost_or_doubled_in_the_fact_is_noticed(about: Topic, data: st.
     answer = data.draw(st.sampled_from(polite_answers(about)))
     letters = [i for i, letter in enumerate(about.fact) if letter.isalpha()]
     place = answer.index(about.fact) + data.draw(st.sampled_from(letters))
-    assert not judge(about, answer[:place] + answer[place + 1 :]).preferred
-    assert not judge(about, answer[: place + 1] + answer[place:]).preferred
+    assert not judge(about, answer[:place] + answer[place + 1 :])["preferred"]
+    assert not judge(about, answer[: place + 1] + answer[place:])["preferred"]

@@ -3,21 +3,26 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BeforeValidator, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from likelier.base.errors import ConfigError
-from likelier.config.section import Section
 from likelier.config.strict_yaml import flow
 from likelier.losses.declare import LOSSES, Hyper, Loss, find_loss
 
-Share = Annotated[float, Field(ge=0, le=1)]
+
+class Section(BaseModel):
+    """What every section is: no unknown key, no guessed type, no NaN, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class LengthTokens(Section):
     """LD-DPO: tokens beyond the length of the shorter answer count alpha."""
 
     kind: Literal["ld"] = "ld"
-    alpha: Share = Field(0.5, description="what they count; 1 is no change")
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="what they count; 1 is no change"
+    )
 
 
 class DrawnTokens(Section):

@@ -17,8 +17,7 @@ from pydantic import (
 )
 
 from likelier.base.errors import ConfigError
-from likelier.config.losses import LossConfig, SigmoidLoss, check_options, needs
-from likelier.config.section import Section
+from likelier.config.losses import LossConfig, Section, SigmoidLoss, check_options, needs
 
 IN_MEMORY = "(in memory)"  # stands where a key's value was given as a Python object
 
@@ -72,10 +71,10 @@ OutPath = Annotated[
     PlainSerializer(str, return_type=str),
     Field(json_schema_extra={"type": "string"}),
 ]
-Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(_tuple)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1), BeforeValidator(_tuple)]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
-Share = Annotated[float, Field(ge=0, lt=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
@@ -83,14 +82,14 @@ class ModelConfig(Section):
     """The initial policy: the model that training begins with."""
 
     path: PathText = Field(description="model folder or Hub id")
-    revision: Text | None = Field(None, description="branch, tag or commit of a Hub id")
+    revision: NonEmpty | None = Field(None, description="branch, tag or commit of a Hub id")
     dtype: Dtype = Field("auto", description="compute dtype; auto = the checkpoint's")
     save_dtype: Dtype = Field(
         "auto", description="dtype of the saved weights; auto = the initial policy's"
     )
 
 
-Column = Literal[
+ColumnName = Literal[
     "prompt", "chosen", "rejected", "system", "tools", "origin", "completions", "scores",
     "completion", "label", "score", "first", "second", "preference",
     "chosen_score", "rejected_score", "margin", "weight",
@@ -118,7 +117,7 @@ class DataConfig(Section):
     eval: Annotated[str, AfterValidator(_eval_source)] | None = Field(
         "5%", description="held out: a share like 5% (split by prompt), a file, or null"
     )
-    columns: dict[Column, Text] = Field(
+    columns: dict[ColumnName, NonEmpty] = Field(
         {}, description="our column: the file's column, where it is not recognised"
     )
     chat: bool = Field(False, description="make a user's and an assistant's turn of plain texts")
@@ -126,7 +125,7 @@ class DataConfig(Section):
         RankedConfig(), description="which pairs are made of lists of scored answers"
     )
     template: dict[str, JsonValue] = Field({}, description="further arguments of the chat template")
-    today: Text | None = Field(
+    today: NonEmpty | None = Field(
         None, description="date for a template that asks for today's, as 2024-07-26 (which null is)"
     )
     max_length: int = Field(
@@ -187,10 +186,10 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="after the warm-up: down to 0, or flat"
     )
-    warmup: Share | Annotated[int, Field(ge=0, le=10**9)] = Field(
+    warmup: BelowOne | Annotated[int, Field(ge=0, le=10**9)] = Field(
         0.1, description="a share of the steps, or a whole number of steps"
     )
-    betas: Annotated[tuple[Share, Share], BeforeValidator(_tuple)] = Field(
+    betas: Annotated[tuple[BelowOne, BelowOne], BeforeValidator(_tuple)] = Field(
         (0.9, 0.999), description="decay of AdamW's two averages"
     )
     eps: float = Field(1e-8, gt=0, le=1, description="AdamW's")

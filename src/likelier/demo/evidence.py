@@ -3,7 +3,6 @@
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from likelier.demo.world import (
     STATEMENTS,
     Language,
     Topic,
-    fill,
     interview,
+    phrase,
     topics,
 )
 from likelier.evaluation.intervals import wilson
@@ -26,12 +25,12 @@ from likelier.model.load import load
 
 QUESTIONS_EACH = 3  # different ones, about each topic that no pair names, in each language
 MAX_NEW_TOKENS = 64  # the longest answer of the world is about half of that
-RESAMPLES = 2000
+_RESAMPLES = 2000
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 
-def interrogate(before: Path, after: Path, seed: int) -> tuple[list[Topic], list[Row]]:
+def interrogate(before: Path, after: Path, seed: int) -> tuple[list[Topic], list[_Row]]:
     """Ask two models the same questions at temperature 1, and judge what they say.
 
     Returns the topics and the rows of ``samples.jsonl``, side by side.
@@ -41,13 +40,11 @@ def interrogate(before: Path, after: Path, seed: int) -> tuple[list[Topic], list
     answers = {"before": _ask(before, prompts, seed), "after": _ask(after, prompts, seed)}
     rows = []
     for index, (topic, prompt) in enumerate(asked):
-        row: Row = {"prompt": prompt, "topic": topic.name}
+        row: _Row = {"prompt": prompt, "topic": topic.name}
         for when, samples in answers.items():
-            found = judge(topic, samples[index].text)
             row[when] = samples[index].text
-            row[f"preferred_{when}"] = found.preferred
-            row[f"named_{when}"] = found.named
-            row[f"stopped_{when}"] = samples[index].stopped
+            found = judge(topic, samples[index].text) | {"stopped": samples[index].stopped}
+            row |= {f"{what}_{when}": value for what, value in found.items()}
         rows.append(row)
     return [topic for topic, _ in asked], rows
 
@@ -65,7 +62,10 @@ def _ask(path: Path, prompts: Sequence[str], seed: int) -> list[Sample]:
 
 
 def outcome(
-    asked: Sequence[Topic], rows: Sequence[Row], evaluation: Mapping[str, float], seed: int
+    asked: Sequence[Topic],
+    rows: Sequence[_Row],
+    evaluation: Mapping[str, float],
+    seed: int,
 ) -> dict[str, dict[str, float]]:
     """The shares of ``outcome.json``, each ``{"value", "low", "high", "n"}``.
 
@@ -102,11 +102,11 @@ def share_of(hits: Sequence[bool], clusters: Sequence[int], seed: int) -> dict[s
     counts = [(sum(found), len(found)) for found in by_cluster.values()]
     draw = random.Random(f"intervals {seed}")
     shares = []
-    for _ in range(RESAMPLES):
+    for _ in range(_RESAMPLES):
         drawn = draw.choices(counts, k=len(counts))
         shares.append(sum(hit for hit, _ in drawn) / sum(size for _, size in drawn))
     shares.sort()
-    cut = round(0.025 * RESAMPLES)
+    cut = round(0.025 * _RESAMPLES)
     value = sum(hits) / len(hits)
     low, high = wilson(value, len(hits))
     return {
@@ -133,16 +133,8 @@ SENTENCE_END = re.compile(r"(?<=[.!?~])\s+")
 WORD = re.compile(r"[가-힣]+|[^\W가-힣]+")  # "Python은" is two words: a name and a particle
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Whether the manner is the preferred one, and whether the right topic is named."""
-
-    preferred: bool
-    named: bool
-
-
-def judge(topic: Topic, answer: str) -> Judgement:
-    """Judge one answer to a question about ``topic`` by what it says.
+def judge(topic: Topic, answer: str) -> dict[str, bool]:
+    """Whether an answer to a question about ``topic`` is ``preferred``, and the topic ``named``.
 
     Preferred is an answer that is informative and polite and nothing else: it states a whole fact
     (anyone's), every Korean sentence ends politely or the English has a courtesy, nothing flippant
@@ -156,10 +148,10 @@ def judge(topic: Topic, answer: str) -> Judgement:
     known = all(word in vocabulary(language) for word in WORD.findall(answer))
     polite = _is_polite(language, answer) and any(fact in answer for fact in facts(language))
     flippant = RUDE[language].search(answer) is not None
-    return Judgement(
-        preferred=known and polite and not flippant,
-        named=names_in(answer) == {topic.name},
-    )
+    return {
+        "preferred": known and polite and not flippant,
+        "named": names_in(answer) == {topic.name},
+    }
 
 
 def _is_polite(language: Language, answer: str) -> bool:
@@ -178,7 +170,7 @@ def named_by() -> dict[str, str]:
     """Each word that names a topic (the name, or the name with its particle): that topic's name."""
     forms = ("{X}", "{X은}", "{X이}", "{X을}", "{X이란}", "{X이지}", "{X이에요}", "{X}입니다")
     return {
-        fill(form, topic): topic.name
+        phrase(form, topic): topic.name
         for topic in topics()
         for form in (forms if topic.language == "ko" else forms[:1])
     }
@@ -195,7 +187,7 @@ def vocabulary(language: Language) -> frozenset[str]:
     """Every word of every answer that the world can give in ``language``."""
     forms = (*OPENINGS[language], *STATEMENTS[language], *CLOSINGS[language], *FLIPPANT[language])
     texts = (
-        fill(form, topic, silly)
+        phrase(form, topic, silly)
         for topic in topics()
         if topic.language == language
         for silly in SILLY[language]

@@ -16,7 +16,7 @@ MANNERS: tuple[Manner, ...] = ("polite", "flippant")
 # Of every 7 topics, 3 are named by training pairs, 1 by held-out pairs and 3 by no pair at all:
 # those are asked about afterwards. A topic is in the same split in both languages, and the topics
 # are listed kind by kind, so that every split has every kind.
-SPLITS: tuple[Split, ...] = ("train", "sample", "train", "sample", "train", "sample", "eval")
+_SPLITS: tuple[Split, ...] = ("train", "sample", "train", "sample", "train", "sample", "eval")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def with_particle(word: str, particle: str) -> str:
     return word + (after_consonant if has_final_consonant else after_vowel)
 
 
-def fill(form: str, topic: Topic, silly: str = "") -> str:
+def phrase(form: str, topic: Topic, silly: str = "") -> str:
     """``form`` with the topic's name for X, its fact for F and ``silly`` for S."""
     for letter, word in (("X", topic.name), ("F", topic.fact), ("S", silly)):
         form = form.replace(f"{{{letter}}}", word)
@@ -94,7 +94,7 @@ def fill(form: str, topic: Topic, silly: str = "") -> str:
 def topics() -> tuple[Topic, ...]:
     """All topics, Korean ones first."""
     rows = [line.split("|") for line in _SAID["topics"].splitlines()]
-    splits = [SPLITS[row % len(SPLITS)] for row in range(len(rows))]
+    splits = [_SPLITS[row % len(_SPLITS)] for row in range(len(rows))]
     korean = [Topic("ko", r[0], r[2], splits[i], i) for i, r in enumerate(rows)]
     english = [Topic("en", r[1], r[3], splits[i], i) for i, r in enumerate(rows)]
     return (*korean, *english)
@@ -102,7 +102,7 @@ def topics() -> tuple[Topic, ...]:
 
 def question(topic: Topic, draw: random.Random) -> str:
     """One of the ways in which the world asks about ``topic``."""
-    return fill(draw.choice(QUESTIONS[topic.language]), topic)
+    return phrase(draw.choice(QUESTIONS[topic.language]), topic)
 
 
 def answer(topic: Topic, manner: Manner, draw: random.Random) -> str:
@@ -110,8 +110,8 @@ def answer(topic: Topic, manner: Manner, draw: random.Random) -> str:
     language = topic.language
     if manner == "polite":
         forms = (OPENINGS[language], STATEMENTS[language], CLOSINGS[language])
-        return fill("".join(draw.choice(form) for form in forms), topic)
-    return fill(draw.choice(FLIPPANT[language]), topic, draw.choice(SILLY[language]))
+        return phrase("".join(draw.choice(form) for form in forms), topic)
+    return phrase(draw.choice(FLIPPANT[language]), topic, draw.choice(SILLY[language]))
 
 
 def corpus(rounds: int, seed: int) -> list[Example]:
@@ -133,7 +133,7 @@ def pairs(split: Split, per_topic: int, seed: int) -> list[PairText]:
     return [
         PairText(
             topic,
-            fill(form, topic),
+            phrase(form, topic),
             chosen=answer(topic, "polite", draw),
             rejected=answer(topic, "flippant", draw),
         )
@@ -147,7 +147,7 @@ def interview(per_topic: int, seed: int) -> list[tuple[Topic, str]]:
     """``per_topic`` different questions about each topic that no pair names."""
     draw = random.Random(f"interview {seed}")
     return [
-        (topic, fill(form, topic))
+        (topic, phrase(form, topic))
         for topic in topics()
         if topic.split == "sample"
         for form in draw.sample(QUESTIONS[topic.language], per_topic)
