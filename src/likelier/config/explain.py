@@ -1,6 +1,6 @@
 """What is wrong with a config, in one line: the key, the value, and what to write instead."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -74,53 +74,45 @@ _WITHOUT_EQUAL = {
 }  # fmt: skip
 NEEDLESS = {name: hint for hint, names in _WITHOUT_EQUAL.items() for name in names.split()}
 
+# Their values, as text, and ours. Values of other keys stay as they are.
 _LEAVE_OUT, _NO_EQUAL = object(), object()
-_NEVER = {"no": None, "False": None}
-_DTYPES = ("auto", "float32", "bfloat16", "float64")
-
-
-def _choice(*same: str, **others: Any) -> Callable[[Any], Any]:
-    """A converter of a value that is one of a few words; any other has no equal here."""
-    known = {**dict(zip(same, same, strict=True)), **others}
-    return lambda value: known.get(str(value), _NO_EQUAL)
-
-
-def _whole(value: Any) -> Any:
-    """A number of steps; a share of them (below 1) has no equal here."""
-    return value if isinstance(value, int) and value > 0 else _NO_EQUAL
-
-
-def _names(value: Any) -> Any:
-    return [value] if isinstance(value, str) and value != "all-linear" else value
-
-
-def _loss_name(value: Any) -> Any:
-    name = value[0] if isinstance(value, list) and len(value) == 1 else value
-    name = ALIASES.get(str(name), str(name))
-    return name if name in LOSSES else _NO_EQUAL
-
-
-# How their values become ours, where they do not stay as they are.
-_CONVERTED: dict[str, Callable[[Any], Any]] = {
-    "bf16": lambda value: "bfloat16" if value is True else _LEAVE_OUT,
-    "eval_steps": _whole,
-    "eval_strategy": _choice(**_NEVER),
-    "evaluation_strategy": _choice(**_NEVER),
-    "logging_steps": _whole,
-    "lora_target_modules": _names,
-    "loss_type": _loss_name,
-    "lr_scheduler_type": _choice("cosine", "linear", "constant", constant_with_warmup="constant"),
-    "max_grad_norm": lambda value: None if value == 0 else value,
-    "max_steps": lambda value: _LEAVE_OUT if value in (0, -1) else _whole(value),
-    "report_to": lambda value: "none" if value in (None, "none", [], ["none"]) else _NO_EQUAL,
-    "save_steps": _whole,
-    "save_strategy": _choice(**_NEVER),
-    "save_total_limit": _whole,
-    "target_modules": _names,
-    "torch_dtype": _choice(*_DTYPES, **{f"torch.{name}": name for name in _DTYPES}),
-    "truncation_mode": lambda value: _NO_EQUAL,
-    "use_peft": lambda value: "lora" if value else "none",
+_VALUES: dict[str, dict[str, Any]] = {
+    "adapter.kind": {"True": "lora", "False": "none"},
+    "data.eval": {"no": None, "False": None},
+    "data.overlong": {},
+    "loss.name": {name: name for name in LOSSES} | ALIASES,
+    "model.dtype": {
+        **{name: name for name in ("auto", "float32", "bfloat16", "float64")},
+        "True": "bfloat16",
+        "False": _LEAVE_OUT,
+    },
+    "optim.max_grad_norm": {"0": None, "0.0": None},
+    "optim.schedule": {
+        **{name: name for name in ("cosine", "linear", "constant")},
+        "constant_with_warmup": "constant",
+    },
+    "track": {"none": "none", "None": "none", "[]": "none"},
+    "train.save_every": {"no": None, "False": None},
+    "train.steps": {"0": _LEAVE_OUT, "-1": _LEAVE_OUT},
 }
+_NUMBERS = ("optim.max_grad_norm", "train.eval_every", "train.keep", "train.log_every",
+            "train.save_every", "train.steps")  # fmt: skip
+
+
+def _converted(key: str, value: Any) -> Any:
+    """Their value as ours; a share (below 1) of a number of steps has no equal here."""
+    if key == "adapter.targets":
+        return [value] if isinstance(value, str) and value != "all-linear" else value
+    if isinstance(value, list) and len(value) == 1:  # of losses, of trackers
+        value = value[0]
+    known = _VALUES.get(key, {})
+    text = str(value).removeprefix("torch.")
+    if text in known:
+        return known[text]
+    if key in _NUMBERS:
+        whole = isinstance(value, int) and value > 0
+        return value if whole or key == "optim.max_grad_norm" else _NO_EQUAL
+    return _NO_EQUAL if key in _VALUES else value
 
 
 def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
@@ -229,8 +221,8 @@ def _renamed(name: str, value: Any, beside: Mapping[str, Any]) -> str:
         value = _pairs_per_step(beside)
     elif key == "optim.betas":
         value = [beside.get("adam_beta1", 0.9), beside.get("adam_beta2", 0.999)]
-    elif name in _CONVERTED:
-        value = _CONVERTED[name](value)
+    else:
+        value = _converted(key, value)
     if value is _LEAVE_OUT:
         return "leave it out"
     return f"our key is {key}" if value is _NO_EQUAL else f"write {key}: {flow(value)}"
