@@ -40,7 +40,6 @@ bench: environment bench-environment
 	@$(BIN)/python bench/versus_trl.py --workload groups --whole-prompts --name versus_trl-cpu-groups
 	@$(BIN)/python bench/versus_trl.py --pairs-in-one-pass 8
 	@$(BIN)/python bench/limit.py
-	@$(BIN)/python bench/compiled.py
 	@$(BIN)/python bench/scaling.py
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/head_memory.py

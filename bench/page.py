@@ -105,23 +105,6 @@ def beyond(row: Row) -> dict[str, str]:
     }
 
 
-def compiled(row: Row) -> dict[str, str]:
-    """Compiled layers beside the layers themselves."""
-
-    def beside(name: str) -> str:
-        before, after = row[name]
-        return f"{after:.0f} against {before:.0f}"
-
-    return {
-        "workload": row["workload"],
-        "precision": row["dtype"],
-        "faster": _range(row["faster"]),
-        "first step, s": beside("first_step_seconds"),
-        "peak MiB": beside("peak_mib"),
-        "losses apart": f"{row['loss_difference']:.1e}",
-    }
-
-
 def prepared(row: Row) -> dict[str, str]:
     """Time and memory of reading data."""
     return {
@@ -138,7 +121,6 @@ TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "versus_trl-cpu-groups": versus,
     "versus_trl-cpu-one-pass": one_pass,
     "limit-cpu": limit,
-    "compiled-cpu": compiled,
     "data": prepared,
     "plan-cpu": foretold,
     "scaling": scaling,
