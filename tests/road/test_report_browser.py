@@ -91,6 +91,20 @@ def test_the_curves_are_drawn_in_silence(tab: Tab, page: Path) -> None:
     assert "ln 2 = 0.693: no preference learned" in drawn[0]["words"]
 
 
+def test_a_browser_that_cannot_unpack_says_so(tab: Tab, page: Path) -> None:
+    """The sentence is seen there and nowhere else, and the numbers stand open as tables."""
+    seen = "document.querySelector('#no-unpacking').checkVisibility()"
+    tab.open(page)
+    assert not tab.evaluate(seen)
+    tab.call("Page.addScriptToEvaluateOnNewDocument", source="delete self.DecompressionStream")
+    tab.open(page)
+    assert tab.evaluate(seen) and tab.complaints == []
+    assert "DecompressionStream" in tab.evaluate("document.querySelector('#curves').innerText")
+    shown = "[...document.querySelectorAll('.curves details')].map(one => one.open)"
+    assert tab.evaluate(shown) == [True] * 7
+    assert tab.evaluate("document.querySelectorAll('.main-svg').length") == 0
+
+
 def test_a_curve_answers_the_pointer(tab: Tab, page: Path) -> None:
     tab.open(page)
     where = tab.evaluate(

@@ -9,9 +9,8 @@ from tests.support.report_runs import build_run
 
 from likelier.report.charts import draw_charts
 from likelier.report.health import check_chosen
-from likelier.report.loss import reads_reference, reward_scale, starts_at_ln2
 from likelier.report.read import RunFolder, read_run
-from likelier.report.verdict import log_ratio
+from likelier.report.summary import log_ratio, reads_reference, reward_scale, starts_at_ln2
 
 
 def of(path: Path, loss: dict[str, Any]) -> RunFolder:
@@ -47,4 +46,4 @@ def test_without_a_reference_nothing_is_compared_with_one(tmp_path: Path) -> Non
     run = of(tmp_path, {"name": "simpo", "beta": 2.5, "gamma": 1.0})
     assert check_chosen(run).state == "unknown"
     rewards = next(chart for chart in draw_charts(run) if chart.id == "rewards")
-    assert "reads no reference" in rewards.reading and "since the start" not in rewards.reading
+    assert "reads no reference" in rewards.reading and "since training began" not in rewards.reading

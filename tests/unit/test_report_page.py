@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,12 +31,13 @@ from tests.support.report_runs import (
 )
 
 from likelier.base.errors import InputMissing, OutputError
+from likelier.pages.charts import Series, draw_chart, packed, page_scripts
+from likelier.pages.texts import signed
 from likelier.report import write_report
 from likelier.report.charts import draw_charts
-from likelier.report.facts import run_facts
-from likelier.report.page import embedded_json, render
+from likelier.report.page import render
 from likelier.report.read import read_run
-from likelier.report.words import signed
+from likelier.report.summary import run_facts
 
 HOSTILE = "</script><script>console.error('in')</script>\"><img src=x onerror=alert(1)>'&amp;\u202e"
 VOID = {"meta", "img", "link", "br", "input"}
@@ -70,6 +72,11 @@ class Page(HTMLParser):
         return [attrs[name] for _, attrs in self.elements if name in attrs]
 
 
+def unpacked(stored: str) -> str:
+    """What a browser makes of a packed text."""
+    return zlib.decompress(base64.b64decode(stored)).decode()
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return add_demo(build_run(tmp_path_factory.mktemp("runs") / "demo"))
@@ -87,13 +94,20 @@ def test_the_whole_page(demo: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for expected in ("97.5% of the sampled answers", "51% before", "바다가 뭐야?", "4 more"):
         assert expected in text
-    smallest = read_run(demo).ledger.smallest[0]  # type: ignore[union-attr]
+    smallest = read_run(demo).pair_log.smallest[0]  # type: ignore[union-attr]
     assert f"<bdi>{smallest.source}</bdi>" in text and signed(smallest.margin, 3) in text
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
     assert page.elements[0] == ("html", {"lang": "en"})
     links = page.attributes("href")
     assert links and all(link and link[1:] in ids for link in links)
+
+
+def test_the_page_is_light(demo: Path, tmp_path: Path) -> None:
+    """2.2 MB at most, also after thousands of steps: what draws the curves stands in it packed."""
+    long = build_run(tmp_path / "long", steps=2500, planned=3000)
+    for run in (demo, long):
+        assert write_report(run).stat().st_size <= 2_200_000
 
 
 def test_korean_text_says_that_it_is_korean(demo: Path) -> None:
@@ -110,10 +124,13 @@ def test_the_policy_allows_these_very_scripts_and_nothing_else(demo: Path) -> No
     assert "unsafe" not in policy and "http" not in policy
     scripts = [attrs for tag, attrs in page.elements if tag == "script"]
     kinds = [attrs.get("type") for attrs in scripts]
-    assert kinds == ["application/json", None, None] and not page.attributes("src")
+    assert kinds == ["text/plain", "text/plain", None] and not page.attributes("src")
+    _, packed, script = page.texts["script"]
+    library = unpacked(packed)
+    assert "plotly.js v" in library[:300]
     digests = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for text in page.texts["script"][1:] + page.texts["style"]
+        for text in (library, script, *page.texts["style"])
     ]
     assert len(digests) == 3
     assert sorted(digests) == sorted(re.findall(r"'sha256-([^']+)'", policy))
@@ -179,7 +196,7 @@ def test_reordering_marks_and_control_characters_are_shown(tmp_path: Path) -> No
     text = write_report(run).read_text(encoding="utf-8")
     assert "a⟨U+202E⟩b⟨U+2066⟩c⟨U+0000⟩d" in text and "⟨U+D800⟩" in text
     assert "가👩\u200d🚀" in text  # joiners belong to letters and signs, and stay
-    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", text.split("<script>")[0])
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", text.split("<script")[0])
 
 
 def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
@@ -191,8 +208,7 @@ def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
         assert all(len(row) == len(chart.header) for row in chart.rows)
     speed = next(chart.figure["data"][0]["y"] for chart in charts if chart.id == "speed")
     assert speed == [pytest.approx(row["tokens"] / row["seconds"]) for row in run.timing]
-    stored = Page(render(run)).texts["script"][0]
-    assert "<" not in stored
+    stored = unpacked(Page(render(run)).texts["script"][0])
     assert json.loads(stored) == {chart.id: chart.figure for chart in charts}
     loss = json.loads(stored)["loss"]
     assert loss["data"][0]["x"] == list(range(1, 61)) and loss["data"][0]["y"][0] == pytest.approx(
@@ -201,13 +217,17 @@ def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
     assert loss["layout"]["shapes"][0]["y0"] == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_json_cannot_end_its_script() -> None:
-    hostile = {"</script>": "<!--<script>&\u2028\ud800"}
-    stored = embedded_json(hostile)
-    assert not set("<>&\u2028") & set(stored) and stored.isascii()
-    assert json.loads(stored) == hostile
+def test_what_is_packed_cannot_end_its_script() -> None:
+    hostile = json.dumps({"</script>": "<!--<script>&\u2028\ud800"})
+    stored = packed(hostile)
+    assert re.fullmatch("[A-Za-z0-9+/=]+", stored) and unpacked(stored) == hostile
+
+
+def test_a_number_that_json_lacks_is_refused(demo: Path) -> None:
+    chart = draw_chart("a", "a", "a", [Series("a", "plain", (1.0,), (float("nan"),))], "a")
+    assert chart is not None
     with pytest.raises(ValueError):
-        embedded_json(float("nan"))  # NaN is no JSON: a browser would refuse all of it
+        page_scripts([chart])  # NaN is no JSON: a browser would refuse all of it
 
 
 def test_what_the_run_was(demo: Path) -> None:
@@ -217,13 +237,13 @@ def test_what_the_run_was(demo: Path) -> None:
     assert facts["Learning rate"] == "0.0001, schedule cosine, warmup 0.1"
     assert facts["Rows"] == "2,130 read, 2,120 used, 10 dropped"
     assert facts["Pairs"] == "1,920 to train on, 200 held out"
-    assert facts["Noticed in the data"] == "duplicate: 10"
+    assert facts["Findings in the data"] == "duplicate: 10"
     assert facts["Tokens"].startswith("158,112 computed;") and "1.91 times" in facts["Tokens"]
     assert facts["Checked before step 1"] == (
         "8 pairs scored by the fast and by the plain path differ by 3.1e−06 nats an answer; "
         "0.0001 is allowed"
     )
-    assert facts["At the start"] == "loss 0.693147 (ln 2 is 0.693147), largest reward 0"
+    assert facts["Initial policy"] == "loss 0.693147 (ln 2 is 0.693147), largest reward 0"
     assert "torch 2.13.0" in facts["Versions"] and facts["Backend"] == "segments"
     assert all(facts.values())
 
@@ -249,7 +269,7 @@ def test_the_same_folder_gives_the_same_bytes(demo: Path, tmp_path: Path) -> Non
         ("config.yaml", "There is no config.yaml"),
         ("metrics.jsonl", "There is no metrics.jsonl, so losses and rewards are not known."),
         ("timing.jsonl", "There is no timing.jsonl, so its speed is not known."),
-        ("ledger", "There is no ledger in this folder"),
+        ("ledger", "There is no pair log in this folder"),
         ("outcome.json", "moving at random gives 50%"),
         ("samples.jsonl", "No sampled answers in this folder"),
     ],

@@ -1,4 +1,4 @@
-"""Reading a run folder: logs as they come, the ledger by its last visits, every gap in words."""
+"""Reading a run folder: logs as they come, the pair log by its last visits, every gap in words."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.support.report_runs import build_run, metrics, write_json, write_jsonl, write_part
 
-from likelier.report.plot import MOST_POINTS, Series, table, thinned
+from likelier.pages.charts import MAX_POINTS, Series, table, thinned
 from likelier.report.read import Share, read_jsonl, read_run, share
 
 
@@ -82,23 +82,23 @@ def visit(source: str, step: int, margin: float, chosen: float = 0.0) -> dict[st
     }
 
 
-def test_the_ledger_keeps_the_last_visit_of_each_pair(tmp_path: Path) -> None:
+def test_the_pair_log_keeps_the_last_visit_of_each_pair(tmp_path: Path) -> None:
     path = tmp_path
     write_json(path / "run.json", {})
     # The second part holds the earlier visits: order comes from the steps, not from the files.
     write_part(path, "0.parquet", [visit("b", 9, 3.0), visit("a", 8, -1.0, chosen=-2.0)])
     write_part(path, "1.parquet", [visit("a", 1, 7.0, chosen=2.0), visit("c", 5, 0.5)])
-    ledger = read_run(path).ledger
-    assert ledger is not None and (ledger.pairs, ledger.visits) == (3, 4)
+    pair_log = read_run(path).pair_log
+    assert pair_log is not None and (pair_log.pairs, pair_log.visits) == (3, 4)
     # Three pairs: no pair stands at both ends.
-    assert [(p.source, p.step, p.margin) for p in ledger.smallest] == [
+    assert [(p.source, p.step, p.margin) for p in pair_log.smallest] == [
         ("a", 8, -1.0),
         ("c", 5, 0.5),
     ]
-    assert [p.source for p in ledger.largest] == ["b"]
-    assert ledger.smallest[0].chosen_change == pytest.approx(-2.0)
+    assert [p.source for p in pair_log.largest] == ["b"]
+    assert pair_log.smallest[0].chosen_change == pytest.approx(-2.0)
     # Per token of the answer, which has 4.
-    drift = [(row["step"], row["chosen_change_token"]) for row in ledger.drift]
+    drift = [(row["step"], row["chosen_change_token"]) for row in pair_log.drift]
     assert drift == [
         (1, pytest.approx(0.5)),
         (5, 0.0),
@@ -111,38 +111,38 @@ def test_the_drift_is_a_mean_over_the_pairs_of_a_step(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {})
     visits = [visit("a", 1, 0.0, chosen=2.0), visit("b", 1, 0.0, chosen=-1.0)]
     write_part(tmp_path, "0.parquet", visits)
-    ledger = read_run(tmp_path).ledger
-    assert ledger is not None
+    pair_log = read_run(tmp_path).pair_log
+    assert pair_log is not None
     row = {"step": 1, "chosen_change_token": 0.125, "rejected_change_token": 0.0}
-    assert ledger.drift == (pytest.approx(row),)
+    assert pair_log.drift == (pytest.approx(row),)
 
 
 def test_pairs_seen_only_early_are_not_at_the_ends(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {})
     write_part(tmp_path, "0.parquet", [visit(f"{i}", i, -float(i)) for i in range(1, 11)])
-    ledger = read_run(tmp_path).ledger
-    assert ledger is not None and ledger.pairs == 10
-    assert [p.step for p in ledger.smallest] == [10, 9, 8]
-    assert [p.step for p in ledger.largest] == [6, 7]
+    pair_log = read_run(tmp_path).pair_log
+    assert pair_log is not None and pair_log.pairs == 10
+    assert [p.step for p in pair_log.smallest] == [10, 9, 8]
+    assert [p.step for p in pair_log.largest] == [6, 7]
 
 
-def test_both_ends_of_a_long_ledger(tmp_path: Path) -> None:
+def test_both_ends_of_a_long_pair_log(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {})
     write_part(tmp_path, "0.parquet", [visit(f"{i:03}", 1, float(i)) for i in range(100)])
-    ledger = read_run(tmp_path).ledger
-    assert ledger is not None
-    assert [pair.margin for pair in ledger.smallest] == [0, 1, 2, 3, 4, 5]
-    assert [pair.margin for pair in ledger.largest] == [99, 98, 97, 96, 95, 94]
+    pair_log = read_run(tmp_path).pair_log
+    assert pair_log is not None
+    assert [pair.margin for pair in pair_log.smallest] == [0, 1, 2, 3, 4, 5]
+    assert [pair.margin for pair in pair_log.largest] == [99, 98, 97, 96, 95, 94]
 
 
-def test_ledger_parts_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+def test_pair_log_files_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {})
     write_part(tmp_path, "0.parquet", [visit("a", 1, 1.0), visit("n", 1, float("nan"))])
     (tmp_path / "ledger" / "1.parquet").write_bytes(b"PAR1 cut")
     pq.write_table(pa.table({"step": [1]}), tmp_path / "ledger" / "2.parquet")
     (tmp_path / "ledger" / ".3.parquet").write_bytes(b"not finished")
     run = read_run(tmp_path)
-    assert run.ledger is not None and run.ledger.visits == 1
+    assert run.pair_log is not None and run.pair_log.visits == 1
     told = [gap for gap in run.gaps if gap.startswith("ledger/")]
     assert told == [
         "ledger/1.parquet could not be read and is left out.",
@@ -151,9 +151,9 @@ def test_ledger_parts_that_cannot_be_read_are_said(tmp_path: Path) -> None:
 
 
 def test_long_lines_are_means_that_keep_the_whole(tmp_path: Path) -> None:
-    n = 2 * MOST_POINTS + 1
+    n = 2 * MAX_POINTS + 1
     line = thinned(Series("loss", "train", tuple(range(n)), tuple(float(i) for i in range(n))))
-    assert len(line.x) <= MOST_POINTS and line.x[-1] == n - 1
+    assert len(line.x) <= MAX_POINTS and line.x[-1] == n - 1
     assert line.x[0] == 2 and line.y[0] == 1.0 and line.name == "loss, means of 3 steps"
     short = Series("loss", "train", (1.0, 2.0), (3.0, 4.0))
     assert thinned(short) is short

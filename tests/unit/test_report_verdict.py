@@ -20,20 +20,18 @@ from tests.support.report_runs import (
     write_jsonl,
 )
 
+from likelier.pages import script_language, visible
+from likelier.pages.texts import duration, percent, points, short, signed
 from likelier.report.health import health
-from likelier.report.read import RunFolder, Share, read_run
-from likelier.report.verdict import give_verdict, held_out_accuracy, key_figures
-from likelier.report.words import (
+from likelier.report.read import (
+    RunFolder,
+    Share,
     difference,
-    duration,
-    language,
-    percent,
-    points,
-    short,
-    signed,
-    visible,
+    held_out_accuracy,
+    read_run,
     wilson,
 )
+from likelier.report.summary import give_verdict, key_figures
 
 
 def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") -> RunFolder:
@@ -60,7 +58,7 @@ def test_wilson_and_newcombe_give_the_published_intervals() -> None:
     ("after", "tone", "words"),
     [
         (0.975, "better", "97.5% of the sampled answers"),
-        (0.55, "same", "not distinguishable from the start"),
+        (0.55, "same", "not distinguishable from the model before training"),
         (0.3, "worse", "down from 51% before"),
     ],
 )
@@ -75,8 +73,8 @@ def test_the_demo_verdict(tmp_path: Path, after: float, tone: str, words: str) -
     ("accuracy", "n", "tone", "words"),
     [
         (0.62, 200, "better", "towards the chosen answer more than the rejected one in 62%"),
-        (0.62, 20, "same", "not distinguishable from the start"),
-        (0.5, 5000, "same", "not distinguishable from the start"),
+        (0.62, 20, "same", "not distinguishable from the model before training"),
+        (0.5, 5000, "same", "not distinguishable from the model before training"),
         (0.38, 200, "worse", "the wrong way"),
     ],
 )
@@ -135,7 +133,7 @@ def test_key_figures_are_those_of_the_folder(tmp_path: Path) -> None:
 
 
 def looked_at(run: RunFolder) -> set[str]:
-    return {check.title for check in health(run) if check.state == "look"}
+    return {check.title for check in health(run) if check.state == "warning"}
 
 
 def test_a_healthy_run_has_nothing_to_look_at(tmp_path: Path) -> None:
@@ -223,7 +221,7 @@ def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
 def test_a_strong_drift_is_told_from_a_small_one(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run")
     write_jsonl(run / "metrics.jsonl", changed(falling_chosen))
-    small = next(check for check in health(read_run(run)) if check.state == "look")
+    small = next(check for check in health(read_run(run)) if check.state == "warning")
     assert "That is +0.126 nats a training token." in small.reason
     # The same fall with few tokens an answer is a large one.
     for part in sorted((run / "ledger").iterdir()):
@@ -231,7 +229,7 @@ def test_a_strong_drift_is_told_from_a_small_one(tmp_path: Path) -> None:
         fallen = pc.subtract(table["reference_chosen_logp"], 6.0)
         at = table.schema.get_field_index("chosen_logp")
         pq.write_table(table.set_column(at, "chosen_logp", pa.chunked_array(fallen)), part)
-    large = next(check for check in health(read_run(run)) if check.state == "look")
+    large = next(check for check in health(read_run(run)) if check.state == "warning")
     assert large.title == "The chosen answers lose much of their probability"
 
 
@@ -276,7 +274,7 @@ def test_numbers_as_people_read_them() -> None:
         "1 h 00 min",
         "2 h 07 min",
     ]
-    assert [language(t) for t in ("바다 sea", "海です", "大海", "sea", "")] == [
+    assert [script_language(t) for t in ("바다 sea", "海です", "大海", "sea", "")] == [
         "ko",
         "ja",
         "zh",

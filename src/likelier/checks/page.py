@@ -3,16 +3,18 @@
 from pathlib import Path
 
 from likelier.base.files import write_text
-from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
 from likelier.checks.summary import Examination, describe
-from likelier.pages.render import render_page
+from likelier.pages import render_page
+from likelier.pages.texts import text
 
 
 def write_page(found: Examination, name: str, path: Path) -> None:
     """Write what was found as a page, replacing ``path`` whole. Raises OutputError."""
     errors = found.count("error")
-    verdict = f"{found.usable} of {found.rows} rows can be used"
+    verdict = text("check.usable", usable=found.usable, rows=found.rows)
+    if errors:
+        verdict = text("check.errors", usable=found.usable, rows=found.rows, n=errors)
     kinds = [
         {
             "code": kind.code,
@@ -20,21 +22,19 @@ def write_page(found: Examination, name: str, path: Path) -> None:
             "count": kind.count,
             "why": why(kind.code),
             "cure": cure(kind.code),
-            "places": [
-                {"where": visible(finding.where), "message": visible(finding.message)}
-                for finding in kind.first
-            ],
+            "places": [{"where": f.where, "message": f.message} for f in kind.first],
         }
         for kind in found.kinds
     ]
     page = render_page(
         "check.html",
-        name=visible(name),
+        ["page.css"],
+        name=name,
         errors=errors,
-        verdict=f"{verdict}; {errors} errors" if errors else verdict,
-        form=visible(found.form.told),
+        verdict=verdict,
+        form=found.form.told,
         kinds=kinds,
-        lines=[visible(line) for line in describe(found) if not line.startswith(" ")],
+        lines=[line for line in describe(found) if not line.startswith(" ")],
         clues=found.statistics.probe.clues if found.statistics.probe else (),
     )
     write_text(path, page)

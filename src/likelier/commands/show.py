@@ -23,7 +23,7 @@ from likelier.data.pool import BATCH
 from likelier.data.records import Answer, Finding, TokenPair
 from likelier.data.tokens import encode_pairs
 from likelier.model.load import load_tokenizer
-from likelier.pages.render import render_page
+from likelier.pages import render_page
 
 STYLES = {"prompt": "dim", "scored": "green", "context": "dim", "stop": "bold magenta"}
 BROKEN = "\ufffd"  # what decoding gives for a part of a character
@@ -71,7 +71,9 @@ def show(
     pairs = _first_pairs(data, encoder, Reading(columns, chat), number)
     shown = [_shown(pair, tokenizer) for pair in pairs]
     if html is not None:
-        write_text(html, render_page("show.html", name=visible(str(data)), pairs=shown))
+        write_text(
+            html, render_page("show.html", ["page.css"], name=visible(str(data)), pairs=shown)
+        )
         say(f"page: {visible(str(html))}")
         return
     console = Console(soft_wrap=True, highlight=False)

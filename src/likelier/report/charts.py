@@ -1,28 +1,12 @@
 """The curves of a run, each with one sentence on how to read it."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from likelier.report.loss import reads_reference, starts_at_ln2
-from likelier.report.plot import Series, add_level, figure, in_words, series, table
-from likelier.report.read import RunFolder, number, section
-from likelier.report.verdict import held_out_accuracy, log_ratio
-from likelier.report.words import short, signed
-
-
-@dataclass(frozen=True)
-class Chart:
-    """``reading`` says how to read the curve, ``alt`` what it shows; header and rows repeat it."""
-
-    id: str
-    title: str
-    reading: str
-    alt: str
-    figure: dict[str, Any]
-    header: list[str]
-    rows: list[list[str]]
+from likelier.pages.charts import Chart, Series, draw_chart, thinned
+from likelier.pages.texts import short, signed, text
+from likelier.report.read import Row, RunFolder, held_out_accuracy, number, section
+from likelier.report.summary import log_ratio, reads_reference, starts_at_ln2
 
 
 def draw_charts(run: RunFolder) -> list[Chart]:
@@ -32,140 +16,82 @@ def draw_charts(run: RunFolder) -> list[Chart]:
 
 def draw_loss(run: RunFolder) -> Chart | None:
     """The loss on training and held-out pairs, against ln 2."""
-    lines = [
-        series("training", "train", run.train, "loss"),
-        series("held-out", "held-out", run.held_out, "eval_loss"),
-    ]
-    chart = _chart(
-        "loss",
-        "Loss",
-        "How far the model is from the preferences. Lower is better; the held-out line is the one "
-        "to trust. If it rises while the training line falls, the run learns its pairs by heart.",
-        lines,
-        "nats a pair",
-    )
-    if chart is not None and starts_at_ln2(run):
-        add_level(chart.figure, math.log(2), "ln 2 = 0.693: no preference learned")
-    return chart
+    training = _line("training", "train", run.train, "loss")
+    held_out = _line("held_out", "held-out", run.held_out, "eval_loss")
+    ln2 = [(math.log(2), text("report.curves.levels.ln2"))] if starts_at_ln2(run) else []
+    return _chart("loss", [training, held_out], levels=ln2)
 
 
 def draw_accuracy(run: RunFolder) -> Chart | None:
     """The share of pairs moved the right way, with intervals on held-out pairs."""
+    training = _line("training", "train", run.train, "rewards/accuracies")
     found = [(row["step"], s) for row in run.held_out if (s := held_out_accuracy(row)) is not None]
     held_out = Series(
-        "held-out, 95% interval",
+        text("report.curves.lines.held_out_interval"),
         "held-out",
         tuple(step for step, _ in found),
         tuple(share.value for _, share in found),
         tuple(share.low for _, share in found),
         tuple(share.high for _, share in found),
     )
-    chart = _chart(
-        "accuracy",
-        "Accuracy",
-        "The share of pairs where the model moved towards the chosen answer more than towards the "
-        "rejected one. It starts at a half; on pairs that people judged, 60 to 75% is a usual end.",
-        [series("training", "train", run.train, "rewards/accuracies"), held_out],
-        "share of pairs",
-        range=[-0.02, 1.02],
-        tickformat=".0%",
-    )
-    if chart is not None:
-        add_level(chart.figure, 0.5, "moving at random")
-    return chart
+    at_random = [(0.5, text("report.curves.levels.at_random"))]
+    return _chart("accuracy", [training, held_out], scale="share", levels=at_random)
 
 
 def draw_rewards(run: RunFolder) -> Chart | None:
     """Rewards of both answers and the margin, with what they say about displacement."""
-    held_out = any("eval_rewards/chosen" in row for row in run.held_out)
-    rows, prefix = (run.held_out, "eval_") if held_out else (run.train, "")
-    kind = "held-out" if held_out else "training"
-    chart = _chart(
-        "rewards",
-        f"Rewards, {kind} pairs",
-        f"{_meaning(run)} The margin (chosen less rejected) should grow. "
-        f"{_displacement(run, rows, prefix)}",
-        [
-            series("chosen", "chosen", rows, f"{prefix}rewards/chosen"),
-            series("rejected", "rejected", rows, f"{prefix}rewards/rejected"),
-            series("margin", "margin", rows, f"{prefix}rewards/margins"),
-        ],
-        "reward",
-    )
-    if chart is not None and reads_reference(run):
-        add_level(chart.figure, 0.0, "the reference")
-    return chart
-
-
-def _meaning(run: RunFolder) -> str:
+    if any("eval_rewards/chosen" in row for row in run.held_out):
+        rows, prefix, title = run.held_out, "eval_rewards", "title"
+    else:
+        rows, prefix, title = run.train, "rewards", "title_training"
+    lines = [
+        _line("chosen", "chosen", rows, f"{prefix}/chosen"),
+        _line("rejected", "rejected", rows, f"{prefix}/rejected"),
+        _line("margin", "margin", rows, f"{prefix}/margins"),
+    ]
+    end = _displacement(run, [row[key] for row in rows if (key := f"{prefix}/chosen") in row])
     if reads_reference(run):
-        return "Beta times how much likelier an answer became since the start."
-    return "Beta times the log-prob of an answer: this loss reads no reference."
+        meaning = text("report.curves.rewards.against_reference")
+        levels = [(0.0, text("report.curves.levels.reference"))]
+    else:
+        meaning, levels = text("report.curves.rewards.no_reference"), []
+    return _chart("rewards", lines, title=title, levels=levels, meaning=meaning, end=end)
 
 
-def _displacement(run: RunFolder, rows: Any, prefix: str) -> str:
+def _displacement(run: RunFolder, rewards: list[float]) -> str:
     """What the last chosen reward means in nats, where beta is known."""
-    rewards = [row[f"{prefix}rewards/chosen"] for row in rows if f"{prefix}rewards/chosen" in row]
-    change = log_ratio(run, rewards)
     if not reads_reference(run):
-        return "A chosen line that falls means that even the chosen answers became less likely."
+        return text("report.curves.rewards.falls")
+    change = log_ratio(run, rewards)
     if change is None:
-        return "A chosen line below zero means that even the chosen answers became less likely."
-    told = f"At the end a chosen answer's log-prob is {signed(change)} nats against the reference"
-    if change < 0:
-        return f"{told}: even the chosen answers became less likely."
-    return f"{told}: the chosen answers did not lose probability."
+        return text("report.curves.rewards.below_zero")
+    which = "lost" if change < 0 else "kept"
+    return text(f"report.curves.rewards.{which}", change=signed(change))
 
 
 def draw_drift(run: RunFolder) -> Chart | None:
-    """The change of log-prob per token, from the ledger: the displacement plot."""
-    rows = run.ledger.drift if run.ledger else ()
-    chart = _chart(
-        "drift",
-        "Likelihood per token",
-        "How much likelier each token of an answer became since the start, averaged over the pairs "
-        "of a step. Rejected should fall; a chosen line that sinks below −0.1 and keeps falling "
-        "means that probability goes to answers nobody asked for.",
-        [
-            series("chosen", "chosen", rows, "chosen_change_token"),
-            series("rejected", "rejected", rows, "rejected_change_token"),
-        ],
-        "nats a token",
-    )
-    if chart is not None:
-        add_level(chart.figure, 0.0, "the reference")
-    return chart
+    """The change of log-prob per token, from the pair log: the displacement plot."""
+    rows = run.pair_log.drift if run.pair_log else ()
+    chosen = _line("chosen", "chosen", rows, "chosen_change_token")
+    rejected = _line("rejected", "rejected", rows, "rejected_change_token")
+    reference = [(0.0, text("report.curves.levels.reference"))]
+    return _chart("drift", [chosen, rejected], levels=reference)
 
 
 def draw_gradient(run: RunFolder) -> Chart | None:
     """The norm of the gradient before clipping, and the limit."""
-    lines = [series("gradient norm", "plain", run.train, "grad_norm")]
-    chart = _chart(
-        "gradient",
-        "Gradient norm",
-        "How hard each step pulls, before clipping. Single spikes are normal; mostly above the "
-        "limit means that the learning rate or beta is too large, and 0 that nothing is learned.",
-        lines,
-        "norm",
-        rangemode="tozero",
-    )
+    norms = _line("gradient", "plain", run.train, "grad_norm")
     limit = number(section(run.config, "optim").get("max_grad_norm"))
-    if chart is not None and limit and limit <= 3 * max(lines[0].y):  # else it flattens the curve
-        add_level(chart.figure, limit, f"clipped above {short(limit)}")
-    return chart
+    levels = []
+    if limit and norms.y and limit <= 3 * max(norms.y):  # else it flattens the curve
+        levels = [(limit, text("report.curves.levels.clipped", limit=short(limit)))]
+    return _chart("gradient", [norms], scale="from zero", levels=levels)
 
 
 def draw_learning_rate(run: RunFolder) -> Chart | None:
     """The learning rate by step."""
-    return _chart(
-        "learning-rate",
-        "Learning rate",
-        "How far a step may go: it climbs while the run warms up and then follows its schedule.",
-        [series("learning rate", "plain", run.train, "learning_rate")],
-        "learning rate",
-        rangemode="tozero",
-        exponentformat="e",
-    )
+    rates = _line("learning_rate", "plain", run.train, "learning_rate")
+    return _chart("learning-rate", [rates], scale="small")
 
 
 def draw_speed(run: RunFolder) -> Chart | None:
@@ -173,26 +99,33 @@ def draw_speed(run: RunFolder) -> Chart | None:
     timed = [row for row in run.timing if row.get("seconds", 0) > 0 and "tokens" in row]
     speeds = [(row["step"], number(row["tokens"] / row["seconds"])) for row in timed]
     rows = tuple({"step": step, "speed": speed} for step, speed in speeds if speed is not None)
-    return _chart(
-        "speed",
-        "Speed",
-        "Tokens computed a second. It should be level: a slow slide hints at memory or heat, and "
-        "steps differ where their answers differ in length.",
-        [series("tokens a second", "plain", rows, "speed")],
-        "tokens a second",
-        rangemode="tozero",
-    )
+    return _chart("speed", [_line("speed", "plain", rows, "speed")], scale="from zero")
+
+
+def _line(name: str, style: str, rows: tuple[Row, ...], key: str) -> Series:
+    """The values of ``key`` by step, from the rows that have it."""
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    steps, values = tuple(x for x, _ in points), tuple(y for _, y in points)
+    return thinned(Series(text(f"report.curves.lines.{name}"), style, steps, values))
 
 
 def _chart(
-    id: str, title: str, reading: str, lines: list[Series], y_title: str, **y_axis: Any
+    id: str,
+    lines: list[Series],
+    *,
+    title: str = "title",
+    scale: str = "any",
+    levels: Sequence[tuple[float, str]] = (),
+    **reading: str,
 ) -> Chart | None:
-    lines = [line for line in lines if line.x]
-    if not lines:
-        return None
-    header, rows = table(lines)
-    return Chart(
-        id, title, reading, in_words(lines), figure(lines, y_title, **y_axis), header, rows
+    return draw_chart(
+        id,
+        text(f"report.curves.{id}.{title}"),
+        text(f"report.curves.{id}.reading", **reading),
+        lines,
+        text(f"report.curves.{id}.axis"),
+        scale,
+        levels,
     )
 
 

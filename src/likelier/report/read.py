@@ -1,21 +1,24 @@
 """A run folder as the report reads it: what is there, and a plain word for what is not."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import yaml
 
 from likelier.base.errors import InputMissing
 from likelier.base.files import read_json
-from likelier.report.ledger import Ledger, read_ledger
+from likelier.evaluation import intervals
+from likelier.pages.texts import text
 
-LOST = {
-    "config.yaml": "the settings of this run are",
-    "metrics.jsonl": "losses and rewards are",
-    "timing.jsonl": "its speed is",
-}
+LOGPS = ("chosen_logp", "rejected_logp", "reference_chosen_logp", "reference_rejected_logp")
+COLUMNS = ("step", "source", *LOGPS, "chosen_tokens", "rejected_tokens", "margin")
+SHOWN_PAIRS = 6  # at either end of the margins
 LARGEST = 1e100  # beyond it nothing was measured, and sums and squares of it stay finite
 Row = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
 
@@ -28,6 +31,35 @@ class Share:
     low: float
     high: float
     n: int
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One pair at its last visit.
+
+    ``margin`` is the reward margin; the changes are the answer's log-prob less the reference's,
+    in nats an answer.
+    """
+
+    source: str
+    step: int
+    margin: float
+    chosen_change: float
+    rejected_change: float
+
+
+@dataclass(frozen=True)
+class PairLog:
+    """``smallest`` and ``largest`` are of the pairs last seen in the second half of the steps.
+
+    ``drift`` has a row a step: mean change of log-prob from the reference, nats a token.
+    """
+
+    pairs: int
+    visits: int
+    smallest: tuple[PairRow, ...]
+    largest: tuple[PairRow, ...]
+    drift: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -47,7 +79,7 @@ class RunFolder:
     train: tuple[Row, ...]
     held_out: tuple[Row, ...]
     timing: tuple[Row, ...]
-    ledger: Ledger | None
+    pair_log: PairLog | None
     outcome: dict[str, Share]
     samples: tuple[dict[str, Any], ...]
     gaps: tuple[str, ...]
@@ -60,10 +92,12 @@ def read_run(path: Path) -> RunFolder:
         InputMissing: there is no such folder, or no complete run.json in it.
     """
     record = read_record(path)
-    gaps: list[str] = []
-    for name, lost in LOST.items():
-        if not (path / name).exists():
-            gaps.append(f"There is no {name}, so {lost} not known.")
+    lost = {
+        "config.yaml": text("report.gaps.no_config"),
+        "metrics.jsonl": text("report.gaps.no_metrics"),
+        "timing.jsonl": text("report.gaps.no_timing"),
+    }
+    gaps = [sentence for name, sentence in lost.items() if not (path / name).exists()]
     config, config_text = _read_config(path / "config.yaml", gaps)
     metrics = _read_rows(path / "metrics.jsonl", gaps)
     return RunFolder(
@@ -74,7 +108,7 @@ def read_run(path: Path) -> RunFolder:
         train=_one_a_step(row for row in metrics if "loss" in row),
         held_out=_one_a_step(row for row in metrics if any(k.startswith("eval_") for k in row)),
         timing=_one_a_step(_read_rows(path / "timing.jsonl", gaps)),
-        ledger=read_ledger(path / "ledger", gaps),
+        pair_log=read_pair_log(_pair_log_folder(path), gaps),
         outcome=_read_outcome(path / "outcome.json", gaps),
         samples=tuple(read_jsonl(path / "samples.jsonl", gaps)),
         gaps=tuple(gaps),
@@ -98,23 +132,23 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_jsonl(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; [] where it is missing. Unreadable lines are counted.
 
-    A last line cut short is no gap: a run that is still going may be writing it.
+    A last line cut short is no gap: a run that has not ended may be writing it.
     """
     try:
         lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:
-        gaps.append(f"{path.name} could not be read ({error.strerror}).")
+        gaps.append(text("report.gaps.file", name=path.name, error=error.strerror))
         return []
-    parsed = [(line, _parse(line)) for line in lines if line.strip()]
-    unfinished = lines[-1].strip() != ""
-    broken = sum(not isinstance(value, dict) for _, value in parsed)
-    if unfinished and not isinstance(parsed[-1][1], dict):
+    parsed = [_parse(line) for line in lines if line.strip()]
+    found = [value for value in parsed if isinstance(value, dict)]
+    broken = len(parsed) - len(found)
+    if lines[-1].strip() and not isinstance(parsed[-1], dict):
         broken -= 1
     if broken:
-        gaps.append(f"{broken} of the {len(parsed)} lines of {path.name} could not be read.")
-    return [value for _, value in parsed if isinstance(value, dict)]
+        gaps.append(text("report.gaps.lines", n=broken, total=len(parsed), name=path.name))
+    return found
 
 
 def number(value: Any) -> float | None:
@@ -132,60 +166,8 @@ def count(value: Any) -> int | None:
 
 def section(tree: Any, name: str) -> dict[str, Any]:
     """A nested section of a config or record; {} where it is missing or no mapping."""
-    part = tree.get(name) if isinstance(tree, dict) else None
-    return part if isinstance(part, dict) else {}
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _read_rows(path: Path, gaps: list[str]) -> list[Row]:
-    """Rows that have a step, with their finite numbers; what is not finite is counted."""
-    rows, odd = [], 0
-    for raw in read_jsonl(path, gaps):
-        row = {name: found for name, value in raw.items() if (found := number(value)) is not None}
-        odd += sum(isinstance(raw[name], float) for name in raw.keys() - row.keys())
-        if "step" in row:
-            rows.append(row)
-    if odd:
-        gaps.append(f"{odd} values in {path.name} are not finite and are left out of the curves.")
-    return rows
-
-
-def _one_a_step(rows: Any) -> tuple[Row, ...]:
-    """Rows by step; where a step was written twice, the later row stands."""
-    latest = {row["step"]: row for row in rows}
-    return tuple(latest[step] for step in sorted(latest))
-
-
-def _read_config(path: Path, gaps: list[str]) -> tuple[dict[str, Any], str | None]:
-    text = config = None
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        config = yaml.safe_load(text)
-    except FileNotFoundError:
-        return {}, None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        pass
-    if isinstance(config, dict):
-        return config, text
-    gaps.append("config.yaml could not be read, so the settings of this run are not known.")
-    return {}, text
-
-
-def _read_outcome(path: Path, gaps: list[str]) -> dict[str, Share]:
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    if content is None:
-        gaps.append("outcome.json could not be read.")
-        return {}
-    shares = {name: share(value) for name, value in content.items()}
-    return {name: found for name, found in shares.items() if found is not None}
+    found = tree.get(name) if isinstance(tree, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def share(value: Any) -> Share | None:
@@ -199,3 +181,174 @@ def share(value: Any) -> Share | None:
     slack = 1e-9  # an end that should equal the value may miss it by a rounding
     ordered = low - slack <= middle <= high + slack and min(low, middle) >= 0
     return Share(middle, low, high, n) if ordered and max(middle, high) <= 1 else None
+
+
+def wilson(value: float, n: int) -> Share:
+    """The share ``value`` of ``n`` cases with Wilson's 95% interval."""
+    return Share(value, *intervals.wilson(value, n), n)
+
+
+def difference(before: Share, after: Share) -> tuple[float, float, float]:
+    """``after - before`` and its 95% interval, for two shares measured on separate samples.
+
+    Newcombe's hybrid: each side of the interval joins the two distances that matter for it.
+    """
+    change = after.value - before.value
+    low = math.hypot(after.value - after.low, before.high - before.value)
+    high = math.hypot(after.high - after.value, before.value - before.low)
+    return change, change - low, change + high
+
+
+def held_out_accuracy(row: Row) -> Share | None:
+    """The accuracy of an evaluation row with its interval (Wilson's where the row has none)."""
+    value, n = row.get("eval_rewards/accuracies"), count(row.get("eval_pairs"))
+    if value is None or not n or not 0 <= value <= 1:
+        return None
+    low, high = row.get("eval_rewards/accuracies_low"), row.get("eval_rewards/accuracies_high")
+    return share({"value": value, "low": low, "high": high, "n": n}) or wilson(value, n)
+
+
+def progress(run: RunFolder) -> tuple[int | None, int | None]:
+    """Steps done and steps planned, as far as they are known."""
+    done = count(run.record.get("step"))
+    if run.train:
+        done = max(done or 0, int(run.train[-1]["step"]))
+    return done, count(run.record.get("steps"))
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _read_rows(path: Path, gaps: list[str]) -> list[Row]:
+    """Rows that have a step, with their finite numbers; what is not finite is counted."""
+    rows, odd = [], 0
+    for raw in read_jsonl(path, gaps):
+        row = {name: found for name, value in raw.items() if (found := number(value)) is not None}
+        odd += sum(isinstance(raw[name], float) for name in raw.keys() - row.keys())
+        if "step" in row:
+            rows.append(row)
+    if odd:
+        gaps.append(text("report.gaps.not_finite", n=odd, name=path.name))
+    return rows
+
+
+def _one_a_step(rows: Any) -> tuple[Row, ...]:
+    """Rows by step; where a step was written twice, the later row stands."""
+    latest = {row["step"]: row for row in rows}
+    return tuple(latest[step] for step in sorted(latest))
+
+
+def _read_config(path: Path, gaps: list[str]) -> tuple[dict[str, Any], str | None]:
+    written = config = None
+    try:
+        written = path.read_text(encoding="utf-8", errors="replace")
+        config = yaml.safe_load(written)
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        pass
+    if isinstance(config, dict):
+        return config, written
+    gaps.append(text("report.gaps.config"))
+    return {}, written
+
+
+def _read_outcome(path: Path, gaps: list[str]) -> dict[str, Share]:
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    if content is None:
+        gaps.append(text("report.gaps.outcome"))
+        return {}
+    shares = {name: share(value) for name, value in content.items()}
+    return {name: found for name, found in shares.items() if found is not None}
+
+
+def _pair_log_folder(run: Path) -> Path:
+    """``pair_log``, which runs of version 0.1 called ``ledger``."""
+    return run / "pair_log" if (run / "pair_log").is_dir() else run / "ledger"
+
+
+def read_pair_log(folder: Path, gaps: list[str]) -> PairLog | None:
+    """Read the Parquet files of the pair log; None, with a sentence in ``gaps``, if it fails."""
+    files = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
+    tables = [table for file in files if (table := _read_visits(file, gaps)) is not None]
+    if not tables:
+        return None
+    visits = _with_changes(pa.concat_tables(tables))
+    if visits.num_rows == 0:
+        return None
+    pairs = _last_visits(visits)
+    # A pair last seen early had no time to learn: its margin says nothing about the pair.
+    middle = pc.max(visits["step"]).as_py() / 2
+    last = pairs.filter(pc.greater(pairs["step_last"], middle))
+    most = min(SHOWN_PAIRS, last.num_rows // 2)
+    least = min(SHOWN_PAIRS, last.num_rows - most)
+    return PairLog(
+        pairs=pairs.num_rows,
+        visits=visits.num_rows,
+        smallest=_pair_rows(last.slice(0, least)),
+        largest=tuple(reversed(_pair_rows(last.slice(last.num_rows - most)))),
+        drift=_drift(visits),
+    )
+
+
+def _read_visits(file: Path, gaps: list[str]) -> pa.Table | None:
+    name = f"{file.parent.name}/{file.name}"
+    try:
+        with pq.ParquetFile(file) as parquet:
+            lacking = [column for column in COLUMNS if column not in parquet.schema_arrow.names]
+            if lacking:
+                gaps.append(text("report.gaps.pair_log_column", file=name, column=lacking[0]))
+                return None
+            return parquet.read(columns=list(COLUMNS)).cast(_schema(), safe=False)
+    except (OSError, pa.ArrowException):
+        gaps.append(text("report.gaps.pair_log", file=name))
+        return None
+
+
+def _schema() -> pa.Schema:
+    kinds = dict.fromkeys(COLUMNS, pa.float64()) | {"source": pa.string()}
+    return pa.schema(
+        kinds | dict.fromkeys(("step", "chosen_tokens", "rejected_tokens"), pa.int64())
+    )
+
+
+def _with_changes(table: pa.Table) -> pa.Table:
+    """The visits whose numbers are finite, with the changes from the reference, by step."""
+    finite = pc.is_finite(table["margin"])
+    kept = ["step", "source", "margin"]
+    for side in ("chosen", "rejected"):
+        change = pc.subtract(table[f"{side}_logp"], table[f"reference_{side}_logp"])
+        tokens = pc.max_element_wise(table[f"{side}_tokens"], 1)
+        table = table.append_column(f"{side}_change", change)
+        table = table.append_column(f"{side}_change_token", pc.divide(change, tokens))
+        finite = pc.and_(finite, pc.is_finite(change))
+        kept += [f"{side}_change", f"{side}_change_token"]
+    return table.select(kept).filter(finite).sort_by([("step", "ascending")])
+
+
+def _last_visits(visits: pa.Table) -> pa.Table:
+    """One row a pair, its last visit, from the smallest margin to the largest."""
+    kept = ["step", "margin", "chosen_change", "rejected_change"]
+    # In one thread: only then does "last" follow the order of the rows.
+    grouped = visits.group_by("source", use_threads=False).aggregate([(c, "last") for c in kept])
+    return grouped.sort_by([("margin_last", "ascending"), ("source", "ascending")])
+
+
+def _pair_rows(pairs: pa.Table) -> tuple[PairRow, ...]:
+    rows = pairs.to_pylist()
+    return tuple(PairRow(**{key.removesuffix("_last"): row[key] for key in row}) for row in rows)
+
+
+def _drift(visits: pa.Table) -> tuple[Row, ...]:
+    names = ("chosen_change_token", "rejected_change_token")
+    means = visits.group_by("step").aggregate([(name, "mean") for name in names])
+    rows = means.sort_by("step").to_pylist()
+    return tuple(
+        {"step": row["step"], **{name: row[f"{name}_mean"] for name in names}} for row in rows
+    )

@@ -1,0 +1,105 @@
+"""The sentences of the pages by their keys, from one file a language, and numbers as text."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from likelier.base.errors import ConfigError
+
+CATALOGUES = Path(__file__).parent / "texts"  # en.yaml, and one file for each further language
+
+
+def language() -> str:
+    """The language of the pages: LIKELIER_LANGUAGE, or English.
+
+    Raises:
+        ConfigError: there is no catalogue for LIKELIER_LANGUAGE.
+    """
+    code = os.environ.get("LIKELIER_LANGUAGE") or "en"
+    known = sorted(path.stem for path in CATALOGUES.glob("*.yaml"))
+    if code not in known:
+        raise ConfigError(
+            f"there are no texts in the language {code}",
+            where="LIKELIER_LANGUAGE",
+            hint=f"use one of {', '.join(known)}, or unset it for English",
+        )
+    return code
+
+
+def text(key: str, **values: Any) -> str:
+    """The sentence of ``key`` with its placeholders filled; ``n`` picks singular or plural.
+
+    Raises:
+        KeyError: there is no such key, or no value for one of its placeholders.
+    """
+    sentences = catalogue(language())
+    if key not in sentences and "n" in values:
+        key = f"{key}.one" if values["n"] == 1 else f"{key}.other"
+    return sentences[key].format(**values)
+
+
+@cache
+def catalogue(code: str) -> dict[str, str]:
+    """All sentences of a language by their dotted keys."""
+    tree = yaml.safe_load((CATALOGUES / f"{code}.yaml").read_text(encoding="utf-8"))
+    return dict(_flat("", tree))
+
+
+def _flat(prefix: str, tree: dict[str, Any]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        found += _flat(f"{key}.", value) if isinstance(value, dict) else [(key, value)]
+    return found
+
+
+def percent(value: float) -> str:
+    """0.975 as ``97.5%`` and 0.5 as ``50%``; never rounded up to 100% or down to 0%."""
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= value < 1:
+        return ">99.9%"
+    return f"{100 * value:.1f}".removesuffix(".0") + "%"
+
+
+def interval(low: float, high: float, n: int) -> str:
+    """``44 to 58%, n = 200``."""
+    return text("numbers.interval", low=percent(low).removesuffix("%"), high=percent(high), n=n)
+
+
+def points(value: float) -> str:
+    """A difference of two shares in percentage points, signed: ``+46.5``."""
+    return signed(round(100 * value, 1)).removesuffix(".0")
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign, and a true minus sign: ``−3.1``."""
+    written = f"{value:+.{digits}f}"
+    return written.replace("-", "−") if float(written) else written[1:]
+
+
+def short(value: float) -> str:
+    """A number in four significant digits (three far from 1), without needless zeros."""
+    if value == 0:
+        return "0"
+    if 1e4 <= abs(value) < 1e6:
+        written = f"{value:,.0f}"
+    elif 1e-3 <= abs(value) < 1e4:
+        written = f"{value:,.4g}"
+    else:
+        written = f"{value:.3g}"
+    return written.replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """``8.4 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    if seconds < 60:
+        return text("numbers.seconds", seconds=seconds)
+    whole = round(seconds)
+    if whole < 3600:
+        return text("numbers.minutes", minutes=whole // 60, seconds=whole % 60)
+    minutes = round(seconds / 60)
+    return text("numbers.hours", hours=minutes // 60, minutes=minutes % 60)

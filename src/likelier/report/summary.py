@@ -1,0 +1,338 @@
+"""What a run did, in words: the verdict, the key figures, and what the run was."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from likelier.cards import CARDS
+from likelier.pages.texts import duration, interval, percent, points, short, signed, text
+from likelier.report.read import (
+    RunFolder,
+    Share,
+    count,
+    difference,
+    held_out_accuracy,
+    number,
+    progress,
+    section,
+)
+
+Tone = Literal["better", "same", "worse", "unknown"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``tone`` says which way the measured thing went; the sentence says it in full."""
+
+    tone: Tone
+    sentence: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One key figure: what it is, its value, and what stands beside it."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def reads_reference(run: RunFolder) -> bool:
+    """Whether rewards are against a reference; otherwise they are beta times the log-prob."""
+    loss = section(run.config, "loss")
+    parts = loss["parts"] if isinstance(loss.get("parts"), list) else [loss]
+    names = [str(part.get("name", "sigmoid")) for part in parts if isinstance(part, dict)]
+    cards = [CARDS[name] for name in names if name in CARDS]
+    return not cards or any(card.reads("reference") for card in cards)
+
+
+def reward_scale(run: RunFolder) -> float | None:
+    """What a log-ratio is multiplied by to be the logged reward, None where it is not known."""
+    loss = section(run.config, "loss")
+    parts = loss.get("parts")
+    if isinstance(parts, list) and parts and isinstance(parts[0], dict):
+        loss = parts[0]
+    card = CARDS.get(str(loss.get("name", "sigmoid")))
+    if card is None:
+        return number(loss.get("beta"))
+    return number(loss.get(card.reward)) if card.reward else 1.0
+
+
+def starts_at_ln2(run: RunFolder) -> bool:
+    """Whether a policy that is its reference has a loss of ln 2: plain DPO alone."""
+    loss = section(run.config, "loss")
+    return loss.get("name") == "sigmoid" and set(loss) <= {"name", "beta", "divergence", "alpha"}
+
+
+def log_ratio(run: RunFolder, rewards: list[float]) -> float | None:
+    """The last reward over beta: the change of log-prob from the reference, nats an answer."""
+    scale = reward_scale(run) if reads_reference(run) else None
+    return number(rewards[-1] / scale) if rewards and scale else None
+
+
+def give_verdict(run: RunFolder) -> Verdict:
+    """The best evidence the folder holds: sampled answers, else held-out pairs, else the loss."""
+    tone, sentence = _from_samples(run) or _from_held_out(run) or ("unknown", _from_loss(run))
+    return Verdict(tone, sentence, _status(run))
+
+
+def _status(run: RunFolder) -> str:
+    done, planned = progress(run)
+    status = run.record.get("status")
+    status = status if status in ("finished", "stopped") else "running"
+    if done is None:
+        key = "none_logged" if status == "running" else status
+        return text(f"report.status.{key}", progress="")
+    at = "at_step_of" if planned else "at_step"
+    at_step = text(f"report.status.{at}", done=done, planned=planned)
+    return text(f"report.status.{status}", progress=at_step)
+
+
+def _tone(low: float, high: float, nothing: float) -> Tone:
+    """Which way a figure went whose interval is ``low`` to ``high``."""
+    if low <= nothing <= high:
+        return "same"
+    return "better" if low > nothing else "worse"
+
+
+def _from_samples(run: RunFolder) -> tuple[Tone, str] | None:
+    before, after = run.outcome.get("preferred_before"), run.outcome.get("preferred_after")
+    if before is None or after is None:
+        return None
+    tone = _tone(*difference(before, after)[1:], 0)
+    shares = {"before": percent(before.value), "after": percent(after.value)}
+    intervals = {"before_interval": _interval(before), "after_interval": _interval(after)}
+    return tone, text(f"report.verdict.samples_{tone}", **shares, **intervals)
+
+
+def _from_held_out(run: RunFolder) -> tuple[Tone, str] | None:
+    accuracies = [found for row in run.held_out if (found := held_out_accuracy(row)) is not None]
+    if not accuracies:
+        return None
+    last = accuracies[-1]
+    tone = _tone(last.low, last.high, 0.5)
+    values = {"share": percent(last.value), "interval": _interval(last)}
+    return tone, text(f"report.verdict.held_out_{tone}", **values)
+
+
+def _from_loss(run: RunFolder) -> str:
+    if not run.train:
+        return text("report.verdict.nothing_yet")
+    first, last = short(run.train[0]["loss"]), short(run.train[-1]["loss"])
+    if len(run.train) == 1:
+        return text("report.verdict.one_loss", loss=first)
+    return text("report.verdict.losses", first=first, last=last)
+
+
+def _interval(share: Share) -> str:
+    return interval(share.low, share.high, share.n)
+
+
+def key_figures(run: RunFolder) -> list[Card]:
+    """The figures worth a glance, those that the folder holds and no others."""
+    cards = [_before_after(run, "preferred"), _before_after(run, "named")]
+    accuracy = run.outcome.get("heldout_accuracy")
+    if accuracy is None and run.held_out:
+        accuracy = held_out_accuracy(run.held_out[-1])
+    cards += [_share("stopped", run.outcome.get("stopped_after")), _share("accuracy", accuracy)]
+    cards += [_loss(run), _chosen(run), _time(run), _saved(run)]
+    return [card for card in cards if card is not None]
+
+
+def _card(name: str, value: str, detail: str) -> Card:
+    return Card(text(f"report.figures.labels.{name}"), value, detail)
+
+
+def _share(name: str, found: Share | None) -> Card | None:
+    return _card(name, percent(found.value), _interval(found)) if found else None
+
+
+def _before_after(run: RunFolder, name: str) -> Card | None:
+    before, after = run.outcome.get(f"{name}_before"), run.outcome.get(f"{name}_after")
+    if before is None or after is None:
+        return None
+    change, low, high = map(points, difference(before, after))
+    detail = text("report.figures.change", change=change, low=low, high=high, n=after.n)
+    shares = {"before": percent(before.value), "after": percent(after.value)}
+    return _card(name, text("report.figures.before_after", **shares), detail)
+
+
+def _loss(run: RunFolder) -> Card | None:
+    name, rows, key = "training_loss", run.train, "loss"
+    if run.held_out:
+        name, rows, key = "held_out_loss", run.held_out, "eval_loss"
+    losses = [(row["step"], row[key]) for row in rows if key in row]
+    if not losses:
+        return None
+    step, loss = losses[0]
+    first = text("report.figures.first_loss", loss=short(loss), step=step)
+    return _card(name, short(losses[-1][1]), first if len(losses) > 1 else "")
+
+
+def _chosen(run: RunFolder) -> Card | None:
+    """How much likelier the chosen answers are than under the reference: the displacement."""
+    rows, key, where = run.held_out, "eval_rewards/chosen", "held_out"
+    if not any(key in row for row in rows):
+        rows, key, where = run.train, "rewards/chosen", "training"
+    change = log_ratio(run, [row[key] for row in rows if key in row])
+    if change is None:
+        return None
+    value = text("report.figures.nats", change=signed(change))
+    return _card("chosen", value, text(f"report.figures.against_{where}"))
+
+
+def _time(run: RunFolder) -> Card | None:
+    seconds = sum(row.get("seconds", 0) for row in run.timing)
+    if seconds <= 0:
+        return None
+    pairs = sum(row.get("pairs", 0) for row in run.timing)
+    speed = text("report.figures.pairs_a_second", pairs=short(pairs / seconds)) if pairs else ""
+    return _card("time", duration(seconds), speed)
+
+
+def _tokens(run: RunFolder) -> tuple[int, int] | None:
+    """Tokens without and with sharing common beginnings, where both are known."""
+    tokens = section(run.record, "tokens")
+    plain, tree = count(tokens.get("plain")), count(tokens.get("tree"))
+    return (plain, tree) if plain and tree else None
+
+
+def _saved(run: RunFolder) -> Card | None:
+    tokens = _tokens(run)
+    if tokens is None:
+        return None
+    plain, tree = tokens
+    detail = text("report.figures.saved", tree=tree, plain=plain)
+    return _card("saved", percent(1 - tree / plain), detail)
+
+
+def run_facts(run: RunFolder) -> list[tuple[str, str]]:
+    """What the run was, as labels and values: those that the folder holds, in reading order."""
+    groups = (_what, _settings, _data, _reference, _compute, _preflight, _where)
+    facts = [fact for group in groups for fact in group(run).items()]
+    return [(text(f"report.run.labels.{name}"), value) for name, value in facts if value]
+
+
+def _what(run: RunFolder) -> dict[str, str]:
+    trainable, parameters = count(run.record.get("trainable")), count(run.record.get("parameters"))
+    size = steps = ""
+    if trainable and parameters:
+        values = {"trainable": trainable, "parameters": parameters}
+        size = text("report.run.size", **values, share=percent(trainable / parameters))
+    done, planned = progress(run)
+    if done is not None:
+        key = "steps_of" if planned else "steps"
+        steps = text(f"report.run.{key}", done=done, planned=planned)
+    return {
+        "command": _plain(run.record.get("command")),
+        "model": _plain(section(run.config, "model").get("path")),
+        "size": size,
+        "steps": steps,
+    }
+
+
+def _settings(run: RunFolder) -> dict[str, str]:
+    """The settings that most decide a run; config.yaml, shown below them, has all."""
+    adapter, loss = section(run.config, "adapter"), section(run.config, "loss")
+    train = section(run.config, "train")
+    return {
+        "adapter": _options(adapter, "kind", adapter),
+        "loss": _options(loss, "name", loss),
+        "learning_rate": _options(section(run.config, "optim"), "lr", ("schedule", "warmup")),
+        "length": _options(train, "", ("epochs", "steps", "pairs_per_step", "seed")),
+    }
+
+
+def _options(options: dict[str, Any], bare: str, named: Iterable[str]) -> str:
+    """``lora, r 16, alpha 32``: the value of ``bare``, then each key with its value."""
+    first = [_plain(options[bare])] if options.get(bare) is not None else []
+    rest = [f"{key} {_plain(options[key])}" for key in named if key in options and key != bare]
+    return ", ".join(first + rest)
+
+
+def _data(run: RunFolder) -> dict[str, str]:
+    data = section(run.record, "data")
+    held_out = section(data, "eval")
+    pairs = {"train": run.record.get("pairs"), "held_out": run.record.get("eval_pairs")}
+    kinds = ("rows", "used", "dropped", "trimmed")
+    return {
+        "rows": _counted({kind: data.get(kind) for kind in kinds}),
+        "rows_held_out": _counted({kind: held_out.get(kind) for kind in kinds}),
+        "pairs": _counted(pairs),
+        "findings": _findings(data),
+        "findings_held_out": _findings(held_out),
+    }
+
+
+def _counted(counts: dict[str, Any]) -> str:
+    known = [(kind, n) for kind, value in counts.items() if (n := count(value)) is not None]
+    return ", ".join(text(f"report.run.counts.{kind}", n=n) for kind, n in known)
+
+
+def _findings(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{code}: {_plain(n)}" for code, n in section(counts, "findings").items())
+
+
+def _reference(run: RunFolder) -> dict[str, str]:
+    reference = section(run.record, "reference")
+    answers = count(reference.get("answers"))
+    return {
+        "reference": text("report.run.reference", n=answers) if answers is not None else "",
+        "reference_weights": _plain(reference.get("identity")),
+        "reference_log_probs": _plain(reference.get("column")),
+    }
+
+
+def _compute(run: RunFolder) -> dict[str, str]:
+    shared = ""
+    if tokens := _tokens(run):
+        plain, tree = tokens
+        shared = text("report.run.tokens", tree=tree, plain=plain, times=plain / tree)
+    backend = _plain(run.record.get("backend"))
+    reason = _plain(run.record.get("backend_reason"))
+    if backend and reason:
+        backend = text("report.run.backend", backend=backend, reason=reason)
+    return {"tokens": shared, "backend": backend}
+
+
+def _preflight(run: RunFolder) -> dict[str, str]:
+    found = section(run.record, "preflight") or section(run.record, "gate")
+    pairs, apart = count(found.get("pairs")), number(found.get("difference"))
+    tolerance, loss = number(found.get("tolerance")), number(found.get("loss"))
+    reward = number(found.get("largest_reward"))
+    same = initial = ""
+    if pairs is not None and apart is not None:
+        unit = _plain(found.get("unit")) or text("report.run.an_answer")
+        key, allowed = ("paths", "") if tolerance is None else ("paths_allowed", short(tolerance))
+        values = {"difference": short(apart), "unit": unit, "tolerance": allowed}
+        same = text(f"report.run.{key}", n=pairs, **values)
+    if loss is not None:
+        key = "initial_ln2" if starts_at_ln2(run) else "initial"
+        initial = text(f"report.run.{key}", loss=loss, ln2=math.log(2))  # six digits show ln 2
+        if reward is not None:
+            initial += ", " + text("report.run.largest_reward", reward=short(reward))
+    return {"preflight": same, "initial_policy": initial}
+
+
+def _where(run: RunFolder) -> dict[str, str]:
+    likelier = {"likelier": run.record["likelier"]} if run.record.get("likelier") else {}
+    versions = {**likelier, **section(run.record, "versions")}
+    threads = count(run.record.get("threads"))
+    return {
+        "device": _plain(run.record.get("device")),
+        "threads": f"{threads}" if threads else "",
+        "versions": ", ".join(f"{name} {_plain(version)}" for name, version in versions.items()),
+    }
+
+
+def _plain(value: Any) -> str:
+    """Any value of a config or record in a line; None and empty ones are left out."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)
