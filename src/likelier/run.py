@@ -114,7 +114,7 @@ def train(
         starts_equal = own and objective.needs("reference")
         gate = pass_gate(ready, data.train, column, objective, budget, starts_equal)
         order = make_order(data.train, config.train)
-        folder.begin(ready, data, column, gate, order.num_steps, objective.formula)
+        folder.begin(ready, data, column, gate, order.num_steps, objective)
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
         with listening() as stop, closing(adamw) as optimizer:
             with ready.running() as scorer, freed_memory_kept():

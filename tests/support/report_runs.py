@@ -77,6 +77,7 @@ def record(steps: int, planned: int, status: str) -> dict[str, Any]:
             "loss": math.log(2),
             "largest_reward": 0.0,
         },
+        "loss": {"reads_reference": True, "reward_scale": BETA, "starts_at_ln2": True},
         "reference": {"identity": "9f2c41d0a7b3", "column": "41be09c7d2aa", "answers": 4240},
         "tokens": {"plain": 301_440, "tree": 158_112},
         "trainable": 98_304,

@@ -7,39 +7,52 @@ from typing import Any
 import pytest
 from tests.support.report_runs import build_run
 
+from likelier.losses.registry import bind
 from likelier.report.charts import draw_charts
 from likelier.report.health import check_chosen
 from likelier.report.read import RunFolder, read_run
-from likelier.report.summary import log_ratio, reads_reference, reward_scale, starts_at_ln2
+from likelier.report.summary import log_ratio, reads_reference, starts_at_ln2
 
 
-def of(path: Path, loss: dict[str, Any]) -> RunFolder:
-    """A run folder as if another loss had made it."""
+def of(path: Path, loss: dict[str, Any] | None) -> RunFolder:
+    """A run folder as if another loss had made it; without one, as an older version wrote it."""
     run = read_run(build_run(path / "run"))
-    return replace(run, config={**run.config, "loss": loss})
+    record = {key: value for key, value in run.record.items() if key != "loss"}
+    written = {} if loss is None else {"loss": bind(loss).as_record()}
+    return replace(run, record=record | written)
 
 
 MIXED = {"name": "mixture", "parts": [{"name": "ipo_sum", "tau": 0.5}, {"name": "bco"}]}
-CASES: list[tuple[dict[str, Any], bool, float | None, bool]] = [
+CASES: list[tuple[dict[str, Any] | None, bool, float | None, bool]] = [
     ({"name": "sigmoid", "beta": 0.1}, True, 0.1, True),
+    ({"name": "sigmoid", "beta": 0.3, "divergence": "forward_kl"}, True, 0.3, True),
     ({"name": "sigmoid", "beta": 0.1, "nll": 0.2}, True, 0.1, False),
+    ({"name": "sigmoid", "beta": 0.1, "nll": 0.0, "stop_token": True}, True, 0.1, True),
     ({"name": "ipo_mean", "tau": 0.5}, True, 0.5, False),
     ({"name": "simpo", "beta": 2.5, "gamma": 1.0}, False, 2.5, False),
     ({"name": "simper"}, False, 1.0, False),
     (MIXED, True, 0.5, False),
-    ({"name": "of a later version", "beta": 0.3}, True, 0.3, False),
-    ({}, True, None, False),
+    (None, True, None, False),
 ]
 
 
 @pytest.mark.parametrize(("loss", "reference", "scale", "ln2"), CASES)
 def test_what_is_known_of_a_loss(
-    tmp_path: Path, loss: dict[str, Any], reference: bool, scale: float | None, ln2: bool
+    tmp_path: Path, loss: dict[str, Any] | None, reference: bool, scale: float | None, ln2: bool
 ) -> None:
     run = of(tmp_path, loss)
-    assert (reads_reference(run), reward_scale(run), starts_at_ln2(run)) == (reference, scale, ln2)
+    assert (reads_reference(run), starts_at_ln2(run)) == (reference, ln2)
+    assert run.record.get("loss", {}).get("reward_scale") == scale
     change = log_ratio(run, [1.0])
     assert change == (1 / scale if scale and reference else None)
+
+
+def test_a_loss_of_the_callers_own_is_not_taken_for_dpo() -> None:
+    def sigmoid(values: Any) -> Any:
+        return -values.log_ratio_margin_P
+
+    written = bind({"name": "sigmoid", "beta": 0.2}, sigmoid).as_record()
+    assert written == {"reads_reference": True, "reward_scale": 0.2, "starts_at_ln2": False}
 
 
 def test_without_a_reference_nothing_is_compared_with_one(tmp_path: Path) -> None:

@@ -52,6 +52,18 @@ class BoundLoss:
         """Whether its rows are pairs, rather than unpaired examples with a label."""
         return all(loss.paired for loss in self.losses)
 
+    def as_record(self) -> dict[str, Any]:
+        """What a report must know: whether rewards are against a reference, what a log-ratio is
+        multiplied by to be a reward, whether a policy that is its reference has a loss of ln 2.
+        """
+        names = [loss.name for loss in self.losses]
+        plain = names == ["sigmoid"] and self.formula == self.losses[0].objective(self.fixed)
+        return {
+            "reads_reference": self.needs("reference"),
+            "reward_scale": self.beta,
+            "starts_at_ln2": plain,
+        }
+
 
 def bind(
     parameters: Mapping[str, Any], function: Callable[[StepValues], Tensor] | None = None

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from likelier.cards import CARDS
 from likelier.pages.texts import duration, interval, percent, points, short, signed, text
 from likelier.report.read import (
     RunFolder,
@@ -41,34 +40,19 @@ class Card:
 
 def reads_reference(run: RunFolder) -> bool:
     """Whether rewards are against a reference; otherwise they are beta times the log-prob."""
-    loss = section(run.config, "loss")
-    parts = loss["parts"] if isinstance(loss.get("parts"), list) else [loss]
-    names = [str(part.get("name", "sigmoid")) for part in parts if isinstance(part, dict)]
-    cards = [CARDS[name] for name in names if name in CARDS]
-    return not cards or any(card.reads("reference") for card in cards)
-
-
-def reward_scale(run: RunFolder) -> float | None:
-    """What a log-ratio is multiplied by to be the logged reward, None where it is not known."""
-    loss = section(run.config, "loss")
-    parts = loss.get("parts")
-    if isinstance(parts, list) and parts and isinstance(parts[0], dict):
-        loss = parts[0]
-    card = CARDS.get(str(loss.get("name", "sigmoid")))
-    if card is None:
-        return number(loss.get("beta"))
-    return number(loss.get(card.reward)) if card.reward else 1.0
+    return section(run.record, "loss").get("reads_reference") is not False
 
 
 def starts_at_ln2(run: RunFolder) -> bool:
     """Whether a policy that is its reference has a loss of ln 2: plain DPO alone."""
-    loss = section(run.config, "loss")
-    return loss.get("name") == "sigmoid" and set(loss) <= {"name", "beta", "divergence", "alpha"}
+    return section(run.record, "loss").get("starts_at_ln2") is True
 
 
 def log_ratio(run: RunFolder, rewards: list[float]) -> float | None:
     """The last reward over beta: the change of log-prob from the reference, nats an answer."""
-    scale = reward_scale(run) if reads_reference(run) else None
+    scale = number(section(run.record, "loss").get("reward_scale"))
+    if not reads_reference(run):
+        return None
     return number(rewards[-1] / scale) if rewards and scale else None
 
 

@@ -110,7 +110,7 @@ class RunFolder:
         column: Reference,
         gate: GateReport,
         num_steps: int,
-        objective: str,
+        objective: BoundLoss,
     ) -> None:
         """Write down what the run is.
 
@@ -141,7 +141,8 @@ class RunFolder:
             device=str(ready.policy.device),
             backend=ready.backend,
             backend_reason=ready.backend_reason,
-            objective=objective,
+            objective=objective.formula,
+            loss=objective.as_record(),
             gate=gate.as_record(),
             reference={
                 "identity": column.identity,
