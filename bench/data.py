@@ -3,7 +3,7 @@
     python bench/data.py [--pairs 100000] [--big GIB]
 
 The pairs are made from a seed (Korean and English words, 2 kB a pair, every prompt twice) and a
-byte-level tokenizer is trained on them, so that nothing is downloaded. ``prepare`` is what
+byte-level tokenizer is trained on them, so that nothing is downloaded. ``load`` is what
 training does: read, check, render, tokenise, split by prompt cluster, all tokens kept. ``check``
 is `likelier check --model`, which keeps no tokens. Times include starting Python; memory is the
 largest sum over the process and its workers. ``--big`` also checks a file of so many GiB.
@@ -42,12 +42,13 @@ TEMPLATE = (
 PREPARE = """
 import json, sys
 from likelier.config import config_from
-from likelier.data.encoder import build_encoder
-from likelier.data.prepare import prepare
+from likelier.data.tokenizer import build_encoder
+from likelier.checks.inspector import Inspector
+from likelier.data.load import load
 from likelier.model.load import load_tokenizer
 model, data = sys.argv[1:]
 config = config_from({"model": {"path": model}, "data": {"train": data}, "out": "run"}, [])
-prepared = prepare(config, build_encoder(*load_tokenizer(model)))
+prepared = load(config.data, build_encoder(*load_tokenizer(model)), inspector=Inspector())
 tokens = sum(len(p.prompt) + len(p.chosen.tokens) + len(p.rejected.tokens)
              for p in prepared.pairs)
 print(json.dumps({"used": len(prepared.pairs), "tokens": tokens}))
@@ -158,7 +159,7 @@ def main() -> None:
         rows = [
             {"what": what, "pairs": asked.pairs, "file_mib": size, **measured(command, folder)}
             for what, command in (
-                ("prepare", prepare), ("prepare, cached", prepare), ("check", check)
+                ("load", prepare), ("load, cached", prepare), ("check", check)
             )
         ]  # fmt: skip
         if asked.big:

@@ -83,9 +83,9 @@ def make_case(
     from transformers import AutoTokenizer, GenerationConfig
 
     from likelier.config import config_from
-    from likelier.data.encoder import build_encoder
+    from likelier.data.load import load
     from likelier.data.order import make_order
-    from likelier.data.prepare import prepare
+    from likelier.data.tokenizer import build_encoder
 
     folder.mkdir(parents=True)
     workloads.write_rows(folder / "pairs.jsonl", rows)
@@ -102,7 +102,7 @@ def make_case(
         AutoTokenizer.from_pretrained(model), GenerationConfig.from_pretrained(model)
     )
     config = config_from(asked, [])
-    pairs = prepare(config, encoder, None, None).train
+    pairs = load(config.data, encoder, seed=config.train.seed).train
     assert len(pairs) == len(rows), "likelier left pairs out"
     order = make_order(pairs, config.train)
     visits = [index for step in range(1, steps + 1) for _, index in order.step(step)]

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from likelier.base.errors import LikelierError
 from likelier.base.files import read_lines
 from likelier.base.terminal import bar, say
+from likelier.checks.inspector import Inspector
 from likelier.config import Config, config_from, learning_rate, live
+from likelier.data.load import Dataset, load, needs_of
 from likelier.data.order import Order, make_order
-from likelier.data.prepare import Prepared
-from likelier.data.purpose import prepare_for_loss
 from likelier.data.records import TokenPair
 from likelier.evaluation.heldout import HeldOut
 from likelier.evaluation.metrics import metrics
@@ -88,8 +88,9 @@ def train(
     objective = bind(live(config)["loss"], loss)
     start = open_start(config, model, tokenizer)
     encoder = encoder_of(config, start)
-    data = prepare_for_loss(config, encoder, train, eval)
-    say(data.told())
+    needs = needs_of(config.loss)
+    data = load(config.data, encoder, needs, config.train.seed, train, eval, Inspector())
+    say(data.describe())
     say(f"loss: {objective.formula}")
     other = open_reference(config, start)
     policy = adapt(config, start)
@@ -134,7 +135,7 @@ def _take_steps(
     folder: RunFolder,
     ready: Ready,
     scorer: Scorer,
-    data: Prepared,
+    data: Dataset,
     column: Reference,
     order: Order,
     objective: BoundLoss,

@@ -11,7 +11,7 @@ from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError
 from likelier.base.terminal import say
 from likelier.config import Config
-from likelier.data.encoder import Encoder, build_encoder
+from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.adapters import attach_lora
 from likelier.model.load import Policy, checkpoint_activations, load, parse_dtype
 from likelier.model.score import Ready, make_ready

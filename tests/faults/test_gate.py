@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 
 from likelier.base.errors import RunFailed
 from likelier.batching.tree import Tree, ancestor_mask_TT
-from likelier.data.records import Answer, TokenPair
+from likelier.data.records import Completion, TokenPair
 from likelier.model import attention
 from likelier.model.score import Ready
 from likelier.model.scorer import HeadRule
@@ -221,7 +221,7 @@ def test_what_it_looks_at() -> None:
     """The two longest pairs and two of one prompt, wherever they stand."""
 
     def pair(number: int, prompt: tuple[int, ...], length: int) -> TokenPair:
-        answer = Answer((1,) * length, (True,) * length)
+        answer = Completion((1,) * length, (True,) * length)
         return TokenPair(prompt, answer, answer, str(number))
 
     pairs = [pair(i, (i,), 3) for i in range(30)]

@@ -12,9 +12,9 @@ from tests.support.runs import exact_norms, make_place, token_pairs
 
 from likelier.batching.layout import answers_of
 from likelier.config import config_from, live
-from likelier.data.encoder import build_encoder
+from likelier.data.encode import without_stops
 from likelier.data.records import TokenPair
-from likelier.data.stops import without_stops
+from likelier.data.tokenizer import build_encoder
 from likelier.losses.declare import LOSSES
 from likelier.losses.modifiers import token_weights
 from likelier.losses.registry import BoundLoss, bind

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.support.runs import Place, exact_norms, make_place, token_pairs, training_rows
 
 from likelier.data.order import make_order
-from likelier.data.records import Answer, TokenPair
+from likelier.data.records import Completion, TokenPair
 from likelier.model.load import load
 from likelier.model.quiet import quietly
 from likelier.run import train
@@ -34,7 +34,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return make_place(tmp_path_factory.mktemp("place"), rows=21, dtype=torch.float64)
 
 
-def answer_logp(model: torch.nn.Module, prompt: tuple[int, ...], answer: Answer) -> torch.Tensor:
+def answer_logp(
+    model: torch.nn.Module, prompt: tuple[int, ...], answer: Completion
+) -> torch.Tensor:
     """Log-prob of an answer: one forward, all logits, the scored tokens picked and summed."""
     tokens = torch.tensor([prompt + answer.tokens])
     logps = torch.log_softmax(model(input_ids=tokens).logits[0, :-1], dim=-1)

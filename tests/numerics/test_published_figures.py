@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import likelier as lk
-from likelier.data.encoder import build_encoder
-from likelier.data.tokens import encode_answer
+from likelier.data.encode import encode_completion
+from likelier.data.tokenizer import build_encoder
 
 MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 PROMPT = "파이썬이 뭐야?"
@@ -31,7 +31,7 @@ def exaone():
 @pytest.mark.parametrize(("response", "tokens", "logprob"), PUBLISHED, ids=["chosen", "rejected"])
 def test_published_figures(exaone, response, tokens, logprob):
     encoder = build_encoder(exaone.tokenizer, exaone.causal_lm.generation_config)
-    prompt_ids, answer = encode_answer(encoder, PROMPT, response, stop=False)
+    prompt_ids, answer = encode_completion(encoder, PROMPT, response, stop=False)
     assert (len(prompt_ids), len(prompt_ids) + len(answer.tokens)) == (PROMPT_TOKENS, tokens)
 
     ids = torch.tensor([prompt_ids + answer.tokens], device=exaone.device)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.data import load_pairs
 from tests.support.tiny import tiny_tokenizer
 from tests.support.tokenizers import CHATML, LLAMA3, byte_level, metaspace
 
@@ -20,7 +21,6 @@ from likelier.checks.gates import read_gate
 from likelier.checks.rules import RULES
 from likelier.checks.summary import Examination, first_findings
 from likelier.cli import main
-from likelier.data.check import load_pairs
 
 Row = dict[str, Any]
 RNG = random.Random(0)
@@ -383,10 +383,10 @@ def test_many_rows_in_other_processes_are_found_the_same(
     rows[80] = rows[3]
     path = write(tmp_path / "a.jsonl", rows)
     alone = examine(Question(path))
-    monkeypatch.setattr("likelier.data.pool.BATCH", 20)
+    monkeypatch.setattr("likelier.data.workers.ROWS_AT_ONCE", 20)
     assert examine(Question(path)) == alone
     moved = write(tmp_path / "b.jsonl", rows)
-    monkeypatch.setattr("likelier.data.pool._Pool.submit", None)  # nothing is worked on again
+    monkeypatch.setattr("likelier.data.workers._Pool.submit", None)  # nothing is worked on again
     again = examine(Question(moved))
     assert [p.source.replace("b.jsonl", "a.jsonl") for p in first_findings(again.kinds)] == [
         p.source for p in first_findings(alone.kinds)

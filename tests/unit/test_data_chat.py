@@ -22,8 +22,15 @@ from tests.support.tokenizers import (
 from tokenizers import AddedToken
 
 from likelier.base.errors import ConfigError, DataError
+from likelier.checks.inspector import Inspector
+from likelier.data import encode
+from likelier.data.encode import encode_completion, encode_pair
 from likelier.data.records import Finding, Pair, TokenPair
-from likelier.data.tokens import Encoder, build_encoder, encode_answer, encode_pair, encode_pairs
+from likelier.data.tokenizer import Encoder, build_encoder
+
+
+def encode_pairs(encoder: Encoder, pairs: list[Pair]) -> tuple[list[TokenPair], list[Finding]]:
+    return encode.encode_pairs(encoder, pairs, Inspector().as_tokens)
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -189,12 +196,12 @@ def test_any_content(question: str, answer: str, other: str) -> None:
     prompt = [SYSTEM, user(question)]
     if not (question.strip() and answer.strip() and other.strip()):
         return
-    ids, tokens = encode_answer(encoder, prompt, answer)
+    ids, tokens = encode_completion(encoder, prompt, answer)
     assert list(ids) == stretches(encoder, prompt, True)
     if not re.search(r"<\|im_(start|end)\|>", question):
         assert ids == ordinary(encoder, prompt, True)
     assert decode(encoder, tokens.tokens) == answer + "<|im_end|>"
-    assert encode_answer(encoder, prompt, other)[0] == ids
+    assert encode_completion(encoder, prompt, other)[0] == ids
 
 
 def several(encoder: Encoder) -> TokenPair:
@@ -463,10 +470,10 @@ def test_findings_stand_in_the_order_of_the_rows() -> None:
 def test_one_answer_to_messages() -> None:
     encoder = ENCODERS["chatml"]
     tokens = encode_pair(encoder, pair())
-    assert encode_answer(encoder, HISTORY, "언어입니다.") == (tokens.prompt, tokens.chosen)
-    assert encode_answer(encoder, list(HISTORY), [bot("언어입니다.")])[1] == tokens.chosen
-    short = encode_answer(encoder, HISTORY, "언어입니다.", stop=False)[1]
+    assert encode_completion(encoder, HISTORY, "언어입니다.") == (tokens.prompt, tokens.chosen)
+    assert encode_completion(encoder, list(HISTORY), [bot("언어입니다.")])[1] == tokens.chosen
+    short = encode_completion(encoder, HISTORY, "언어입니다.", stop=False)[1]
     assert short.tokens == tokens.chosen.tokens[:-1]
     for response in ([user("더")], [user("더"), bot("네")], [bot("네"), user("더")], []):
         with pytest.raises(DataError, match="response"):
-            encode_answer(encoder, HISTORY, response)
+            encode_completion(encoder, HISTORY, response)

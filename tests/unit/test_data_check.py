@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.checks.summary import Kind, Tally, first_findings
-from likelier.data.check import Loaded, load_memory, load_pairs, refuse
+from likelier.data.load import refuse
 from likelier.data.records import Finding
 
 

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.fit import fit
-from likelier.data.records import Answer, Pair, TokenPair
-from likelier.data.tokens import build_encoder, encode_pair
+from likelier.data.encode import encode_pair, fit
+from likelier.data.records import Completion, Pair, TokenPair
+from likelier.data.tokenizer import build_encoder
 
 TEXT = build_encoder(bos_and_eos())
 CHAT = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
 STOP = TEXT.stop
 
 
-def answer(length: int, token: int = 50) -> Answer:
+def answer(length: int, token: int = 50) -> Completion:
     """``length`` tokens, the stop included."""
-    return Answer((token,) * (length - 1) + (STOP,), (True,) * length)
+    return Completion((token,) * (length - 1) + (STOP,), (True,) * length)
 
 
 def pair(prompt: int, chosen: int, rejected: int, source: str = "a:1") -> TokenPair:
@@ -78,7 +78,7 @@ def test_a_cut_answer_has_no_stop() -> None:
     fitted = fit([pair(5, 9, 4)], 12, "trim", TEXT)
     (cut,) = fitted.pairs
     assert cut.prompt == pair(5, 9, 4).prompt
-    assert cut.chosen == Answer((50,) * 7, (True,) * 7)
+    assert cut.chosen == Completion((50,) * 7, (True,) * 7)
     assert cut.rejected == answer(4, 51)
     assert (fitted.dropped, fitted.trimmed) == (0, 1)
     (finding,) = fitted.findings
@@ -114,8 +114,8 @@ def test_trimming_depends_on_the_prompt_and_the_limit_alone(
 
 
 def test_answers_that_become_the_same_are_dropped() -> None:
-    same = Answer((50,) * 20 + (60, STOP), (True,) * 22)
-    other = Answer((50,) * 20 + (61, STOP), (True,) * 22)
+    same = Completion((50,) * 20 + (60, STOP), (True,) * 22)
+    other = Completion((50,) * 20 + (61, STOP), (True,) * 22)
     pairs = [TokenPair((7, 100), same, other, "a:1"), pair(2, 5, 5, "a:2")]
     fitted = fit(pairs, 16, "trim", TEXT)
     assert (len(fitted.pairs), fitted.dropped, fitted.trimmed) == (1, 1, 0)
@@ -125,11 +125,11 @@ def test_answers_that_become_the_same_are_dropped() -> None:
 def test_a_cut_ends_in_a_scored_token() -> None:
     """Context that nothing scored follows is of no use."""
     scored = (True,) * 3 + (False,) * 6 + (True,) * 3
-    several = Answer((50, 51, STOP, *range(60, 66), 52, 53, STOP), scored)
+    several = Completion((50, 51, STOP, *range(60, 66), 52, 53, STOP), scored)
     long = dataclasses.replace(pair(2, 4, 4), chosen=several)
     for limit in (9, 10, 11):
         (cut,) = fit([long], limit, "trim", TEXT).pairs
-        assert cut.chosen == Answer((50, 51, STOP), (True,) * 3)
+        assert cut.chosen == Completion((50, 51, STOP), (True,) * 3)
     (cut,) = fit([long], 12, "trim", TEXT).pairs
     assert cut.chosen.tokens[-1] == 52
 

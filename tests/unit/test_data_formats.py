@@ -12,12 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import ConfigError, InputMissing
 from likelier.checks.rules import RULES, cure, why
-from likelier.data.check import Loaded, Reading, load_memory, load_pairs
-from likelier.data.formats import recognise
-from likelier.data.ranked import Ranking
+from likelier.data.formats import Reading, recognise
 
 Rows = list[dict[str, Any]]
 
@@ -196,7 +195,7 @@ def test_a_good_row(name: str, tmp_path: Path) -> None:
     loaded = load_pairs(tmp_path / "a.jsonl", {})
     pair = the_pair(loaded)
     assert (pair.prompt, pair.chosen, pair.rejected) == case.sides
-    assert case.told in loaded.form.told, loaded.form.told
+    assert case.told in loaded.form.describe(), loaded.form.describe()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -259,7 +258,7 @@ LIST = {"prompt": ASK, "completions": [t for t, _ in SCORED], "scores": [s for _
     ],
 )  # fmt: skip
 def test_pairs_of_a_ranked_list(how: Any, gap: float, expected: list[tuple[str, str]]) -> None:
-    loaded = load_memory([LIST], Reading(ranking=Ranking(how, gap)))
+    loaded = load_memory([LIST], Reading(pairs=how, min_gap=gap))
     assert [(p.chosen, p.rejected) for p in loaded.pairs] == expected
     assert (loaded.rows, loaded.left_out) == (1, 0 if expected else 1)
     if not expected:
@@ -315,7 +314,7 @@ def test_chat_makes_turns_of_texts() -> None:
 
 def test_a_ranking_that_nothing_reads_is_an_error() -> None:
     with pytest.raises(ConfigError, match="would not be read"):
-        load_memory(CASES["plain"].good, Reading(ranking=Ranking("all")))
+        load_memory(CASES["plain"].good, Reading(pairs="all"))
 
 
 def folder_of(path: Path, *names: str) -> None:
@@ -425,7 +424,7 @@ def test_a_json_file_that_holds_lines(tmp_path: Path) -> None:
 def test_a_long_array_is_read_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("likelier.data.lines.CHUNK", 7)
+    monkeypatch.setattr("likelier.data.read.CHARACTERS_AT_ONCE", 7)
     rows = [{"prompt": f"{ASK} {n}", "chosen": GOOD * n, "rejected": BAD} for n in range(1, 30)]
     write_json(tmp_path / "a.json", rows)
     loaded = load_pairs(tmp_path / "a.json", {})

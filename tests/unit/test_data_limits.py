@@ -12,9 +12,10 @@ import pytest
 from tests.support.tokenizers import CHATML, byte_level
 
 from likelier.base.errors import DataError
+from likelier.checks.inspector import Inspector
 from likelier.config import Config, config_from
-from likelier.data.encoder import build_encoder
-from likelier.data.prepare import prepare
+from likelier.data.load import Dataset, load
+from likelier.data.tokenizer import Encoder, build_encoder
 
 ENCODER = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
 
@@ -58,6 +59,10 @@ def test_a_bomb_is_refused_in_seconds_and_little_memory(name: str, tmp_path: Pat
 
 def config_of(data: dict[str, Any]) -> Config:
     return config_from({"model": {"path": "m"}, "data": data, "out": "o"}, [])
+
+
+def prepare(config: Config, encoder: Encoder) -> Dataset:
+    return load(config.data, encoder, seed=config.train.seed, inspector=Inspector())
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:
@@ -121,7 +126,7 @@ def test_a_held_out_file_that_leaks_is_counted(tmp_path: Path) -> None:
     data = {"train": write(tmp_path / "a.jsonl", rows), "eval": held}
     prepared = prepare(config_of(data), ENCODER)
     assert prepared.counts["eval"]["findings"]["leak"] == 2
-    assert "2 held-out prompts are also trained on, or nearly" in prepared.told()
+    assert "2 held-out prompts are also trained on, or nearly" in prepared.describe()
 
 
 def test_near_copies_never_straddle_the_split(tmp_path: Path) -> None:
@@ -183,12 +188,12 @@ def test_a_pickled_task_makes_the_same_of_its_rows() -> None:
     import pickle
 
     from likelier.data.formats import Format
-    from likelier.data.part import Task, work
     from likelier.data.records import Row
+    from likelier.data.workers import Task, work
 
     columns = {name: name for name in ("prompt", "chosen", "rejected")}
     task = Task(Format("pairs", columns, chat=True), encoder=ENCODER, keep_tokens=True)
     batch = [(1, Row(f"a:{n}", row)) for n, row in enumerate(rows_of(5))]
     ours, theirs = work(task, batch), work(pickle.loads(pickle.dumps(task)), batch)
-    assert ours.sources == theirs.sources and ours.tokens is not None and theirs.tokens is not None
-    assert ours.tokens.ids.tolist() == theirs.tokens.ids.tolist()
+    assert ours.sources == theirs.sources and ours.arrays["ids"].size
+    assert ours.arrays["ids"].tolist() == theirs.arrays["ids"].tolist()

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likelier.base.errors import DataError, InputMissing
-from likelier.data import lines
-from likelier.data.read import Row, read_rows, rows_from_memory
-from likelier.data.records import Finding
+from likelier.data import read
+from likelier.data.read import read_rows, rows_from_memory
+from likelier.data.records import Finding, Row
 
 GOOD = '{"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}'.encode()
 
@@ -100,7 +100,7 @@ def test_a_bom_inside_the_file_is_no_json(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "LONGEST_LINE", 2**20)
+    monkeypatch.setattr(read, "MAX_LINE_BYTES", 2**20)
     long = b'{"a": "' + b"x" * (2**20 * 3) + b'"}'
     assert "longer than 1 MiB" in the_finding(tmp_path, long).message
     exactly = b'{"a": "' + b"x" * (2**20 - 10) + b'"}\n'

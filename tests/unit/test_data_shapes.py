@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
+from likelier.data.formats import Format, Reading, read_row
 from likelier.data.messages import nearest
-from likelier.data.read import Row
-from likelier.data.records import Finding, Pair
-from likelier.data.shapes import to_pair
+from likelier.data.records import Finding, Pair, Row
 
 TEXT = {"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}
 
@@ -23,15 +22,20 @@ def bot(content: Any) -> dict[str, Any]:
 SYSTEM = {"role": "system", "content": "공손하게 답하세요."}
 
 
+def read(record: dict[str, Any], columns: dict[str, str] | None) -> Pair | Finding:
+    (found,) = read_row(Row("a.jsonl:7", record), Format("pairs", columns or {}), Reading())
+    return found
+
+
 def pair_of(record: dict[str, Any], columns: dict[str, str] | None = None) -> Pair:
-    pair = to_pair(Row("a.jsonl:7", record), columns or {})
+    pair = read(record, columns)
     assert isinstance(pair, Pair), pair
     assert pair.source == "a.jsonl:7"
     return pair
 
 
 def finding_of(record: dict[str, Any], columns: dict[str, str] | None = None) -> Finding:
-    found = to_pair(Row("a.jsonl:7", record), columns or {})
+    found = read(record, columns)
     assert isinstance(found, Finding), found
     assert found.source == "a.jsonl:7" and found.severity == "error"
     assert "\n" not in found.message + found.hint

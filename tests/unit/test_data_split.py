@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from likelier.base.errors import DataError
 from likelier.checks.leaks import leaks
-from likelier.data.records import Answer, Pair, TokenPair
+from likelier.data.records import Completion, Pair, TokenPair
 from likelier.data.split import split_by_prompt
 
 
@@ -63,7 +63,7 @@ def test_messages_and_tokens_are_split_too() -> None:
     ]
     train, held_out = split_by_prompt(chats, 0.3, 0)
     assert {len(train), len(held_out)} & {1, 2}
-    answer = Answer((1,), (True,))
+    answer = Completion((1,), (True,))
     tokens = [TokenPair((n % 3,), answer, answer, f"a:{n}") for n in range(9)]
     train_tokens, held_out_tokens = split_by_prompt(tokens, 0.3, 0)
     assert (len(train_tokens), len(held_out_tokens)) == (6, 3)

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.data import load_memory
 from tests.support.loss_runs import rows_for
 from tests.support.runs import MISSING, Place, make_place
 
 from likelier.base.errors import DataError
 from likelier.config import config_from
-from likelier.data.check import load_memory
-from likelier.data.encoder import Encoder, build_encoder
-from likelier.data.prepare import content_hash
-from likelier.data.purpose import prepare_for_loss
-from likelier.data.thumbs import mismatched
+from likelier.data.encode import content_hash
+from likelier.data.load import load as load_data
+from likelier.data.load import mismatched, needs_of
+from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.load import load
 
 
@@ -31,18 +31,19 @@ def encoder(place: Place) -> Encoder:
 
 def prepared(place: Place, encoder: Encoder, loss: dict[str, Any], rows: list, **data: Any) -> Any:
     tree = place.config("x", loss=loss, data={"eval": None, **data}, train__eval_every=MISSING)
-    return prepare_for_loss(config_from(tree, ["data.train"]), encoder, rows)
+    config = config_from(tree, ["data.train"])
+    return load_data(config.data, encoder, needs_of(config.loss), config.train.seed, rows)
 
 
 def test_mismatched_answers_are_of_other_prompts_and_drawn_by_content() -> None:
     rows = load_memory(rows_for("kto", 12), {}).labelled
     found = mismatched(rows, seed=3)
     for row, other in zip(rows, found, strict=True):
-        assert other.prompt != row.prompt and other.completion != row.completion
+        assert other.prompt != row.prompt and other.chosen != row.chosen
     assert found == mismatched(rows, seed=3)
     assert found != mismatched(rows, seed=4)
     turned = mismatched(rows[::-1], seed=3)[::-1]
-    assert [one.completion for one in turned] == [one.completion for one in found]
+    assert [one.chosen for one in turned] == [one.chosen for one in found]
     assert len({id(one) for one in found}) > 6  # not one answer for all
 
 
@@ -126,5 +127,6 @@ def test_a_file_of_thumbs_from_the_command_line(tmp_path: Path, place: Place) ->
     tree = place.config("x", loss={"name": "kto"}, data={"eval": "30%"})
     policy = load(place.base)
     encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
-    data = prepare_for_loss(config_from(tree, ["data.train"]), encoder, rows)
+    config = config_from(tree, ["data.train"])
+    data = load_data(config.data, encoder, needs_of(config.loss), config.train.seed, rows)
     assert data.eval and not {p.prompt for p in data.eval} & {p.prompt for p in data.train}

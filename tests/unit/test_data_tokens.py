@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, CONTROL, LLAMA3, bos_and_eos, byte_level, metaspace
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.records import Pair
-from likelier.data.tokens import (
-    Encoder,
-    build_encoder,
-    encode_answer,
-    encode_pair,
-    encode_pairs,
-)
+from likelier.checks.inspector import Inspector
+from likelier.data import encode
+from likelier.data.encode import encode_completion, encode_pair
+from likelier.data.records import Finding, Pair, TokenPair
+from likelier.data.tokenizer import Encoder, build_encoder
 
 TOKENIZERS = {
     "byte-level": byte_level(),
@@ -28,6 +25,10 @@ TOKENIZERS = {
 }
 ENCODERS = {name: build_encoder(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 every = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+
+
+def encode_pairs(encoder: Encoder, pairs: list[Pair]) -> tuple[list[TokenPair], list[Finding]]:
+    return encode.encode_pairs(encoder, pairs, Inspector().as_tokens)
 
 
 def pair(
@@ -75,11 +76,11 @@ def test_leading_specials_stay_and_trailing_ones_go() -> None:
 @pytest.mark.parametrize("name", [name for name in ENCODERS if "meta" in name or "prefix" in name])
 def test_a_continuation_has_no_dummy_space(name: str) -> None:
     encoder = ENCODERS[name]
-    _, answer = encode_answer(encoder, "질문:", "서울입니다.")
+    _, answer = encode_completion(encoder, "질문:", "서울입니다.")
     assert decode(encoder, answer.tokens[:-1]) == "서울입니다."
     spaced = encoder.tokenizer("서울입니다.", add_special_tokens=False)["input_ids"]
     assert decode(encoder, spaced) == " 서울입니다."  # what it would be without care
-    _, own = encode_answer(encoder, "질문:", " 서울입니다.")
+    _, own = encode_completion(encoder, "질문:", " 서울입니다.")
     assert decode(encoder, own.tokens[:-1]) == " 서울입니다."  # a space of the answer's own
 
 
@@ -99,7 +100,7 @@ def test_control_tokens_that_overlap_stay_text() -> None:
     tokenizer.add_tokens(["<<a>>", "<a>", ">x<", "a>>>"], special_tokens=True)
     encoder = build_encoder(tokenizer)
     for text in ("<<a>>", "<<<a>>>x<a>", "<a>x<a>x<", "<a><<a>>>x<"):
-        _, answer = encode_answer(encoder, "b", f"{text} b")
+        _, answer = encode_completion(encoder, "b", f"{text} b")
         assert encoder.control.isdisjoint(answer.tokens[:-1])
         assert decode(encoder, answer.tokens[:-1]) == f"{text} b"
 
@@ -109,9 +110,9 @@ def test_a_control_token_of_one_character_is_refused_in_text() -> None:
     tokenizer = byte_level()
     tokenizer.add_tokens(["a"], special_tokens=True)
     encoder = build_encoder(tokenizer)
-    encode_answer(encoder, "b", "b")
+    encode_completion(encoder, "b", "b")
     with pytest.raises(DataError, match="control token"):
-        encode_answer(encoder, "b", "ba")
+        encode_completion(encoder, "b", "ba")
 
 
 def test_control_tokens_in_text_are_warned_of() -> None:
@@ -123,7 +124,7 @@ def test_control_tokens_in_text_are_warned_of() -> None:
 def test_thinking_tokens_are_no_control_tokens() -> None:
     """Added tokens that are not special are what a model writes itself."""
     encoder = ENCODERS["byte-level"]
-    _, answer = encode_answer(encoder, "질문", "<think>생각</think>답")
+    _, answer = encode_completion(encoder, "질문", "<think>생각</think>답")
     assert encoder.tokenizer.convert_tokens_to_ids("<think>") == answer.tokens[0]
 
 
@@ -143,7 +144,7 @@ def test_both_sides_have_one_prompt_and_batches_change_nothing(encoder: Encoder)
     assert encoded == [encode_pair(encoder, one) for one in pairs]
     for one, tokens in zip(pairs, encoded, strict=True):
         for text, answer in ((one.chosen, tokens.chosen), (one.rejected, tokens.rejected)):
-            assert encode_answer(encoder, one.prompt, text) == (tokens.prompt, answer)
+            assert encode_completion(encoder, one.prompt, text) == (tokens.prompt, answer)
 
 
 TEXTS = st.text(
@@ -158,19 +159,19 @@ TEXTS = st.text(
 @given(prompt=TEXTS, answer=TEXTS, other=TEXTS)
 def test_the_round_trip(name: str, prompt: str, answer: str, other: str) -> None:
     encoder = ENCODERS[name]
-    ids, tokens = encode_answer(encoder, prompt, answer)
+    ids, tokens = encode_completion(encoder, prompt, answer)
     # Metaspace writes a space as ▁ and cannot tell the two apart afterwards
     expected = answer.replace("▁", " ") if "meta" in name else answer
     assert decode(encoder, tokens.tokens[:-1]) == expected
     assert encoder.control.isdisjoint(tokens.tokens[:-1])
-    assert encode_answer(encoder, prompt, other)[0] == ids
-    assert encode_answer(encoder, other, answer)[1] == tokens  # an answer knows no prompt
+    assert encode_completion(encoder, prompt, other)[0] == ids
+    assert encode_completion(encoder, other, answer)[1] == tokens  # an answer knows no prompt
 
 
 @every
 def test_the_stop_can_be_left_out(encoder: Encoder) -> None:
-    prompt, with_stop = encode_answer(encoder, "질문:", "답")
-    same, without = encode_answer(encoder, "질문:", "답", stop=False)
+    prompt, with_stop = encode_completion(encoder, "질문:", "답")
+    same, without = encode_completion(encoder, "질문:", "답", stop=False)
     assert prompt == same
     assert with_stop.tokens == (*without.tokens, encoder.stop)
     assert len(without.scored) == len(without.tokens)
@@ -178,12 +179,14 @@ def test_the_stop_can_be_left_out(encoder: Encoder) -> None:
 
 def test_an_empty_response_is_only_its_stop() -> None:
     encoder = ENCODERS["byte-level"]
-    assert encode_answer(encoder, "질문:", "")[1].tokens == (encoder.stop,)
+    assert encode_completion(encoder, "질문:", "")[1].tokens == (encoder.stop,)
     with pytest.raises(DataError, match="response: it has no token"):
-        encode_answer(encoder, "질문:", "", stop=False)
+        encode_completion(encoder, "질문:", "", stop=False)
     with pytest.raises(DataError, match="prompt: it has no token"):
-        encode_answer(encoder, "", "답")
-    assert encode_answer(ENCODERS["bos and eos"], "", "답")[0] == ENCODERS["bos and eos"].leading
+        encode_completion(encoder, "", "답")
+    assert (
+        encode_completion(ENCODERS["bos and eos"], "", "답")[0] == ENCODERS["bos and eos"].leading
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +203,7 @@ def test_an_empty_response_is_only_its_stop() -> None:
 )
 def test_what_cannot_be_encoded(prompt: Any, response: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        encode_answer(ENCODERS["byte-level"], prompt, response)
+        encode_completion(ENCODERS["byte-level"], prompt, response)
 
 
 def test_answers_of_no_token_and_equal_answers_are_located() -> None:

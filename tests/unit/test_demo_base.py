@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from likelier.base.errors import DataError, OutputError
 from likelier.base.files import sha256
-from likelier.data.encoder import build_encoder
+from likelier.data.encode import encode_pair
 from likelier.data.records import Pair
-from likelier.data.tokens import encode_pair
+from likelier.data.tokenizer import build_encoder
 from likelier.demo import base as base_module
 from likelier.demo.base import Recipe, base_model, make_tokenizer, new_model
 from likelier.demo.world import corpus, topics

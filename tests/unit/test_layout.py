@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.numerics import TELLING, answer_weights, scored_sets, sequence
 
 from likelier.batching.layout import Pass, Scored, answers_of, padded_pass, scored, tree_pass
-from likelier.data.records import Answer, TokenPair
+from likelier.data.records import Completion, TokenPair
 
 Layout = Callable[[Sequence[Scored]], Pass]
 layouts = st.sampled_from([tree_pass, padded_pass])
@@ -114,8 +114,8 @@ def test_a_pass_moves_with_everything_in_it() -> None:
 
 
 def test_a_pair_becomes_two_sequences_with_the_prompt_as_context() -> None:
-    chosen = Answer((5, 6, 7, 2), (True, False, True, True))
-    pair = TokenPair((1, 4), chosen, Answer((8, 2), (True, True)), "pairs.jsonl:1")
+    chosen = Completion((5, 6, 7, 2), (True, False, True, True))
+    pair = TokenPair((1, 4), chosen, Completion((8, 2), (True, True)), "pairs.jsonl:1")
     first, second = answers_of(pair)
     assert first == Scored((1, 4, 5, 6, 7, 2), (False, False, True, False, True, True))
     assert second == Scored((1, 4, 8, 2), (False, False, True, True))
@@ -130,7 +130,7 @@ def test_what_follows_the_last_scored_token_is_not_computed() -> None:
 
 def test_a_first_token_needs_something_to_predict_it() -> None:
     with pytest.raises(ValueError, match="prompt of at least one token"):
-        scored((), Answer((5, 2), (True, True)))
+        scored((), Completion((5, 2), (True, True)))
     with pytest.raises(ValueError, match="at least one scored token"):
-        scored((1,), Answer((5, 2), (False, False)))
-    assert scored((), Answer((5, 2), (False, True))).inputs == (5,)
+        scored((1,), Completion((5, 2), (False, False)))
+    assert scored((), Completion((5, 2), (False, True))).inputs == (5,)

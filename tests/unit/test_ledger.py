@@ -6,14 +6,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from likelier.data.records import Answer, TokenPair
+from likelier.data.records import Completion, TokenPair
 from likelier.training import ledger
 from likelier.training.ledger import Ledger
 from likelier.training.step import PairValues
 
 
 def pair(number: int) -> TokenPair:
-    return TokenPair((1,), Answer((2,), (True,)), Answer((3,), (True,)), f"자료.jsonl:{number}")
+    return TokenPair(
+        (1,), Completion((2,), (True,)), Completion((3,), (True,)), f"자료.jsonl:{number}"
+    )
 
 
 def values(*losses: float) -> PairValues:

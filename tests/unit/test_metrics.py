@@ -9,7 +9,7 @@ from tests.support.runs import make_place, token_pairs
 
 from likelier.base.errors import RunFailed
 from likelier.batching.layout import answers_of
-from likelier.data.records import Answer, TokenPair
+from likelier.data.records import Completion, TokenPair
 from likelier.evaluation.heldout import HeldOut, accuracy_interval, wilson
 from likelier.evaluation.metrics import TIE, hits, metrics, rewards
 from likelier.losses.registry import BoundLoss, bind
@@ -76,7 +76,7 @@ def test_wilson_by_known_figures() -> None:
 
 def test_prompts_are_the_trials() -> None:
     """Ten pairs of one prompt say less than ten prompts."""
-    answer = Answer((1,), (True,))
+    answer = Completion((1,), (True,))
     same = [TokenPair((1,), answer, answer, "x")] * 10
     apart = [TokenPair((i,), answer, answer, "x") for i in range(10)]
     values = values_of([(-1, -2, -2, -1)] * 10)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likelier.data.order import Order, make_order
-from likelier.data.records import Answer, TokenPair
+from likelier.data.records import Completion, TokenPair
 
-ANSWER = Answer((1,), (True,))
+ANSWER = Completion((1,), (True,))
 
 
 def pairs_of(prompts: list[int]) -> list[TokenPair]:

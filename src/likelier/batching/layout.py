@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from likelier.batching.tree import Tree, build_tree
-from likelier.data.records import Answer, TokenPair
+from likelier.data.records import Completion, TokenPair
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scored:
         return sum(self.scored)
 
 
-def scored(prompt: tuple[int, ...], answer: Answer) -> Scored:
+def scored(prompt: tuple[int, ...], answer: Completion) -> Scored:
     """The sequence of a prompt and one answer; the prompt is context.
 
     Raises ValueError where the first scored token has no token before it to predict it, or

@@ -3,7 +3,7 @@
 import json
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import groupby
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signature
-from likelier.data.records import Finding, Pair, Preference, text_of
+from likelier.data.records import Finding, Pair, text_of
+from likelier.data.workers import Chunk
 
 _PLACE = re.compile(
     r"(?P<name>.*[:\[])(?P<row>\d+)(?P<end>\]?)(?:#\d+)??(?:#(?P<part>\d+))?", re.DOTALL
@@ -99,21 +100,27 @@ def digest(side: Any) -> int:
 class Content:
     """The content of many pairs as hashes: 40 bytes a pair, and signatures of a sample.
 
-    Of ``labelled`` rows the third hash is that of the label.
+    Of unpaired examples the third hash is that of the label.
     """
 
-    def __init__(self, labelled: bool = False) -> None:
+    def __init__(self) -> None:
         self.places = Places()
-        self._labelled = labelled
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
         self._signatures = EvenSample(MAX_COMPARED)
 
-    def add_part(self, sources: Sequence[str], keys: np.ndarray, nears: np.ndarray) -> None:
-        """Take more pairs: their places, hashes (n, 3) and signatures (n, SIZE) or (0, SIZE)."""
-        for source in sources:
+    def add(self, chunk: Chunk) -> None:
+        """Take the pairs of one more chunk."""
+        for source in chunk.sources:
             self.places.append(source)
-        self._keys.frombytes(np.ascontiguousarray(keys, dtype=np.uint64).tobytes())
-        self._signatures.add(nears)
+        keys = np.ascontiguousarray(chunk.arrays["keys"], dtype=np.uint64)
+        self._keys.frombytes(keys.tobytes())
+        if "pairs" in chunk.arrays:
+            self._signatures.add(chunk.arrays["pairs"])
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether they are unpaired examples."""
+        return set(np.unique(self.keys[:, 2]).tolist()) <= {digest(True), digest(False)}
 
     @property
     def sampled(self) -> int:
@@ -127,7 +134,7 @@ class Content:
 
     def findings(self) -> Iterator[tuple[int, Finding]]:
         """(number of the pair, finding) in the order of the pairs."""
-        against = self._labels() if self._labelled else self._conflicts()
+        against = self._labels() if self.is_labelled else self._conflicts()
         found = [*self._duplicates(), *against, *self._near_copies()]
         yield from sorted(found, key=lambda item: item[0])
 
@@ -192,11 +199,9 @@ class Content:
         return Finding(code, "warning", self.places[index], None, message, hint)
 
 
-def signature_of(pair: Preference) -> np.ndarray:
+def signature_of(pair: Pair) -> np.ndarray:
     """The signature of a whole row."""
-    if isinstance(pair, Pair):
-        return signature(bare("\n".join(map(text_of, (pair.prompt, pair.chosen, pair.rejected)))))
-    return signature(bare("\n".join(map(text_of, (pair.prompt, pair.completion)))))
+    return signature(bare("\n".join(map(text_of, pair.sides.values()))))
 
 
 def _first_of(keys: np.ndarray) -> tuple[list[int], list[int]]:

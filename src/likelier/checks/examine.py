@@ -12,21 +12,20 @@ import numpy as np
 from likelier.base.errors import ConfigError
 from likelier.base.terminal import counting
 from likelier.checks.across import Content, EvenSample, digest
+from likelier.checks.inspector import Inspector
 from likelier.checks.leaks import HeldOutPrompts
 from likelier.checks.pairs import SCRIPTS
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.checks.template import template_notes
 from likelier.config import Config
-from likelier.data.check import Data, Reading, no_row, open_data, open_rows
-from likelier.data.encoder import Encoder
-from likelier.data.formats import Format
+from likelier.data.formats import Format, Reading, recognised
+from likelier.data.load import no_row, reading_of
 from likelier.data.near_duplicates import MAX_COMPARED
-from likelier.data.part import Part, Task
-from likelier.data.pool import parts
-from likelier.data.prepare import reading_of
-from likelier.data.ranked import Ranking
-from likelier.data.records import Finding
+from likelier.data.read import Data, read_data
+from likelier.data.records import Finding, Pair
+from likelier.data.tokenizer import Encoder
+from likelier.data.workers import Chunk, Task, chunks
 
 MAX_SAMPLED = 20_000  # pairs whose features are kept for the statistics
 TEMPLATE_ROWS = 20  # of which the first that can be read shows what the template does
@@ -89,9 +88,9 @@ def question_of_options(
     for option, given in needing.items():
         if given and model is None:
             raise ConfigError("would not be read without a model", where=option, hint="add --model")
-    ranking = Ranking(pairs or PAIRINGS[0], min_gap or 0.0)  # type: ignore[arg-type]  # checked above
+    how: Any = pairs or PAIRINGS[0]  # checked above
     return Question(
-        str(data), Reading(columns, chat, ranking), model, held_out, max_length,
+        str(data), Reading(columns, chat, how, min_gap or 0.0), model, held_out, max_length,
         template=template, score=score,
     )  # fmt: skip
 
@@ -127,28 +126,27 @@ def examine(question: Question) -> Examination:
     """
     encoder = encoder_of(question)
     held = _held_out(question)
-    form, rows = open_rows(open_data(question.data), question.reading)
+    form, rows = recognised(read_data(question.data), question.reading)
+    inspector = Inspector(statistics=True)
     task = Task(
         form,
-        question.reading.ranking,
+        question.reading,
         encoder,
         max_length=question.max_length,
         trim=question.trim,
-        split_seed=0 if held else None,  # for the signatures of the prompts
-        watch=held.watch if held else None,
-        statistics=True,
+        inspector=inspector if held is None else inspector.watching(held),
     )
     first = list(islice(rows, TEMPLATE_ROWS))
     found = _Found(form)
     with counting("check", question.name) as advance:
-        for part in parts(chain(first, rows), task):
-            found.add(part)
-            advance(part.rows)
+        for chunk in chunks(chain(first, rows), task):
+            found.add(chunk)
+            advance(chunk.rows)
     no_row(found.rows, question.name)
     if encoder is not None:
-        found.tally.add(template_notes(encoder, form, first, question.reading.ranking))
+        found.tally.add(template_notes(encoder, form, first, question.reading))
     found.tally.add(finding for _, finding in found.content.findings())
-    if held:
+    if held is not None:
         found.tally.add(found.leaks(held))
     statistics = found.statistics()
     found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))
@@ -160,20 +158,20 @@ def encoder_of(question: Question) -> Encoder | None:
     """The encoder of the model asked about, if any."""
     if question.model is None:
         return None
-    from likelier.data.encoder import build_encoder
+    from likelier.data.tokenizer import build_encoder
     from likelier.model.load import load_tokenizer
 
     loaded = load_tokenizer(question.model, question.revision)
     return build_encoder(*loaded, question.template, question.today)
 
 
-def _held_out(question: Question) -> HeldOutPrompts | None:
+def _held_out(question: Question) -> list[Pair] | None:
     """The pairs of ``held_out`` that can be read; what is wrong with it is its own check's."""
     if question.held_out is None:
         return None
-    form, rows = open_rows(open_data(question.held_out), question.reading)
-    task = Task(form, question.reading.ranking, keep_pairs=True)
-    return HeldOutPrompts(tuple(pair for part in parts(rows, task) for pair in part.pairs))
+    form, rows = recognised(read_data(question.held_out), question.reading)
+    task = Task(form, question.reading, keep_pairs=True)
+    return [pair for chunk in chunks(rows, task) for pair in chunk.pairs]
 
 
 class _Found:
@@ -182,31 +180,34 @@ class _Found:
     def __init__(self, form: Format):
         self.labelled = form.shape == "labelled"
         self.tally = Tally()
-        self.content = Content(self.labelled)
+        self.content = Content()
         self.rows = self.left_out = 0
         self._hits: dict[int, str] = {}
         self._prompts = EvenSample(MAX_COMPARED)
         self._features, self._lengths, self._keys = (EvenSample(MAX_SAMPLED) for _ in range(3))
         self._origins: Counter[str] = Counter()
 
-    def add(self, part: Part) -> None:
-        """Keep what matters of one more batch."""
-        self.rows += part.rows
-        self.left_out += part.left_out
-        self.tally.add(part.findings)
-        self.content.add_part(part.sources, part.keys, part.nears)
-        for hit, source in part.hits:
-            self._hits.setdefault(hit, source)
-        self._prompts.add(part.prompts)
-        self._origins.update(origin for origin in part.origins if origin is not None)
-        self._features.add(part.features)
-        self._lengths.add(part.lengths[: len(part.features)])
-        self._keys.add(part.keys[: len(part.features), 0])
+    def add(self, chunk: Chunk) -> None:
+        """Keep what matters of one more chunk."""
+        self.rows += chunk.rows
+        self.left_out += chunk.left_out
+        self.tally.add(chunk.findings)
+        self.content.add(chunk)
+        arrays = chunk.arrays
+        if "hits" in arrays:
+            for hit, number in arrays["hits"].tolist():
+                self._hits.setdefault(hit, chunk.sources[number])
+            self._prompts.add(arrays["prompts"])
+        self._origins.update(origin for origin in arrays["origins"].tolist() if origin)
+        pairs = len(arrays["features"])
+        self._features.add(arrays["features"])
+        self._lengths.add(arrays["lengths"][:pairs])
+        self._keys.add(arrays["keys"][:pairs, 0])
 
-    def leaks(self, held: HeldOutPrompts) -> list[Finding]:
+    def leaks(self, held: list[Pair]) -> list[Finding]:
         """Held-out prompts that the rows hold, too."""
         sources = [self.content.places[number] for number in self._prompts.numbers]
-        return held.leaks(self._hits, self._prompts.rows, sources)
+        return HeldOutPrompts(tuple(held)).leaks(self._hits, self._prompts.rows, sources)
 
     def statistics(self) -> Statistics:
         """The statistics of everything added."""

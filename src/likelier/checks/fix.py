@@ -5,7 +5,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from likelier.base.files import write_file
 from likelier.checks.across import digest
 from likelier.checks.examine import Question, encoder_of
 from likelier.checks.pairs import repeats_prompt
-from likelier.data.check import no_row, open_data, open_rows
-from likelier.data.part import Task, work
-from likelier.data.pool import BATCH
-from likelier.data.records import Labelled, Message, Pair, Preference, text_of
-from likelier.data.sources import files_of
+from likelier.data.formats import recognised
+from likelier.data.load import no_row
+from likelier.data.read import files_of, read_data
+from likelier.data.records import Message, Pair, text_of
+from likelier.data.workers import Task, chunks
 
 Side = str | tuple[Message, ...]
 
@@ -79,10 +78,10 @@ def _check_out(question: Question, out: Path, changes_file: Path) -> None:
 
 def _lines(question: Question) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Lines of the cleaned copy, and changes with their code, in the order of the rows."""
-    form, rows = open_rows(open_data(question.data), question.reading)
+    form, rows = recognised(read_data(question.data), question.reading)
     task = Task(
         form,
-        question.reading.ranking,
+        question.reading,
         encoder_of(question),
         max_length=question.max_length,
         trim=question.trim,
@@ -90,15 +89,14 @@ def _lines(question: Question) -> Iterator[tuple[dict[str, Any], str | None]]:
     )
     first: dict[int, str] = {}  # where each pair stands first, by a hash of it
     count = 0
-    while batch := list(islice(rows, BATCH)):
-        count += len(batch)
-        part = work(task, batch)
-        kept = {pair.source for pair in part.pairs}
-        for finding in part.findings:
+    for chunk in chunks(rows, task):
+        count += chunk.rows
+        kept = {pair.source for pair in chunk.pairs}
+        for finding in chunk.findings:
             gone = finding.source not in kept and finding.severity == "error"
             if gone or finding.code in ("overlong", "tie", "weight"):
                 yield _change(finding.source, finding.code, "dropped", finding.message)
-        for pair in part.pairs:
+        for pair in chunk.pairs:
             fixed, fixes = _fixed(pair)
             for code, why in fixes:
                 yield _change(pair.source, code, "changed", why)
@@ -115,14 +113,14 @@ def _change(source: str, code: str, action: str, why: str) -> tuple[dict[str, An
     return {"source": source, "code": code, "action": action, "why": why}, code
 
 
-def _fixed(pair: Preference) -> tuple[Preference, list[tuple[str, str]]]:
+def _fixed(pair: Pair) -> tuple[Pair, list[tuple[str, str]]]:
     """A pair with what can be fixed, and the code and reason of each change."""
     fixes = []
     composed = _composed(pair)
     if composed != pair:
         fixes.append(("decomposed", "composed to NFC"))
         pair = composed
-    if isinstance(pair, Pair) and repeats_prompt(pair):
+    if pair.label is None and repeats_prompt(pair):
         prompt = pair.prompt if isinstance(pair.prompt, str) else text_of(pair.prompt[-1:])
         pair = replace(
             pair,
@@ -133,7 +131,7 @@ def _fixed(pair: Preference) -> tuple[Preference, list[tuple[str, str]]]:
     return pair, fixes
 
 
-def _composed(pair: Preference) -> Preference:
+def _composed(pair: Pair) -> Pair:
     """A pair with all its texts in NFC."""
 
     def of(side: Any) -> Any:
@@ -145,8 +143,7 @@ def _composed(pair: Preference) -> Preference:
             for turn, text in zip(side, texts, strict=True)
         )
 
-    names = ("prompt", *(("completion",) if isinstance(pair, Labelled) else ("chosen", "rejected")))
-    return replace(pair, **{name: of(getattr(pair, name)) for name in names})
+    return replace(pair, prompt=of(pair.prompt), chosen=of(pair.chosen), rejected=of(pair.rejected))
 
 
 def _without(side: Side, prompt: str) -> Side:
@@ -158,18 +155,16 @@ def _without(side: Side, prompt: str) -> Side:
     return ({**side[0], "content": content}, *side[1:]) if content else side
 
 
-def _content(pair: Preference) -> dict[str, Any]:
+def _content(pair: Pair) -> dict[str, Any]:
     """What two copies of a pair have in common, as a row names it."""
-    names = ["prompt", "completion", "label"]
-    if isinstance(pair, Pair):
-        names = ["prompt", "chosen", "rejected"]
-    return {name: getattr(pair, name) for name in (*names, *(("tools",) if pair.tools else ()))}
+    label = {} if pair.label is None else {"label": pair.label}
+    return {**pair.sides, **label, **({"tools": pair.tools} if pair.tools else {})}
 
 
-def _row(pair: Preference) -> dict[str, Any]:
+def _row(pair: Pair) -> dict[str, Any]:
     """A pair as a row that is read again as the same pair."""
     row = _content(pair)
-    if isinstance(pair, Pair) and pair.scores:
+    if pair.scores:
         row["chosen_score"], row["rejected_score"] = pair.scores
-    beside = {"margin": getattr(pair, "margin", None), "weight": pair.weight, "source": pair.origin}
+    beside = {"margin": pair.margin, "weight": pair.weight, "source": pair.origin}
     return row | {name: value for name, value in beside.items() if value is not None}

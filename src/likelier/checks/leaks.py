@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 
 from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signature
-from likelier.data.records import Finding, Preference, text_of
+from likelier.data.records import Finding, Pair, text_of
 
 WORDS = 8  # the n of the n-grams
 COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts
@@ -36,7 +36,7 @@ class Watch:
 class HeldOutPrompts:
     """Held-out pairs whose prompts must not be trained on."""
 
-    pairs: tuple[Preference, ...]
+    pairs: tuple[Pair, ...]
 
     @cached_property
     def texts(self) -> list[str]:
@@ -75,7 +75,7 @@ class HeldOutPrompts:
         ]
 
 
-def leaks(train: Iterable[Preference], held_out: Sequence[Preference]) -> list[Finding]:
+def leaks(train: Iterable[Pair], held_out: Sequence[Pair]) -> list[Finding]:
     """As `HeldOutPrompts.leaks`, for pairs in memory."""
     held = HeldOutPrompts(tuple(held_out))
     hits: dict[int, str] = {}

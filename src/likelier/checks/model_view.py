@@ -12,11 +12,12 @@ from likelier.batching.layout import Scored, answers_of
 from likelier.checks.examine import Question
 from likelier.checks.shortcuts import share
 from likelier.checks.summary import Examination, ModelView, Tally
-from likelier.data.check import open_data, open_rows
-from likelier.data.encoder import Encoder, build_encoder
-from likelier.data.part import Task, work
+from likelier.data.encode import encode_completion, encode_pairs
+from likelier.data.formats import recognised
+from likelier.data.read import read_data
 from likelier.data.records import Finding, Pair, TokenPair
-from likelier.data.tokens import encode_answer, encode_pairs
+from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.workers import Task, work
 from likelier.generation.sample import sample
 from likelier.model.load import load
 from likelier.model.score import Ready, make_ready
@@ -66,8 +67,8 @@ def add_model_view(found: Examination, question: Question) -> Examination:
 
 def _samples(question: Question, rows: int, counts: Sequence[int]) -> list[list[Pair]]:
     """For each of ``counts`` up to so many pairs, evenly out of all rows, in one reading."""
-    form, counted = open_rows(open_data(question.data), question.reading)
-    task = Task(form, question.reading.ranking, keep_pairs=True)
+    form, counted = recognised(read_data(question.data), question.reading)
+    task = Task(form, question.reading, keep_pairs=True)
     steps = [max(1, rows // count) for count in counts]
     kept = [
         (number, row)
@@ -77,7 +78,7 @@ def _samples(question: Question, rows: int, counts: Sequence[int]) -> list[list[
     found = []
     for count, step in zip(counts, steps, strict=True):
         pairs = work(task, [row for number, row in kept if number % step == 0]).pairs
-        found.append([pair for pair in pairs if isinstance(pair, Pair)][:count])
+        found.append([pair for pair in pairs if pair.label is None][:count])
     return found
 
 
@@ -112,6 +113,6 @@ def _own(ready: Ready, encoder: Encoder, asked: Sequence[Pair]) -> float | None:
     pairs = []
     for prompt, answer in zip(prompts, drawn, strict=True):
         with suppress(DataError):  # nothing was said, or a character that no row may hold
-            ids, own = encode_answer(encoder, prompt, answer.text, stop=answer.stopped)
+            ids, own = encode_completion(encoder, prompt, answer.text, stop=answer.stopped)
             pairs.append(TokenPair(ids, own, own, "own"))
     return float(_means(ready, [answers_of(pair)[0] for pair in pairs]).mean()) if pairs else None

@@ -32,7 +32,7 @@ def write_page(found: Examination, name: str, path: Path) -> None:
         name=name,
         errors=errors,
         verdict=verdict,
-        form=found.form.told,
+        form=found.form.describe(),
         kinds=kinds,
         lines=[line for line in describe(found) if not line.startswith(" ")],
         clues=found.statistics.probe.clues if found.statistics.probe else (),

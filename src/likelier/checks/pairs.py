@@ -3,14 +3,13 @@
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from likelier.data.chat import stands_in, texts_of
-from likelier.data.encoder import BREAK, Encoder
 from likelier.data.near_duplicates import code_points
-from likelier.data.records import Finding, Labelled, Message, Pair, Preference, TokenPair, text_of
+from likelier.data.records import Finding, Message, Pair, TokenPair, text_of
+from likelier.data.tokenizer import BREAK, Encoder
 
 # First code point of each block that matters, and the script from there on.
 _BLOCKS = (
@@ -52,50 +51,20 @@ def script_of(text: str) -> str | None:
 
 
 _DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
-MAX_CHARACTERS = 2_000_000  # of a side; a tokenizer takes 150 bytes for each
 MIN_DOUBLED_CHARACTERS = 20  # a shorter prompt may begin an answer by chance
 
 Side = str | tuple[Message, ...]
 
 
-def look_at(pair: Preference) -> list[Finding]:
-    """All that is noticed; an ``error`` means that the pair cannot be used."""
-    sides = _sides(pair)
-    if huge := [found for name, side in sides.items() for found in _huge(pair, name, side)]:
-        return huge
-    if isinstance(pair, Labelled):
-        return [found for name, side in sides.items() for found in _texts(pair, name, side)]
-    if _bare(pair.chosen) == _bare(pair.rejected):
-        message = "chosen and rejected are the same text"
-        hint = "delete the row or set data.on_bad_row: drop"
-        return [Finding("identical", "error", pair.source, None, message, hint)]
-    findings = [found for name, side in sides.items() for found in _texts(pair, name, side)]
+def look_at(pair: Pair) -> list[Finding]:
+    """All that is noticed of a pair that can be used."""
+    findings = [found for name, side in pair.sides.items() for found in _texts(pair, name, side)]
+    if pair.label is not None:
+        return findings
     return [*findings, *_doubled(pair), *_inverted(pair), *_languages(pair)]
 
 
-def _sides(pair: Preference) -> dict[str, Side]:
-    if isinstance(pair, Labelled):
-        return {"prompt": pair.prompt, "completion": pair.completion}
-    return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-
-
-def _bare(side: Side) -> Any:
-    """A side without the spaces around its texts: what two answers must differ in."""
-    if isinstance(side, str):
-        return side.strip()
-    return [
-        {key: value.strip() if isinstance(value, str) else value for key, value in turn.items()}
-        for turn in side
-    ]
-
-
-def _huge(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
-    if (size := len(text_of(side))) > MAX_CHARACTERS:
-        message = f"a text of {size:,} characters; at most {MAX_CHARACTERS:,} are read"
-        yield Finding("huge", "error", pair.source, name, message, "split it, or delete the row")
-
-
-def _texts(pair: Preference, name: str, side: Side) -> Iterator[Finding]:
+def _texts(pair: Pair, name: str, side: Side) -> Iterator[Finding]:
     text = text_of(side)
     if _DECOMPOSED.search(text):
         message, hint = "Hangul in decomposed form (NFD)", "convert the text to NFC"
@@ -155,7 +124,7 @@ MIN_TOKENS_FOREIGN = 50  # fewer say nothing
 
 
 def notice(
-    encoder: Encoder, pair: Preference, prompt: str, answers: Sequence[str], tokens: TokenPair
+    encoder: Encoder, pair: Pair, prompt: str, answers: Sequence[str], tokens: TokenPair
 ) -> list[Finding]:
     """Warnings about one pair: ``prompt`` and ``answers`` are its texts as they were tokenised."""
     findings = []
@@ -175,7 +144,7 @@ def notice(
     return findings + _of_prompt(prompt, pair)
 
 
-def _of_prompt(prompt: str, pair: Preference) -> list[Finding]:
+def _of_prompt(prompt: str, pair: Pair) -> list[Finding]:
     """What the template made of the prompt: text left out, a BOS too many."""
     if isinstance(pair.prompt, str):
         return []
@@ -212,14 +181,3 @@ def _foreign(answers: Sequence[str], pair: TokenPair) -> Finding | None:
     message = f"{tokens / max(letters, 1):.1f} tokens a character"
     hint = "check that the tokenizer is the model's own and knows this language"
     return Finding("foreign", "warning", pair.source, None, message, hint)
-
-
-def clock(encoder: Encoder) -> Finding:
-    """What is to be said of a template that asks for today's date."""
-    if encoder.frozen is not None:
-        message = "it asks for today's date and is told a fixed one"
-        hint = "set data.today to the date that it should be told"
-        return Finding("clock", "note", "chat template", None, message, hint)
-    message = "it writes today's date, so another day gives other tokens"
-    hint = "set data.template.date_string, where the template reads it"
-    return Finding("clock", "warning", "chat template", None, message, hint)

@@ -1,5 +1,6 @@
 """What was found in preference data: counted by code, and written as JSON, as lines, as a table."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ from rich.table import Table
 from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Lengths, Probe, Share
-from likelier.data.check import in_file_order
 from likelier.data.formats import Format
 from likelier.data.records import Finding
 
@@ -110,6 +110,23 @@ class Tally:
         return tuple(sorted(kinds, key=lambda kind: (_rank(kind), -kind.count, kind.code)))
 
 
+_PLACE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<part>\d+))?", re.DOTALL)
+
+
+def in_file_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings by file, row and pair; those of no row come last."""
+    files: dict[str, int] = {}
+
+    def place(finding: Finding) -> tuple[int, int, int]:
+        found = _PLACE.fullmatch(finding.source)
+        if found is None:
+            return (2**62, 0, 0)
+        number = files.setdefault(found["file"], len(files))
+        return number, int(found["row"]), int(found["part"] or 0)
+
+    return sorted(findings, key=place)
+
+
 def first_findings(kinds: Iterable[Kind]) -> list[Finding]:
     """The first `MAX_LOCATIONS` findings of all kinds in the order of the file, errors first."""
     every = in_file_order(finding for kind in kinds for finding in kind.first)
@@ -137,7 +154,7 @@ def as_data(found: Examination) -> dict[str, Any]:
             for kind in found.kinds
         ],
         "places": [asdict(finding) for finding in first_findings(found.kinds)],
-        "format": {**asdict(found.form), "description": found.form.told},
+        "format": {**asdict(found.form), "description": found.form.describe()},
         "statistics": asdict(found.statistics),
         "reference": asdict(found.model_view) if found.model_view else None,
     }

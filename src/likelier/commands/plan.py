@@ -18,9 +18,8 @@ from likelier.base.terminal import say
 from likelier.batching.layout import Scored, answers_of
 from likelier.batching.pack import layout, pack
 from likelier.config import Config, live
+from likelier.data.load import Dataset, load, needs_of
 from likelier.data.order import Order, make_order
-from likelier.data.prepare import Prepared
-from likelier.data.purpose import prepare_for_loss
 from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss, bind
 from likelier.model.heap import freed_memory_kept
@@ -74,7 +73,8 @@ def plan(config: Config) -> Plan:
     began = time.perf_counter()
     objective = bind(live(config)["loss"])
     start = open_start(config, None, None)
-    data = prepare_for_loss(config, encoder_of(config, start), None, None)
+    needs = needs_of(config.loss)
+    data = load(config.data, encoder_of(config, start), needs, config.train.seed)
     ready = make_ready(adapt(config, start))
     memory = memory_of(ready)
     budget = settled(config, ready, memory)
@@ -219,7 +219,7 @@ def _now(ready: Ready) -> float:
 
 def _reckoned(
     config: Config,
-    data: Prepared,
+    data: Dataset,
     ready: Ready,
     order: Order,
     steps: Sequence[Sequence[TokenPair]],
@@ -271,7 +271,7 @@ def _peak(ready: Ready) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _disk(config: Config, ready: Ready, data: Prepared) -> int:
+def _disk(config: Config, ready: Ready, data: Dataset) -> int:
     """Checkpoints (masters and two averages, one more while it is written), model and column."""
     trainable = sum(p.numel() for p in ready.policy.model.parameters() if p.requires_grad)
     kept = config.train.keep + 1 if config.train.save_every is not None else 0

@@ -8,10 +8,10 @@ from pathlib import Path
 from likelier.base.files import write_text
 from likelier.base.terminal import say
 from likelier.batching.layout import answers_of
-from likelier.data.check import load_pairs, refuse
-from likelier.data.encoder import build_encoder
-from likelier.data.tokens import encode_pairs
-from likelier.model.load import load
+from likelier.config.schema import DataConfig
+from likelier.data.load import load as load_data
+from likelier.data.tokenizer import build_encoder
+from likelier.model.load import load, load_tokenizer
 from likelier.model.score import make_ready
 from likelier.reference.build import cached_column
 from likelier.reference.identity import reference_identity
@@ -25,12 +25,10 @@ def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) 
 
     Raises DataError where a row cannot be used: every row gets its values or none does.
     """
-    loaded = load_pairs(data, dict(columns))
-    refuse(loaded.findings, "error", usable=len(loaded.pairs))
+    asked = DataConfig(train=str(data), eval=None, max_length=2**31 - 1)
+    asked = asked.model_copy(update={"columns": columns})  # a wrong key is named by `load_data`
+    pairs = load_data(asked, build_encoder(*load_tokenizer(model))).train
     policy = load(model)
-    encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
-    pairs, findings = encode_pairs(encoder, loaded.pairs)
-    refuse(findings, "error", usable=len(pairs))
     ready = make_ready(policy)
     if ready.backend_reason:
         say(f"one row a sequence, because {ready.backend_reason}")

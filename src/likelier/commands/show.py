@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,16 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from likelier.base.errors import DataError
 from likelier.base.files import write_text
 from likelier.base.terminal import say, visible
 from likelier.batching.layout import answers_of, tree_pass
 from likelier.batching.tree import common_length
-from likelier.data.check import Reading, open_data, open_rows, refuse
-from likelier.data.encoder import Encoder, build_encoder
-from likelier.data.part import Task, work
-from likelier.data.pool import BATCH
-from likelier.data.records import Answer, Finding, TokenPair
-from likelier.data.tokens import encode_pairs
+from likelier.data.formats import Reading, recognised
+from likelier.data.load import no_row, refuse
+from likelier.data.read import read_data
+from likelier.data.records import Completion, Finding, TokenPair
+from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.workers import Shared, Task, chunks, unpack
 from likelier.model.load import load_tokenizer
 from likelier.pages import render_page
 
@@ -83,21 +82,20 @@ def show(
 
 
 def _first_pairs(data: Path, encoder: Encoder, reading: Reading, number: int) -> list[TokenPair]:
-    form, rows = open_rows(open_data(str(data)), reading)
-    task = Task(form, encoder=encoder, keep_pairs=True)
+    form, rows = recognised(read_data(str(data)), reading)
+    task = Task(form, reading, encoder, keep_pairs=True, keep_tokens=True)
     pairs: list[TokenPair] = []
     bad: list[Finding] = []
-    read = 0
-    while len(pairs) < number and (batch := list(islice(rows, min(BATCH, 4 * number)))):
-        read += len(batch)
-        part = work(task, batch)
-        bad += part.findings
-        encoded, _ = encode_pairs(encoder, part.pairs)
-        pairs += encoded[: number - len(pairs)]
-    if read == 0:
-        raise DataError("no row in it", where=str(data), hint="put at least one row in it")
+    count = 0
+    for chunk in chunks(rows, task, rows_at_once=4 * number):
+        count += chunk.rows
+        bad += chunk.findings
+        pairs += unpack(chunk, Shared())
+        if len(pairs) >= number:
+            break
+    no_row(count, str(data))
     refuse(bad, "drop", usable=len(pairs))
-    return pairs
+    return pairs[:number]
 
 
 def _shown(pair: TokenPair, tokenizer: Tokenizer) -> Shown:
@@ -126,7 +124,7 @@ def _shown(pair: TokenPair, tokenizer: Tokenizer) -> Shown:
     )
 
 
-def _runs(answer: Answer, same: int, tokenizer: Tokenizer) -> Iterator[Run]:
+def _runs(answer: Completion, same: int, tokenizer: Tokenizer) -> Iterator[Run]:
     ends = answer.tokens[-1] in tokenizer.all_special_ids  # a cut answer has no stop
     kinds = ["scored" if wanted else "context" for wanted in answer.scored]
     if ends:

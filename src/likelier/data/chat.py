@@ -6,17 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from likelier.base.errors import DataError
-from likelier.data.encoder import BREAK, Encoder
-from likelier.data.guard import MEGABYTES, SECONDS, TooSlow, limited
 from likelier.data.messages import Unfit
 from likelier.data.records import Message
+from likelier.data.tokenizer import (
+    BREAK,
+    MAX_TEMPLATE_MEGABYTES,
+    MAX_TEMPLATE_SECONDS,
+    Encoder,
+    TooSlow,
+    limited,
+)
 
-LONGEST = 64 * 2**20  # characters of a rendered chat
+MAX_RENDERED_CHARACTERS = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of an answer: its text and, where it is scored, the stop id that follows."""
+    """A stretch of a completion: its text and, where it is scored, the stop id that follows."""
 
     text: str
     scored: bool
@@ -56,20 +62,20 @@ def render(
     return text
 
 
-def cut_answer(
+def cut_completion(
     encoder: Encoder,
     prompt: Sequence[Message],
     prompt_text: str,
-    answer: Sequence[Message],
+    completion: Sequence[Message],
     tools: Sequence[Message] = (),
 ) -> list[Segment]:
-    """What ``answer`` adds to the rendered prompt: assistant text up to its stop, and context.
+    """What ``completion`` adds to the rendered prompt: assistant text up to its stop, and context.
 
     Raises:
         Unfit: the rendered prompt is no beginning of the rendered chat, an assistant turn has
             no stop, or the template leaves text of it out.
     """
-    chat = [*prompt, *answer]
+    chat = [*prompt, *completion]
     whole = render(encoder, chat, False, tools)
     segments: list[Segment] = []
     done = len(prompt_text)
@@ -111,7 +117,7 @@ def _apply(
     if encoder.frozen is not None:
         given["chat_template"] = encoder.frozen
     try:
-        with limited(SECONDS, MEGABYTES):
+        with limited(MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_MEGABYTES):
             text = encoder.tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
@@ -122,16 +128,16 @@ def _apply(
     except ImportError:
         raise
     except TooSlow as error:
-        raise _endless(f"takes longer than {SECONDS:g} seconds") from error
+        raise _endless(f"takes longer than {MAX_TEMPLATE_SECONDS:g} seconds") from error
     except MemoryError as error:
-        raise _endless(f"takes more than {MEGABYTES} MB of memory") from error
+        raise _endless(f"takes more than {MAX_TEMPLATE_MEGABYTES} MB of memory") from error
     except Exception as error:  # a template is foreign code and may raise anything
         line = getattr(error, "lineno", None)
         at = f" at line {line}" if line else ""
         reason = " ".join(str(error).split())[:160]
         message = f"the chat template refuses it{at}: {reason}"
         raise Unfit("template", None, message, "change the roles or turns of this row") from error
-    if len(text) > LONGEST:
+    if len(text) > MAX_RENDERED_CHARACTERS:
         raise _endless(f"writes {len(text)} characters")
     return str(text)
 

@@ -1,15 +1,34 @@
-"""How a file writes its preferences, recognised by looking at its first rows."""
+"""How rows write preferences: the format, recognised by the first rows, and the pairs of a row."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, combinations, islice
 from typing import Any, Literal
 
-from likelier.data.records import Finding, Row
-from likelier.data.transcript import is_transcript
+from likelier.base.errors import ConfigError
+from likelier.data.messages import (
+    Unfit,
+    as_list,
+    check_end,
+    check_start,
+    from_transcript,
+    is_transcript,
+    kind_of_value,
+    missing,
+    mixed,
+    nearest,
+    read_messages,
+    read_number,
+    read_text,
+)
+from likelier.data.read import odd_character
+from likelier.data.records import Chat, Finding, Pair, Row, text_of
 
 Shape = Literal["pairs", "ranked", "scored", "compared", "labelled"]
-LOOK = 200  # rows that are looked at
+Counted = tuple[int, Row | Pair | Finding]  # how many rows of the file, and what they hold
+ROWS_LOOKED_AT = 200  # to recognise a format
+MAX_CHARACTERS = 2_000_000  # of a prompt or a completion; a tokenizer takes 150 bytes for each
 
 # Our name of a column, and what others call it: the first that is there is taken.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -33,7 +52,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "margin": ("margin",),
     "weight": ("weight",),
 }  # fmt: skip
-NAMES = tuple(ALIASES)  # what `data.columns` may name
+COLUMNS = tuple(ALIASES)  # what `data.columns` may name
 NEEDED: dict[Shape, tuple[str, ...]] = {
     "pairs": ("chosen", "rejected"),
     "labelled": ("completion", "label"),
@@ -41,29 +60,42 @@ NEEDED: dict[Shape, tuple[str, ...]] = {
     "compared": ("first", "second", "preference"),
     "scored": ("prompt", "completion", "score"),
 }
+_BESIDE = ("prompt", "system", "tools", "origin")
 OPTIONAL: dict[Shape, tuple[str, ...]] = {
-    "pairs": (
-        "prompt",
-        "system",
-        "tools",
-        "origin",
-        "chosen_score",
-        "rejected_score",
-        "margin",
-        "weight",
-    ),
-    "labelled": ("prompt", "system", "tools", "origin", "weight"),
-    "ranked": ("prompt", "system", "tools", "origin", "scores"),
-    "compared": ("prompt", "system", "tools", "origin"),
-    "scored": ("system", "tools", "origin"),
+    "pairs": (*_BESIDE, "chosen_score", "rejected_score", "margin", "weight"),
+    "labelled": (*_BESIDE, "weight"),
+    "ranked": (*_BESIDE, "scores"),
+    "compared": _BESIDE,
+    "scored": _BESIDE[1:],
 }
-WORDS: dict[Shape, str] = {
+DESCRIPTIONS: dict[Shape, str] = {
     "pairs": "a chosen and a rejected answer a row",
     "ranked": "a list of completions with scores a row",
     "scored": "one completion with a score a row; neighbours with one prompt belong together",
     "compared": "two answers and which is better a row",
     "labelled": "one completion with a label a row (unpaired)",
 }
+# What a list of completions calls the text, the score and the rank of each.
+TEXT_KEYS = ("response", "completion", "text", "answer", "output", "generation")
+SCORE_KEYS = ("fine-grained_score", "overall_score", "score", "rating", "reward")
+RANK_KEY = "rank"
+_LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+_ABSENT = object()
+PAIR_COLUMNS = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are to be read: ``data.columns``, ``data.chat`` and ``data.ranked``.
+
+    Of a list of completions ``pairs`` says which are compared, and ``min_gap`` by how much their
+    scores must differ.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    chat: bool = False
+    pairs: Literal["best-worst", "best-rest", "all"] = "best-worst"
+    min_gap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,15 +111,36 @@ class Format:
     chat: bool = False
     style: str = ""
 
-    @property
-    def told(self) -> str:
+    def describe(self) -> str:
         """What was recognised, in one line."""
         names = [
             name if name == theirs else f"{name} = {theirs}"
             for name, theirs in self.columns.items()
         ]
         style = f" ({self.style})" if self.style else ""
-        return f"{WORDS[self.shape]}{style}; columns: {', '.join(names)}"
+        return f"{DESCRIPTIONS[self.shape]}{style}; columns: {', '.join(names)}"
+
+
+def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format, Iterator[Counted]]:
+    """The format of rows, and all of the rows, with how many rows of the file each stands for.
+
+    Raises ConfigError for a key of ``columns`` that is none of ours, and for a choice of pairs
+    that no list of completions would use.
+    """
+    for name in reading.columns:
+        if name not in COLUMNS:
+            meant = nearest(name, COLUMNS)
+            hint = f'did you mean "{meant}"?' if meant else f"the keys are {', '.join(COLUMNS)}"
+            raise ConfigError(f'unknown key "{name}"', where="data.columns", hint=hint)
+    iterator = iter(rows)
+    first = list(islice(iterator, ROWS_LOOKED_AT))
+    records = [row.record for row in first if isinstance(row, Row)]
+    form = recognise(records, reading.columns, reading.chat)
+    default = (reading.pairs, reading.min_gap) == (Reading.pairs, Reading.min_gap)
+    if form.shape not in ("ranked", "scored") and not default:
+        what = f"would not be read: the data have {form.describe()}"
+        raise ConfigError(what, where="data.ranked", hint="take data.ranked away")
+    return form, _counted(chain(first, iterator), form)
 
 
 def recognise(
@@ -101,25 +154,15 @@ def recognise(
         for key, value in record.items():
             if present.get(key) is None:
                 present[key] = value
-    found = {name: columns.get(name) or _alias(name, present) for name in NAMES}
+    found = {name: columns.get(name) or _alias(name, present) for name in COLUMNS}
     shape = _shape(found, present, columns)
     wanted = (*NEEDED[shape], *OPTIONAL[shape])
     used = {name: theirs for name in wanted if (theirs := found[name])}
     used |= {name: theirs for name, theirs in columns.items() if name in wanted}
     if _is_implied(shape, used, present, columns):
         used.pop("prompt", None)
-    ordered = {name: used[name] for name in NAMES if name in used}
+    ordered = {name: used[name] for name in COLUMNS if name in used}
     return Format(shape, ordered, chat, _style(shape, ordered, present, chat))
-
-
-def look(
-    rows: Iterable[Row | Finding], columns: Mapping[str, str], chat: bool = False
-) -> tuple[Format, Iterator[Row | Finding]]:
-    """The format of rows, and all of them again."""
-    iterator = iter(rows)
-    first = list(islice(iterator, LOOK))
-    records = [row.record for row in first if isinstance(row, Row)]
-    return recognise(records, columns, chat), chain(first, iterator)
 
 
 def _alias(name: str, present: Mapping[str, Any]) -> str | None:
@@ -175,3 +218,411 @@ def _style(shape: Shape, columns: Mapping[str, str], present: Mapping[str, Any],
     if chat or "system" in columns or "tools" in columns:
         return "texts as chats"
     return "texts, used as they stand"
+
+
+def _counted(rows: Iterable[Row | Finding], form: Format) -> Iterator[Counted]:
+    """Rows with how many rows of the file each stands for.
+
+    Neighbours with one prompt become one list of completions where each row holds only one.
+    """
+    if form.shape != "scored":
+        yield from ((0 if "#" in row.source[-4:] else 1, row) for row in rows)  # 0: a copy
+        return
+    group: list[Row] = []
+    for row in rows:
+        same = isinstance(row, Row) and group and _same_prompt(row, group[0], form)
+        if group and not same:
+            yield len(group), _together(group, form)
+            group = []
+        if isinstance(row, Row):
+            group.append(row)
+        else:
+            yield 1, row
+    if group:
+        yield len(group), _together(group, form)
+
+
+def _same_prompt(row: Row, other: Row, form: Format) -> bool:
+    field = form.columns["prompt"]
+    return bool(row.record.get(field) == other.record.get(field))
+
+
+def _together(group: list[Row], form: Format) -> Row:
+    text, score = form.columns["completion"], form.columns["score"]
+    listed = [{"response": row.record.get(text), "score": row.record.get(score)} for row in group]
+    return Row(group[0].source, {**group[0].record, "completions": listed})
+
+
+def read_row(row: Row, form: Format, reading: Reading) -> list[Pair | Finding]:
+    """The pairs of a row, and why others, or the row as a whole, cannot be used.
+
+    An error `Finding` stands for a pair or a row that cannot be read, a note for a row that holds
+    no preference.
+    """
+    try:
+        if form.shape == "pairs":
+            found: Sequence[Pair | Finding] = [_pair(row, form)]
+        elif form.shape == "labelled":
+            found = [_unpaired(row, form)]
+        else:
+            found = _ranked(row, form, reading)
+    except Unfit as unfit:
+        return [unfit.at(row.source)]
+    return [one for each in found for one in (_usable(each) if isinstance(each, Pair) else [each])]
+
+
+def _usable(pair: Pair) -> list[Pair] | list[Finding]:
+    """The pair, or why it cannot be used."""
+    huge = {name: len(text_of(side)) for name, side in pair.sides.items()}
+    if max(huge.values()) > MAX_CHARACTERS:
+        return [
+            Finding("huge", "error", pair.source, name,
+                    f"a text of {size:,} characters; at most {MAX_CHARACTERS:,} are read",
+                    "split it, or delete the row")
+            for name, size in huge.items()
+            if size > MAX_CHARACTERS
+        ]  # fmt: skip
+    if pair.label is None and _stripped(pair.chosen) == _stripped(pair.rejected):
+        message = "chosen and rejected are the same text"
+        hint = "delete the row or set data.on_bad_row: drop"
+        return [Finding("identical", "error", pair.source, None, message, hint)]
+    return [pair]
+
+
+def _stripped(side: str | Chat) -> Any:
+    """A completion without the spaces around its texts: what two of them must differ in."""
+    if isinstance(side, str):
+        return side.strip()
+    return [
+        {key: value.strip() if isinstance(value, str) else value for key, value in turn.items()}
+        for turn in side
+    ]
+
+
+def _pair(row: Row, form: Format) -> Pair:
+    """A pair of texts, lists of messages, two conversations whose common beginning is the prompt,
+    or Human/Assistant transcripts.
+    """
+    record, columns = row.record, form.columns
+    prompt, chosen, rejected = _sides(record, columns, form.chat)
+    better, worse = (_number(record, columns, name) for name in ("chosen_score", "rejected_score"))
+    scores = (better, worse) if better is not None and worse is not None else None
+    margin = _number(record, columns, "margin")
+    if margin is None and scores:
+        margin = scores[0] - scores[1]
+    return Pair(
+        prompt, chosen, rejected, row.source, scores=scores, margin=margin, **_beside(row, form)
+    )
+
+
+def _unpaired(row: Row, form: Format) -> Pair:
+    """The one completion of a row with its label, on both sides."""
+    columns = form.columns
+    for name in ("completion", "label"):
+        if columns[name] not in row.record:
+            missing(row.record, columns, name, columns)
+    field = columns["completion"]
+    value = as_list(row.record[field])
+    is_chat = form.chat or isinstance(value, (list, tuple))
+    prompt = _prompt(row.record, columns, is_chat)
+    completion = _completion(value, field, prompt)
+    label = row.record[columns["label"]]
+    known = _LABELS.get(str(label).strip().lower())
+    if known is None:
+        message = f"true or false expected, found {str(label)[:20]!r}"
+        raise Unfit("label", columns["label"], message, "write true for good, false for bad")
+    return Pair(prompt, completion, completion, row.source, label=known, **_beside(row, form))
+
+
+def _beside(row: Row, form: Format) -> dict[str, Any]:
+    """What any row may hold beside its texts: tools, origin and weight."""
+    record, columns = row.record, form.columns
+    origin = record.get(columns["origin"]) if "origin" in columns else None
+    return {
+        "tools": _tools(record, columns),
+        "origin": origin[:80] if isinstance(origin, str) else None,
+        "weight": _number(record, columns, "weight"),
+    }
+
+
+Sides = tuple[str, str, str] | tuple[Chat, Chat, Chat]
+
+
+def _sides(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> Sides:
+    theirs = {name: columns.get(name, name) for name in PAIR_COLUMNS}
+    prompt, chosen, rejected = (as_list(record.get(theirs[name], _ABSENT)) for name in PAIR_COLUMNS)
+    for name, value in (("chosen", chosen), ("rejected", rejected)):
+        if value is _ABSENT:
+            missing(record, columns, name, PAIR_COLUMNS)
+    if is_transcript(chosen) and is_transcript(rejected):
+        chosen, rejected = from_transcript(chosen), from_transcript(rejected)
+        prompt = from_transcript(prompt) if is_transcript(prompt) else prompt
+    implied = isinstance(chosen, (list, tuple)) and isinstance(rejected, (list, tuple))
+    if prompt is _ABSENT and ("prompt" in columns or not implied):
+        missing(record, columns, "prompt", PAIR_COLUMNS)
+
+    if not implied:
+        if isinstance(chosen, (list, tuple)) or isinstance(rejected, (list, tuple)):
+            mixed("chosen", "one of chosen and rejected is a list of messages, the other is not")
+        if isinstance(prompt, (list, tuple)):
+            mixed("prompt", "the prompt is a list of messages, the answers are not")
+        read_text(prompt, theirs["prompt"])
+        chosen = read_text(chosen, theirs["chosen"])
+        rejected = read_text(rejected, theirs["rejected"])
+        asked = _prompt(record, columns, chat)
+        return (
+            (asked, chosen, rejected)
+            if isinstance(asked, str)
+            else (asked, _assistant(chosen), _assistant(rejected))
+        )
+
+    chosen = read_messages(chosen, theirs["chosen"])
+    rejected = read_messages(rejected, theirs["rejected"])
+    check_end(chosen, theirs["chosen"])
+    check_end(rejected, theirs["rejected"])
+    if prompt is _ABSENT and "assistant" in (chosen[0]["role"], rejected[0]["role"]):
+        missing(record, columns, "prompt", PAIR_COLUMNS)
+    turns, chosen, rejected = _chats(prompt, chosen, rejected, theirs)
+    return _with_system(turns, record, columns), chosen, rejected
+
+
+def _assistant(text: str) -> Chat:
+    return ({"role": "assistant", "content": text},)
+
+
+def _prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> str | Chat:
+    """The prompt of a row as text, or as messages where it is written or wanted so.
+
+    A system text, tools or ``chat`` make a user's turn of a plain text.
+    """
+    field = columns.get("prompt", "prompt")
+    value = as_list(record.get(field, _ABSENT))
+    if value is _ABSENT:
+        missing(record, columns, "prompt", ("prompt",))
+    if is_transcript(value) or (isinstance(value, str) and value.lstrip().startswith("Human:")):
+        value = from_transcript(value)
+    if isinstance(value, (list, tuple)):
+        return _with_system(read_messages(value, field), record, columns)
+    text = read_text(value, field)
+    if not (chat or "system" in columns or _tools(record, columns)):
+        return text
+    return _with_system(({"role": "user", "content": text},), record, columns)
+
+
+def _with_system(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
+    """A chat behind the row's system text, where it has one and the chat has none."""
+    field = columns.get("system")
+    value = record.get(field) if field else None
+    if value is None or value == "" or chat[0]["role"] == "system":
+        return chat
+    if not isinstance(value, str) or odd_character(value):
+        read_text(value, str(field))
+    return ({"role": "system", "content": value}, *chat)
+
+
+def _tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
+    """The tools that a row offers: a list of objects, or that list as JSON text."""
+    field = columns.get("tools")
+    value = record.get(field) if field else None
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            hint = "write a JSON list of tools"
+            raise Unfit("tools", field, "the text is no JSON", hint) from error
+    if not value:
+        return ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(tool, dict) for tool in value):
+        message = f"a list of tools expected, found {kind_of_value(value)}"
+        raise Unfit("tools", field, message, "write a list of objects, or null")
+    return tuple(value)
+
+
+def _number(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> float | None:
+    """The number in one of our columns; None where the row has none. A weight is not negative."""
+    field = columns.get(name)
+    if field is None or record.get(field) in (None, ""):
+        return None
+    number = read_number(record[field], field)
+    if name == "weight" and number < 0:
+        raise Unfit("score", field, f"the weight is {number:g}", "write 0 or more")
+    return number
+
+
+def _chats(
+    prompt: Any, chosen: Chat, rejected: Chat, theirs: Mapping[str, str]
+) -> tuple[Chat, Chat, Chat]:
+    """Both answers after one prompt; conversations that repeat the prompt lose it."""
+    whole = chosen[0]["role"] != "assistant" and rejected[0]["role"] != "assistant"
+    field = theirs["prompt"]
+    if isinstance(prompt, (list, tuple)):
+        given = read_messages(prompt, field)
+        count = len(given)
+        if whole and chosen[:count] == given == rejected[:count]:
+            chosen, rejected = chosen[count:], rejected[count:]
+        check_start(chosen, theirs["chosen"])
+        check_start(rejected, theirs["rejected"])
+        return given, chosen, rejected
+    if prompt is not _ABSENT:
+        text = read_text(prompt, field)
+        if not whole:
+            mixed(field, "the prompt is text, the answers are lists of messages")
+    shared, chosen, rejected = _split(chosen, rejected)
+    if prompt is not _ABSENT and shared[-1].get("content") != text:
+        message = "the prompt is not the last turn that both conversations share"
+        raise Unfit("prompt", field, message, "fix the prompt, or delete that column")
+    return shared, chosen, rejected
+
+
+def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
+    """Cut two conversations after the whole messages that they share."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # each answer keeps a turn
+    roles = {chosen[cut]["role"], rejected[cut]["role"]}
+    if cut == 0 or roles != {"assistant"}:
+        message = f"the conversations have different prompts: message {cut + 1} differs"
+        hint = "let both begin with the same messages, up to an assistant turn"
+        raise Unfit("prompt", None, message, hint)
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    completion: str | Chat
+    score: float
+
+
+def _ranked(row: Row, form: Format, reading: Reading) -> list[Pair] | list[Finding]:
+    """The pairs of completions that are scored, ranked or compared; a note where there is none.
+
+    Scores are kept: higher is better (ranks become their negatives).
+    """
+    if form.shape == "scored":
+        columns = {**form.columns, "completions": "completions"}
+        form = replace(form, shape="ranked", columns=columns)
+    prompt = _prompt(row.record, form.columns, form.chat)
+    read = _compared if form.shape == "compared" else _listed
+    completions = read(row.record, form, prompt)
+    chosen = [
+        (better, worse)
+        for better, worse in _choices(completions, reading.pairs)
+        if better.score > worse.score and better.score - worse.score >= reading.min_gap
+    ]
+    if not chosen:
+        gap = f"; data.ranked.min_gap is {reading.min_gap:g}" if reading.min_gap else ""
+        message = f"no two of its {len(completions)} answers differ in their scores{gap}"
+        hint = "nothing, or lower data.ranked.min_gap"
+        return [Finding("tie", "note", row.source, None, message, hint)]
+    beside = _beside(row, form)
+    return [
+        Pair(
+            prompt,
+            better.completion,
+            worse.completion,
+            f"{row.source}#{number}" if len(chosen) > 1 else row.source,
+            scores=(better.score, worse.score),
+            margin=better.score - worse.score,
+            **beside,
+        )
+        for number, (better, worse) in enumerate(chosen, start=1)
+    ]
+
+
+def _choices(answers: list[_Scored], how: str) -> list[tuple[_Scored, _Scored]]:
+    ordered = sorted(answers, key=lambda one: -one.score)
+    if len(ordered) < 2:
+        return []
+    if how == "best-worst":
+        return [(ordered[0], ordered[-1])]
+    if how == "best-rest":
+        return [(ordered[0], other) for other in ordered[1:]]
+    return list(combinations(ordered, 2))
+
+
+def _listed(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
+    field = form.columns["completions"]
+    items = record.get(field)
+    if not isinstance(items, (list, tuple)):
+        missing(record, form.columns, "completions", form.columns)
+    beside = form.columns.get("scores")
+    scores = record.get(beside) if beside else None
+    if scores is not None and (not isinstance(scores, (list, tuple)) or len(scores) != len(items)):
+        message = f"{len(items)} completions, but not as many scores"
+        raise Unfit("score", beside, message, "give one score for each completion")
+    answers = []
+    for number, item in enumerate(items):
+        place = f"{field}[{number}]"
+        if scores is not None:
+            score = read_number(scores[number], f"{beside}[{number}]")
+            score = -score if beside is not None and beside.startswith("rank") else score
+        else:
+            score = _inner_score(item, place)
+        answers.append(_Scored(_completion(_inner_text(item, place), place, prompt), score))
+    return answers
+
+
+def _inner_score(item: Any, place: str) -> float:
+    if isinstance(item, Mapping):
+        for name in SCORE_KEYS:
+            if item.get(name) is not None:
+                return read_number(item[name], f"{place}.{name}")
+        if item.get(RANK_KEY) is not None:
+            return -read_number(item[RANK_KEY], f"{place}.{RANK_KEY}")
+    names = ", ".join((*SCORE_KEYS, RANK_KEY))
+    hint = f"give each completion one of {names}, or set data.columns.scores"
+    raise Unfit("score", place, "this completion has no score", hint)
+
+
+def _inner_text(item: Any, place: str) -> Any:
+    if not isinstance(item, Mapping) or "role" in item or "from" in item:
+        return item
+    for name in TEXT_KEYS:
+        if name in item:
+            return item[name]
+    raise Unfit("column", place, "this completion has no text", f"call it {TEXT_KEYS[0]}")
+
+
+def _completion(value: Any, field: str, prompt: str | Chat) -> str | Chat:
+    """An answer as its prompt is written: text, or messages."""
+    value = as_list(value)
+    if isinstance(value, (list, tuple)):
+        if isinstance(prompt, str):
+            hint = "write both as text, or set data.chat: true"
+            raise Unfit("mixed", field, "messages answer a prompt that is text", hint)
+        turns = read_messages(value, field)
+        if turns[: len(prompt)] == prompt:
+            turns = turns[len(prompt) :]
+        check_start(turns, field)
+        check_end(turns, field)
+        return turns
+    text = read_text(value, field)
+    return text if isinstance(prompt, str) else _assistant(text)
+
+
+def _compared(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
+    columns = form.columns
+    first, second = (
+        _completion(record.get(columns[name]), columns[name], prompt)
+        for name in ("first", "second")
+    )
+    lead = _lead(record.get(columns["preference"]), columns["preference"])
+    return [_Scored(first, lead), _Scored(second, 0.0)]
+
+
+def _lead(value: Any, field: str) -> float:
+    """By how much the first of two answers is better.
+
+    ``winner``: model_a, model_b or a tie. ``better_response_id``: 0 is the first. ``labels``: 1 is
+    the first. ``overall_preference``: below 0 is the first.
+    """
+    if isinstance(value, str) and not value.lstrip("-").isdigit():
+        sides = {"model_a": 1.0, "a": 1.0, "model_b": -1.0, "b": -1.0}
+        if "tie" in value.lower() or value.lower() in sides:
+            return sides.get(value.lower(), 0.0)
+        raise Unfit("score", field, "no such winner", "write model_a, model_b or tie")
+    number = read_number(value, field)
+    if field == "better_response_id":
+        return 1.0 if number == 0 else -1.0
+    return (1.0 if number == 1 else -1.0) if field == "labels" else -number

@@ -59,7 +59,7 @@ def _epoch(order: Order, epoch: int) -> tuple[int, ...]:
 
 
 def make_order(pairs: Sequence[TokenPair], config: TrainConfig) -> Order:
-    """The order of a run: ``steps`` steps, or ``epochs`` passes over the pairs."""
+    """The order of a run: ``steps`` steps, or ``epochs`` times all of the pairs."""
     groups: dict[bytes, list[int]] = {}
     for index, pair in enumerate(pairs):
         groups.setdefault(np.asarray(pair.prompt, dtype=np.int64).tobytes(), []).append(index)

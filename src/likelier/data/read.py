@@ -1,21 +1,368 @@
-"""Rows from a file or from memory, each with the place it came from."""
+"""Rows from a name of data or from memory, each with the place it came from.
 
+A name stands for a file, a folder, a Hub id, or several of them with weights; a file holds JSON
+Lines, a JSON array, CSV or Parquet, and may be gzipped.
+"""
+
+import codecs
+import csv
 import gzip
+import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
-from likelier.base.errors import DataError, InputMissing
-from likelier.data.lines import read_array, read_lines
+from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.data.records import Finding, Row
-from likelier.data.tables import read_csv, read_parquet
 
-__all__ = ["KINDS", "Row", "kind_of", "read_rows", "rows_from_memory"]
+Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
+MAX_LINE_BYTES = 32 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
+MAX_NESTING = 100  # levels of nesting; real rows have a handful
+MAX_CELL_CHARACTERS = 16 * 2**20  # of a CSV cell, and of a line
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)")
+ONE_OBJECT = "write one JSON object on each line"
+CHARACTERS_AT_ONCE = 2**20  # of a JSON array
+
+
+def read_lines(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+    """JSON Lines; blank lines are skipped but counted."""
+    for number, line in enumerate(_byte_lines(file), start=1):
+        source = f"{name}:{number}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if len(line) > MAX_LINE_BYTES:
+            message = f"a line longer than {MAX_LINE_BYTES // 2**20} MiB"
+            yield Finding("json", "error", source, None, message, ONE_OBJECT)
+        elif line.strip():
+            yield parse_line(line, source)
+
+
+def _byte_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines ended by ``\\n``; of a line that is too long only the beginning."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        rest = line
+        while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES + 1)
+        yield line
+
+
+def parse_line(line: bytes, source: str) -> Row | Finding:
+    """One line of JSON Lines as a row, or what is wrong with it."""
+    try:
+        text = line.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start + 1} of the line is not UTF-8"
+        return Finding("utf8", "error", source, None, message, guess_encoding(line))
+    if "\0" in text:
+        message, hint = "the line holds NUL bytes", "save the file as UTF-8, not UTF-16"
+        return Finding("utf8", "error", source, None, message, hint)
+    try:
+        record = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        return _refused(error, text, source)
+    return _row(record, source)
+
+
+def _row(record: Any, source: str) -> Row | Finding:
+    try:
+        _inspect(record)
+    except (ValueError, RecursionError) as error:
+        return _refused(error, "", source)
+    if not isinstance(record, dict):
+        kind = "an array" if isinstance(record, list) else "a bare value"
+        message = f"the line is {kind}, not an object"
+        return Finding("json", "error", source, None, message, ONE_OBJECT)
+    return Row(source, record)
+
+
+def _refused(error: Exception, text: str, source: str) -> Finding:
+    if isinstance(error, json.JSONDecodeError):
+        message, hint = _explain(error, text)
+    elif isinstance(error, RecursionError):
+        message, hint = "nested too deeply", ONE_OBJECT
+    else:  # ours, or a number of too many digits
+        message, hint = str(error)[:120], "fix or delete this line"
+    return Finding("json", "error", source, None, message, hint)
+
+
+def _explain(error: json.JSONDecodeError, text: str) -> tuple[str, str]:
+    if "\r" in text:
+        return "the lines end in CR alone", "save the file with LF line ends"
+    if error.msg == "Extra data":
+        return f"something follows the object, at column {error.colno}", ONE_OBJECT
+    return f"broken JSON at column {error.colno}: {error.msg}", ONE_OBJECT
+
+
+def guess_encoding(line: bytes) -> str:
+    """What to do about text that is not UTF-8."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "this looks like UTF-16; save the file as UTF-8"
+    try:
+        line.decode("cp949")
+    except UnicodeDecodeError:
+        return "save the file as UTF-8"
+    return "this looks like CP949 (Korean); convert it: iconv -f cp949 -t utf-8 FILE"
+
+
+def read_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+    """The objects of one JSON array, a few in memory at a time.
+
+    Behind broken JSON nothing can be told apart any more: one finding, and the end.
+    """
+    text = _Text(file)
+    try:
+        yield from _elements(text, name)
+    except UnicodeDecodeError as error:
+        message = "not UTF-8; the rest of the file is not read"
+        hint = guess_encoding(error.object[error.start : error.start + 2])
+        yield Finding("utf8", "error", f"{name}:{text.line}", None, message, hint)
+
+
+def _elements(text: "_Text", name: str) -> Iterator[Row | Finding]:
+    text.skip_space()
+    text.take("[")
+    text.skip_space()
+    while not text.take("]"):
+        source = f"{name}:{text.line}"
+        try:
+            record = text.value()
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            found = _refused(error, "", source)
+            if isinstance(error, json.JSONDecodeError):
+                message = f"broken JSON: {error.msg}; the rest of the file is not read"
+                hint = "fix this element of the array"
+                found = Finding("json", "error", source, None, message, hint)
+            yield found
+            return
+        yield _row(record, source)
+        text.skip_space()
+        if not text.take(",") and text.peek() != "]":
+            message = "a comma or ] is missing; the rest of the file is not read"
+            yield Finding("json", "error", source, None, message, "fix the array here")
+            return
+        text.skip_space()
+    text.skip_space()
+    if text.peek():
+        message, hint = "something follows the array", "keep one array in the file"
+        yield Finding("json", "error", f"{name}:{text.line}", None, message, hint)
+
+
+class _Text:
+    """A file as text, decoded and parsed from the front; ``line`` is where the front is."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.buffer, self.at, self.line, self.ended = file, "", 0, 1, False
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+
+    def value(self) -> Any:
+        """The next JSON value. Raises ValueError or RecursionError."""
+        need = CHARACTERS_AT_ONCE
+        while True:
+            try:
+                record, end = _DECODER.raw_decode(self.buffer, self.at)
+                if end == len(self.buffer) and not self.ended and not self.buffer.endswith("}"):
+                    self._more(CHARACTERS_AT_ONCE)  # a number may go on
+                    continue
+                self._go_to(end)
+                return record
+            except json.JSONDecodeError:
+                if self.ended or len(self.buffer) - self.at > MAX_LINE_BYTES:
+                    raise
+                self._more(need)
+                need *= 2  # so that a long element is not parsed again and again
+
+    def skip_space(self) -> None:
+        while True:
+            end = self.at
+            while end < len(self.buffer) and self.buffer[end] in " \t\r\n":
+                end += 1
+            found = end < len(self.buffer)
+            self._go_to(end)
+            if found or self.ended:
+                return
+            self._more(CHARACTERS_AT_ONCE)
+
+    def peek(self) -> str:
+        return self.buffer[self.at : self.at + 1]
+
+    def take(self, mark: str) -> bool:
+        found = self.peek() == mark
+        self.at += found
+        return found
+
+    def _go_to(self, end: int) -> None:
+        self.line += self.buffer.count("\n", self.at, end)
+        self.at = end
+
+    def _more(self, size: int) -> None:
+        raw = self.file.read(size)
+        self.ended = not raw
+        self.buffer = self.buffer[self.at :] + self.decoder.decode(raw, final=not raw)
+        self.at = 0
+
+
+def odd_character(text: str) -> str | None:
+    """The name of a character that no tokenizer or template can take, if ``text`` holds one."""
+    if "\0" in text:
+        return "a NUL character"
+    if "\ufdd0" in text:
+        return "the noncharacter U+FDD0"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair, U+{ord(text[error.start]):04X}"
+    return None
+
+
+def _inspect(record: Any) -> None:
+    """Refuse what is JSON but would only fail later: odd characters and deep nesting."""
+    level = [record]
+    for _ in range(MAX_NESTING):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and (odd := odd_character(value)):
+                raise ValueError(f"the text holds {odd}")
+        if not inner:
+            return
+        level = inner
+    raise RecursionError
+
+
+def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(items)
+    if len(record) < len(items):
+        keys = [key for key, _ in items]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key "{twice[:40]}" stands twice')
+    return record
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_no_constant
+)
+
+
+def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+    """Rows of a CSV file; the place is the line on which a row begins.
+
+    A cell that holds a JSON list or object is read as one, so that chats fit into a table.
+    """
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
+    with TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        reader = csv.reader(_text_lines(text), strict=True)
+        line = 1
+        header: list[str] = []
+        try:
+            for cells in reader:
+                if not header:
+                    header = cells
+                    if len(set(header)) < len(header):
+                        message = "two columns have the same name"
+                        yield Finding("csv", "error", f"{name}:1", None, message, "rename one")
+                        return
+                elif cells:
+                    yield _csv_row(cells, header, f"{name}:{line}")
+                line = reader.line_num + 1
+        except csv.Error as error:
+            message = f"broken CSV: {error}; the rest of the file is not read"
+            hint = 'write " inside a cell as ""'
+            yield Finding("csv", "error", f"{name}:{line}", None, message, hint)
+        except UnicodeDecodeError as error:
+            message = "not UTF-8; the rest of the file is not read"
+            hint = guess_encoding(error.object[error.start : error.start + 2])
+            yield Finding("utf8", "error", f"{name}:{line}", None, message, hint)
+
+
+def _text_lines(text: TextIOWrapper) -> Iterator[str]:
+    """The lines of a text, none of them kept that is too long to be one."""
+    while line := text.readline(MAX_CELL_CHARACTERS):
+        if len(line) == MAX_CELL_CHARACTERS and not line.endswith(("\n", "\r")):
+            raise csv.Error(f"a line longer than {MAX_CELL_CHARACTERS // 2**20} million characters")
+        yield line
+
+
+def _csv_row(cells: list[str], header: list[str], source: str) -> Row | Finding:
+    if len(cells) != len(header):
+        message = f"{len(cells)} cells, but the header has {len(header)}"
+        hint = 'put a cell that holds a comma or a line break in "…"'
+        return Finding("csv", "error", source, None, message, hint)
+    return Row(source, dict(zip(header, map(_cell, cells), strict=True)))
+
+
+def _cell(text: str) -> Any:
+    if text.startswith(("[{", '["', "{")):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text
+
+
+def read_parquet(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+    """Rows of a Parquet file, counted from 1."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
+            for batch in table.iter_batches(batch_size=1000):
+                for record in _records(batch):
+                    number += 1
+                    source = f"{name}:{number}"
+                    yield (
+                        Row(source, record)
+                        if isinstance(record, dict)
+                        else Finding("utf8", "error", source, None, record, "store text as UTF-8")
+                    )
+            if (claimed := table.metadata.num_rows) != number:
+                message = f"the file says that it holds {claimed:,} rows, and it holds {number:,}"
+                yield Finding(
+                    "parquet", "error", f"{name}:{number + 1}", None, message, "write it again"
+                )
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
+        message = f"the file is damaged after row {number}: {reason}"
+        yield Finding("parquet", "error", f"{name}:{number + 1}", None, message, "write it again")
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The batch's rows as dicts; where the bytes of one are not UTF-8, what is wrong with it."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                yield batch.slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield "the row holds bytes that are not UTF-8"
+
 
 Reader = Callable[[BinaryIO, str], Iterator[Row | Finding]]
 
@@ -27,7 +374,7 @@ def _read_json(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     return read_array(file, name) if start.startswith(b"[") else read_lines(file, name)
 
 
-KINDS: dict[str, Reader] = {
+READERS: dict[str, Reader] = {
     ".jsonl": read_lines,
     ".ndjson": read_lines,
     ".json": _read_json,
@@ -37,9 +384,9 @@ KINDS: dict[str, Reader] = {
 
 
 def kind_of(path: Path) -> str | None:
-    """Which of `KINDS` a file is by its name (``.gz`` behind it is looked through), or None."""
+    """Which of `READERS` a file is by its name (``.gz`` behind it is looked through), or None."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    return suffix if suffix in KINDS else None
+    return suffix if suffix in READERS else None
 
 
 def read_rows(path: Path) -> Iterator[Row | Finding]:
@@ -59,7 +406,7 @@ def read_rows(path: Path) -> Iterator[Row | Finding]:
 def _read(path: Path, before: os.stat_result) -> Iterator[Row | Finding]:
     kind = kind_of(path)
     assert kind is not None  # checked
-    reader = KINDS[kind]
+    reader = READERS[kind]
     if path.suffix == ".gz":
         yield from _read_gzip(path, reader)
     else:
@@ -124,7 +471,7 @@ def _check_file(path: Path) -> os.stat_result:
         hint = "write the rows to a regular file first"
         raise InputMissing("this is no regular file", where=str(path), hint=hint)
     if kind_of(path) is None:
-        hint = f"the name must end in {', '.join(KINDS)}, or one of these and .gz"
+        hint = f"the name must end in {', '.join(READERS)}, or one of these and .gz"
         raise DataError(f'cannot read "{path.suffix}" files', where=str(path), hint=hint)
     if found.st_size == 0:
         raise DataError("the file is empty", where=str(path), hint="put at least one row in it")
@@ -132,3 +479,126 @@ def _check_file(path: Path) -> os.stat_result:
         hint = "give yourself the right to read it"
         raise InputMissing("the file is not readable", where=str(path), hint=hint)
     return found
+
+
+def files_of(name: str | Path) -> list[Path]:
+    """The files that a name stands for, in the order of their names.
+
+    A path of a file; a folder, which ``:split`` may follow; or a Hub id ``owner/name``, which a
+    folder of the repository and ``:split`` may follow. A Hub id is downloaded once and then read
+    from the Hub cache; ``HF_HUB_OFFLINE`` is honoured. Without a split, the files of ``train``
+    are read, or all where no file is named after a split.
+
+    Raises:
+        InputMissing: there is no such thing, or no data file in it.
+    """
+    text = str(name)
+    path = Path(text)
+    if _is_folder(path):
+        return _in_folder(path, None)
+    if os.path.lexists(path):
+        return [path]
+    start, colon, split = text.rpartition(":")
+    if colon and _is_folder(Path(start)):
+        return _in_folder(Path(start), split)
+    hub = _HUB.fullmatch(start if colon else text)
+    if hub is None or kind_of(path) is not None:
+        return [path]  # the reader says what is wrong with it
+    return _in_folder(_download(hub["id"]) / hub["folder"].lstrip("/"), split or None)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_data(data: Data) -> Iterator[Row | Finding]:
+    """The rows of a name of data, or of several with weights.
+
+    Raises as `files_of` and `read_rows`; ConfigError for a number that is no weight.
+    """
+    if isinstance(data, Mapping):
+        yield from _mixture(data)
+    else:
+        for file in files_of(data):
+            yield from read_rows(file)
+
+
+def _mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
+    """The rows of several sources, each row as often as the weight of its source says.
+
+    ``0.25`` takes a quarter of the rows, chosen by their content; ``2`` takes each twice; ``1.5``
+    takes each once and half of them again. A row that is not taken comes as a ``weight`` note,
+    a second copy with ``#2`` behind its place.
+    """
+    for name, weight in weights.items():
+        if not 0 < weight <= 100:
+            hint = "write how often each row counts: over 0, at most 100"
+            raise ConfigError(f"{weight} is not a weight", where=f"data.train.{name}", hint=hint)
+        for row in read_data(name):
+            copies = _copies(row, weight) if isinstance(row, Row) else 1
+            if copies == 0:
+                message = f"left out: the weight of {name} is {weight}"
+                hint = "raise the weight to use more rows"
+                yield Finding("weight", "note", row.source, None, message, hint)
+            for number in range(1, copies + 1):
+                yield row if number == 1 else replace(row, source=f"{row.source}#{number}")
+
+
+def _copies(row: Row, weight: float) -> int:
+    digest = blake2b(repr(row.record).encode(errors="surrogatepass"), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    return int(weight) + (place < weight - int(weight))
+
+
+def _in_folder(folder: Path, split: str | None) -> list[Path]:
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if kind_of(path)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    data = [path for path in files if path.name not in ("dataset_infos.json", "dataset_dict.json")]
+    if not data:
+        what = "this is a folder that holds no data file"
+        hint = "name a folder with .jsonl, .json, .csv or .parquet files"
+        if not folder.is_dir():
+            what, hint = "there is no such folder", "check the name"
+        raise InputMissing(what, where=str(folder), hint=hint)
+    if split is None:
+        return [path for path in data if _belongs(path, folder, "train")] or data
+    chosen = [path for path in data if _belongs(path, folder, split)]
+    if not chosen:
+        names = sorted({re.split(r"[-.]", path.name)[0] for path in data})
+        hint = f"the files are called {', '.join(names[:8])}"
+        raise InputMissing(f'no file of a split "{split}"', where=str(folder), hint=hint)
+    return chosen
+
+
+def _belongs(path: Path, folder: Path, split: str) -> bool:
+    """``train.jsonl``, ``train-00000-of-00002.parquet`` and anything in a folder ``train``."""
+    return split in path.relative_to(folder).parts[:-1] or bool(
+        re.match(rf"{re.escape(split)}[-.]", path.name)
+    )
+
+
+def _download(repository: str) -> Path:
+    """The data files of a repository of the Hub, in its cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [f"*{kind}{gz}" for kind in (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+              for gz in ("", ".gz")]  # fmt: skip
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
+    except LocalEntryNotFoundError as error:
+        what = "there is no such file or folder, and the Hub cannot be reached"
+        hint = "check the path; for a Hub id, download it where there is a network"
+        raise InputMissing(what, where=repository, hint=hint) from error
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        what = f"there is no such file or folder, and the Hub says: {reason}"
+        raise InputMissing(what, where=repository, hint="check the name") from error

@@ -1,9 +1,10 @@
-"""The records that travel: a pair as read, and the same pair as tokens."""
+"""The records that travel: a row, the pair in it, the same pair as tokens, and what was found."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}; the template may read further keys
+Chat = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,12 @@ class Pair:
     """One preference as it was read.
 
     Text pairs hold three strings. Chat pairs hold three tuples of messages: the prompt's, and
-    the messages that each answer adds to it. ``source`` is ``file:line`` (``train[3]`` for the
-    fourth of rows given in memory; Parquet rows count from 1), with ``#2`` behind it for the
+    the messages that each completion adds to it. ``source`` is ``file:line`` (``train[3]`` for
+    the fourth of rows given in memory; Parquet rows count from 1), with ``#2`` behind it for the
     second of several pairs made from one row.
+
+    An unpaired example is a pair with a ``label``, true for a good completion: the completion is
+    ``chosen``, and ``rejected`` is the same, or one that belongs to another prompt.
 
     ``tools`` are what the template may list for the model to call, ``origin`` is the data set that
     the row says it comes from. Where the row has them: ``scores`` of chosen and rejected,
@@ -29,39 +33,31 @@ class Pair:
     how much the pair counts.
     """
 
-    prompt: str | tuple[Message, ...]
-    chosen: str | tuple[Message, ...]
-    rejected: str | tuple[Message, ...]
+    prompt: str | Chat
+    chosen: str | Chat
+    rejected: str | Chat
     source: str
-    tools: tuple[Message, ...] = ()
+    tools: Chat = ()
     origin: str | None = None
     scores: tuple[float, float] | None = None
     margin: float | None = None
     weight: float | None = None
+    label: bool | None = None
+
+    @property
+    def sides(self) -> dict[str, str | Chat]:
+        """The prompt and the completions that the row itself holds, by the names of columns."""
+        if self.label is not None:
+            return {"prompt": self.prompt, "completion": self.chosen}
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """One answer with a thumb up (``label`` true) or down; otherwise as `Pair`."""
-
-    prompt: str | tuple[Message, ...]
-    completion: str | tuple[Message, ...]
-    label: bool
-    source: str
-    tools: tuple[Message, ...] = ()
-    origin: str | None = None
-    weight: float | None = None
-
-
-Preference = Pair | Labelled  # what a row holds
-
-
-@dataclass(frozen=True)
-class Answer:
+class Completion:
     """The tokens that follow a prompt: ``tokens`` ids and, for each, whether it is scored.
 
     Unscored tokens are context (later user turns, role headers). The stop token, where the
-    answer has one, is the last of ``tokens``.
+    completion has one, is the last of ``tokens``.
     """
 
     tokens: tuple[int, ...]
@@ -70,16 +66,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A pair as the model sees it: one prompt, two answers, token ids.
+    """A pair as the model sees it: one prompt, two completions, token ids.
 
-    ``margin`` says how much better the chosen answer is and ``weight`` how much the pair counts,
-    where the data does. ``label`` is that of a row with one answer and a thumb: the answer is then
-    ``chosen``, and ``rejected`` a mismatched answer, or the same one where none is needed.
+    ``margin`` says how much better the chosen completion is and ``weight`` how much the pair
+    counts, where the data say so and the loss reads it. ``label`` is that of an unpaired example:
+    its completion is then ``chosen``, and ``rejected`` one that belongs to another prompt, or the
+    same again where the loss needs none.
     """
 
     prompt: tuple[int, ...]
-    chosen: Answer
-    rejected: Answer
+    chosen: Completion
+    rejected: Completion
     source: str
     margin: float | None = None
     weight: float | None = None
@@ -107,8 +104,8 @@ class Finding:
         return f"{self.source} {self.field}" if self.field else self.source
 
 
-def text_of(side: str | tuple[Message, ...]) -> str:
-    """Every text of a side, one turn a line."""
+def text_of(side: str | Chat) -> str:
+    """Every text of a prompt or a completion, one turn a line."""
     if isinstance(side, str):
         return side
     turns = (turn.get("content", "") for turn in side)

@@ -10,13 +10,12 @@ import numpy as np
 
 from likelier.base.errors import DataError
 from likelier.data.near_duplicates import NEAR_LIKENESS, NUM_HASHES, bare, near_groups, signature
-from likelier.data.records import Pair, Preference, TokenPair, text_of
+from likelier.data.records import Pair, TokenPair, text_of
 
 # The likeness is an estimate with an error of about 0.04: what is truly alike by 0.8 is joined.
-CLUSTER = NEAR_LIKENESS - 0.1
+CLUSTER_LIKENESS = NEAR_LIKENESS - 0.1
 
 P = TypeVar("P", Pair, TokenPair)
-Prompted = Preference | TokenPair
 
 
 def split_by_prompt(pairs: Sequence[P], share: float, seed: int) -> tuple[list[P], list[P]]:
@@ -45,7 +44,9 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
     """
     _, first, prompt = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     prompt = prompt.ravel()  # numbered in the order of the keys
-    groups = near_groups(signatures[first], CLUSTER) if len(first) else np.zeros(0, np.int64)
+    groups = (
+        near_groups(signatures[first], CLUSTER_LIKENESS) if len(first) else np.zeros(0, np.int64)
+    )
     clusters: dict[int, list[int]] = {}
     for number, group in enumerate(groups.tolist()):
         clusters.setdefault(group, []).append(number)
@@ -67,13 +68,13 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
     return np.isin(prompt, chosen)
 
 
-def prompt_keys(pairs: Sequence[Prompted], seed: int) -> np.ndarray:
+def prompt_keys(pairs: Sequence[Pair | TokenPair], seed: int) -> np.ndarray:
     """(n, 16) uint8: a hash of each prompt's content, keyed by the seed."""
     keys = b"".join(_key(pair, seed) for pair in pairs)
     return np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16)
 
 
-def prompt_signatures(pairs: Sequence[Prompted]) -> np.ndarray:
+def prompt_signatures(pairs: Sequence[Pair | TokenPair]) -> np.ndarray:
     """(n, NUM_HASHES) uint32: the MinHash of each prompt. Token ids are compared as they are."""
     texts = [_text(pair) for pair in pairs]
     made = {text: signature(text) for text in dict.fromkeys(texts)}
@@ -82,13 +83,13 @@ def prompt_signatures(pairs: Sequence[Prompted]) -> np.ndarray:
     )
 
 
-def _text(pair: Prompted) -> str:
+def _text(pair: Pair | TokenPair) -> str:
     if isinstance(pair, TokenPair):
         return "".join(chr(min(token + 1, 0x10FFFF)) for token in pair.prompt)
     return bare(text_of(pair.prompt))
 
 
-def _key(pair: Prompted, seed: int) -> bytes:
+def _key(pair: Pair | TokenPair, seed: int) -> bytes:
     # NFC, and no spaces at the ends: the same Korean question typed on two systems is one prompt
     prompt = pair.prompt.strip() if isinstance(pair.prompt, str) else pair.prompt
     content = unicodedata.normalize("NFC", json.dumps(prompt, ensure_ascii=False, sort_keys=True))

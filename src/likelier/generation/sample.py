@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.errors import ConfigError, DataError
 from likelier.data.chat import as_text, render
-from likelier.data.encoder import Encoder, build_encoder
 from likelier.data.messages import Unfit, read_messages
 from likelier.data.records import Message
+from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.load import Policy
 
 

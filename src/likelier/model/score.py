@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.batching.layout import Scored, padded_pass, scored
 from likelier.batching.pack import layout, pack
+from likelier.data.encode import encode_completion
 from likelier.data.records import Message
-from likelier.data.tokens import build_encoder, encode_answer
+from likelier.data.tokenizer import build_encoder
 from likelier.model.attention import (
     UnsupportedAttention,
     attention_backend,
@@ -178,7 +179,7 @@ def get_logprob(
     policy = Policy(model, tokenizer)
     encoder = build_encoder(tokenizer, policy.causal_lm.generation_config)
     sequences = [
-        scored(*encode_answer(encoder, p, r, stop=stop))
+        scored(*encode_completion(encoder, p, r, stop=stop))
         for p, r in zip(prompts, responses, strict=True)
     ]
     scorer = Scorer(policy.causal_lm, find_head_rule(policy.causal_lm))

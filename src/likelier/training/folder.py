@@ -28,7 +28,7 @@ from likelier.base.files import (
 )
 from likelier.base.terminal import say
 from likelier.config import Config, dump, resolved
-from likelier.data.prepare import Prepared
+from likelier.data.load import Dataset
 from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss
 from likelier.model.score import Ready
@@ -82,7 +82,7 @@ class RunFolder:
             )
         return False
 
-    def settle(self, config: Config, data: Prepared, ready: Ready, loss: BoundLoss) -> int:
+    def settle(self, config: Config, data: Dataset, ready: Ready, loss: BoundLoss) -> int:
         """Decide every ``auto`` of the config; returns the tokens of a pass.
 
         A run that goes on keeps what it decided when it began.
@@ -106,7 +106,7 @@ class RunFolder:
     def begin(
         self,
         ready: Ready,
-        data: Prepared,
+        data: Dataset,
         column: Reference,
         gate: GateReport,
         num_steps: int,

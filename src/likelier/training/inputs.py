@@ -6,7 +6,8 @@ from typing import Any
 
 from likelier.base.errors import OutputError
 from likelier.config import Config, difference, live
-from likelier.data.prepare import Prepared, content_hash
+from likelier.data.encode import content_hash
+from likelier.data.load import Dataset
 from likelier.losses.registry import BoundLoss
 from likelier.model.score import Ready
 from likelier.reference.identity import hash_of, model_identity
@@ -17,7 +18,7 @@ def asked(config: Config) -> dict[str, Any]:
     return {key: value for key, value in live(config).items() if key != "out"}
 
 
-def hashes(config: Config, data: Prepared, ready: Ready, loss: BoundLoss) -> dict[str, str]:
+def hashes(config: Config, data: Dataset, ready: Ready, loss: BoundLoss) -> dict[str, str]:
     """The content behind a run, by one hash each; ``ready`` is the policy before training."""
     return {
         "config": hash_of(**asked(config)),

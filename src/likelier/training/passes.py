@@ -12,7 +12,7 @@ from torch import Tensor
 
 from likelier.batching.layout import Pass, Scored, answers_of
 from likelier.batching.pack import layout, pack
-from likelier.data.prepare import content_hash
+from likelier.data.encode import content_hash
 from likelier.data.records import TokenPair
 from likelier.losses.modifiers import Weights, token_weights
 from likelier.losses.values import StepValues

@@ -1,22 +1,19 @@
-"""A tokenizer made ready for scoring: where a text begins, where an answer ends, what is control.
-
-The tokenizer is used through two copies of its fast backend. In both, the private character
-`BREAK` is deleted after control tokens have been looked for and before anything else: text
-that must stay text is written with `BREAK` inside, so ``<|im_end|>`` in a user's question
-becomes ordinary tokens while the template's own marker, in the same text, becomes its id.
-``tail`` moreover puts no dummy space before a text, because an answer continues a prompt.
-"""
+"""A tokenizer made ready for scoring, and the chat template that it renders with."""
 
 import json
 import re
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.template import TODAY, check_template, freeze
+from likelier.data.messages import nearest
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 PROBES = ("a", "파이썬", "\n")
@@ -72,7 +69,7 @@ def build_encoder(
         generation_config: its ``eos_token_id`` says where generation stops.
         template: extra keywords for the chat template, such as ``enable_thinking``.
         today: the date (``2024-07-26``) that a template is told which asks for today's; None is
-            `TODAY`. Always a fixed one: else the same data give other tokens tomorrow.
+            `DEFAULT_DATE`. Always a fixed one: else the same data give other tokens tomorrow.
 
     Raises:
         DataError: no stop token, no fast backend, a chat template that does not parse.
@@ -106,7 +103,7 @@ def build_encoder(
     if today is not None and not clock:
         what = "the chat template does not ask for today's date"
         raise ConfigError(what, where="data.today", hint="delete the key")
-    frozen = freeze(source, today or TODAY) if source and clock else None
+    frozen = freeze(source, today or DEFAULT_DATE) if source and clock else None
     return Encoder(
         tokenizer=tokenizer,
         template=dict(template or {}),
@@ -206,3 +203,144 @@ def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
         where="tokenizer",
         hint="check the post_processor in tokenizer.json",
     )
+
+
+DEFAULT_DATE = "2024-07-26"  # as Llama 3.1's template says where nobody tells it a date
+_ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
+RESERVED = (
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "strftime_now",
+)
+
+
+def check_template(
+    tokenizer: Any, template: Mapping[str, Any]
+) -> tuple[str | None, frozenset[str]]:
+    """Check the template and its keywords; its source, and the names that it reads."""
+    source = _template_source(tokenizer)
+    if source is None:
+        if template:
+            raise ConfigError(
+                "this tokenizer has no chat template that could read it",
+                where=f"data.template.{next(iter(template))}",
+                hint="delete the key",
+            )
+        return None, frozenset()
+    known = _variables(source)
+    for key in template:
+        if key not in known or key in RESERVED:
+            meant = nearest(key, known - set(RESERVED))
+            hint = f'did you mean "{meant}"?' if meant else "delete the key"
+            what = "the chat template does not read this keyword"
+            if key in RESERVED:
+                what, hint = "this keyword is set by likelier", "delete the key"
+            raise ConfigError(what, where=f"data.template.{key}", hint=hint)
+    return source, frozenset(known)
+
+
+def freeze(source: str, today: str) -> str | None:
+    """The template with the date written out where it asks for it; None where it asks in a way
+    that cannot be told from its text.
+    """
+    try:
+        date = datetime.strptime(today, "%Y-%m-%d")
+    except ValueError as error:
+        hint = "write it as 2024-07-26"
+        raise ConfigError(f"{today!r} is no date", where="data.today", hint=hint) from error
+    frozen = _ASKS.sub(lambda found: repr(date.strftime(found["format"])), source)
+    return None if re.search(r"strftime_now\s*\(", frozen) else frozen
+
+
+def _template_source(tokenizer: Any) -> str | None:
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise DataError(str(error)[:200], where="chat template", hint="name one default") from error
+
+
+def _variables(source: str) -> set[str]:
+    """The names that a template reads and does not set itself."""
+    import jinja2
+    import jinja2.meta
+
+    # {% generation %} marks the assistant's text for other tools; plain Jinja does not know it
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
+    # not optimized: that would run the template's sums here already
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
+    try:
+        with limited(MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_MEGABYTES):
+            return jinja2.meta.find_undeclared_variables(environment.parse(plain))
+    except (TooSlow, MemoryError, RecursionError) as error:
+        hint = "fix chat_template in tokenizer_config.json (or chat_template.jinja)"
+        raise DataError("it is too large to be read", where="chat template", hint=hint) from error
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(
+            f"it does not parse: {error.message}",
+            where=f"chat template:{error.lineno}",
+            hint="fix chat_template in tokenizer_config.json (or chat_template.jinja)",
+        ) from error
+
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    _HAS_RESOURCE = False
+else:
+    _HAS_RESOURCE = True
+
+MAX_TEMPLATE_SECONDS = 2.0  # for one chat; a real template takes less than a thousandth of it
+MAX_TEMPLATE_MEGABYTES = 256  # of memory while it is rendered
+_PAGE = 4096
+
+
+class TooSlow(Exception):
+    """The call took longer than it may."""
+
+
+@contextmanager
+def limited(seconds: float, megabytes: int) -> Iterator[None]:
+    """Raise TooSlow after ``seconds``, and MemoryError at ``megabytes`` more than now.
+
+    The time is watched in the main thread, where signals arrive; the memory where the system
+    tells it (Linux).
+    """
+    alarm = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    before = _narrow(megabytes)
+    previous: Any = None
+    if alarm:
+        previous = signal.signal(signal.SIGALRM, _too_slow)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        if before is not None:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _too_slow(*_: object) -> None:
+    raise TooSlow
+
+
+def _narrow(megabytes: int) -> tuple[int, int] | None:
+    """Lower the limit of the address space; what it was, where it was lowered."""
+    if not _HAS_RESOURCE:
+        return None
+    try:
+        with open("/proc/self/statm", "rb") as told:
+            now = int(told.read().split()[0]) * _PAGE
+    except OSError:
+        return None
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = now + megabytes * 2**20
+    if before[0] != resource.RLIM_INFINITY and before[0] <= wanted:
+        return None
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
+    return before

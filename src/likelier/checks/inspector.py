@@ -1,0 +1,114 @@
+"""What is looked for in data while it is read: in single pairs, across pairs, and for leaks."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from likelier.checks.across import Content, digest, signature_of
+from likelier.checks.leaks import HeldOutPrompts, Watch
+from likelier.checks.pairs import look_at, notice, said
+from likelier.checks.shortcuts import FEATURES, features
+from likelier.data.near_duplicates import NUM_HASHES, bare
+from likelier.data.records import Finding, Pair, TokenPair, text_of
+from likelier.data.split import prompt_signatures
+from likelier.data.tokenizer import Encoder
+from likelier.data.workers import Chunk
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """Finds what `likelier.data.load` does not need, and hands back what says more together.
+
+    Arrays of a chunk: ``keys`` (n, 3) uint64, hashes of prompt, chosen and rejected (of an
+    unpaired example prompt, completion and label). With ``held_out``, ``hits`` (h, 2) uint64, what
+    was watched for and in which pair of the chunk, and ``prompts`` (n, NUM_HASHES) signatures.
+    With ``statistics``, ``pairs`` (n, NUM_HASHES) signatures of whole pairs, ``features``
+    (m, 2, F) of the completions of pairs, ``origins`` (n,) text, and ``lengths`` (n, 3) int32
+    tokens where there are tokens.
+    """
+
+    statistics: bool = False
+    held_out: HeldOutPrompts | None = None
+    watch: Watch | None = None
+
+    @property
+    def key(self) -> str:
+        """All that decides what is found."""
+        watched = self.watch and (sorted(self.watch.texts), sorted(self.watch.grams))
+        return repr((self.statistics, watched))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"statistics": self.statistics, "held_out": None, "watch": self.watch}
+
+    def as_read(self, pair: Pair) -> list[Finding]:
+        """What a pair shows by itself."""
+        return look_at(pair)
+
+    def as_tokens(
+        self, encoder: Encoder, pair: Pair, texts: Sequence[str], tokens: TokenPair
+    ) -> list[Finding]:
+        """What it shows as tokens."""
+        return notice(encoder, pair, texts[0], texts[1:], tokens)
+
+    def arrays(self, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> dict[str, np.ndarray]:
+        """What of the pairs is compared with others."""
+        found: dict[str, np.ndarray] = {}
+        found["keys"] = np.array([_keys(pair) for pair in pairs], np.uint64).reshape(-1, 3)
+        if self.watch is not None:
+            found["hits"] = np.array(list(_hits(self.watch, pairs)), np.uint64).reshape(-1, 2)
+            found["prompts"] = prompt_signatures(pairs)
+        if self.statistics:
+            nears = [signature_of(pair) for pair in pairs]
+            both = [
+                [features(said(pair.chosen)), features(said(pair.rejected))]
+                for pair in pairs
+                if pair.label is None
+            ]
+            found["pairs"] = np.array(nears, np.uint32).reshape(-1, NUM_HASHES)
+            found["features"] = np.array(both, np.float32).reshape(-1, 2, len(FEATURES))
+            found["origins"] = np.array([pair.origin or "" for pair in pairs], np.str_)
+            lengths = [
+                [len(t.prompt), len(t.chosen.tokens), len(t.rejected.tokens)] for t in tokens
+            ]
+            found["lengths"] = np.array(lengths, np.int32).reshape(-1, 3)
+        return found
+
+    def across(self, chunks: Sequence[Chunk]) -> Iterator[Finding]:
+        """Pairs that stand twice, contradict each other, or go in a circle."""
+        content = Content()
+        for chunk in chunks:
+            content.add(chunk)
+        yield from (finding for _, finding in content.findings())
+
+    def watching(self, held_out: Sequence[Pair]) -> "Inspector":
+        """The same, for data that must not hold the prompts of these pairs."""
+        held = HeldOutPrompts(tuple(held_out))
+        return replace(self, held_out=held, watch=held.watch)
+
+    def leaks(self, chunks: Sequence[Chunk], used: Collection[str]) -> list[Finding]:
+        """The held-out prompts that pairs with these sources are trained on, or nearly."""
+        assert self.held_out is not None
+        hits: dict[int, str] = {}
+        for chunk in chunks:
+            for hit, number in chunk.arrays["hits"].tolist():
+                hits.setdefault(hit, chunk.sources[number])
+        sources = [source for chunk in chunks for source in chunk.sources]
+        keep = [source in used for source in sources]
+        signatures = np.concatenate([chunk.arrays["prompts"] for chunk in chunks])[keep]
+        kept = [source for source, is_kept in zip(sources, keep, strict=True) if is_kept]
+        return self.held_out.leaks(hits, signatures, kept)
+
+
+def _keys(pair: Pair) -> list[int]:
+    other = pair.rejected if pair.label is None else pair.label
+    return [digest([pair.prompt, pair.tools]), digest(pair.chosen), digest(other)]
+
+
+def _hits(watch: Watch, pairs: Sequence[Pair]) -> Iterator[tuple[int, int]]:
+    done: set[int] = set()
+    for number, pair in enumerate(pairs):
+        for hit in watch.hits(bare(text_of(pair.prompt))):
+            if hit not in done:
+                done.add(hit)
+                yield hit, number

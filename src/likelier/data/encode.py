@@ -1,0 +1,446 @@
+"""Pairs as token ids: one prompt, two completions, each ended by its stop id; made to fit.
+
+The prompt is tokenised once, for both sides, as it is at inference. A completion is tokenised on
+its own: tokens that would merge across the boundary in the joint text do not, because the model
+never sees them so when it generates.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from likelier.base.errors import ConfigError, DataError
+from likelier.data.chat import Segment, as_text, chat_key, cut_completion, render
+from likelier.data.messages import Unfit, check_end, check_start, read_messages
+from likelier.data.read import odd_character
+from likelier.data.records import Chat, Completion, Finding, Message, Pair, TokenPair
+from likelier.data.tokenizer import Encoder
+
+MAX_DROPPED_SHARE = 0.05  # of the pairs; more is a mistake in max_length or in the data
+COMPLETION_SHARE = 4  # trimming leaves at least a quarter of max_length to the completions
+TEXTS_AT_ONCE = 2048  # bounds what the tokenizer's own records take
+
+Notice = Callable[[Encoder, Pair, Sequence[str], TokenPair], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A prompt and its completions as text, ready to be tokenised."""
+
+    prompt: str
+    is_chat: bool
+    completions: tuple[tuple[Segment, ...], ...]
+
+
+def encode_pair(encoder: Encoder, pair: Pair) -> TokenPair:
+    """One pair as tokens.
+
+    Raises:
+        DataError: the pair cannot be encoded; located at its row.
+    """
+    encoded, findings = encode_pairs(encoder, [pair])
+    if not encoded:
+        first = next(finding for finding in findings if finding.severity == "error")
+        raise DataError(first.message, where=first.where, hint=first.hint)
+    return encoded[0]
+
+
+def encode_pairs(
+    encoder: Encoder, pairs: Sequence[Pair], notice: Notice | None = None
+) -> tuple[list[TokenPair], list[Finding]]:
+    """Many pairs as tokens, and what was found on the way; both in the order of ``pairs``.
+
+    Equal prompts are rendered once, and equal texts tokenised once. ``notice`` is asked what it
+    finds in each: it gets the encoder, the pair, the texts of its prompt and of both completions
+    as they were tokenised, and its tokens.
+    """
+    rendered: dict[str, str] = {}
+    drafts: list[_Draft | Finding] = []
+    for pair in pairs:
+        same = pair.label is not None and pair.rejected == pair.chosen
+        completions = [pair.chosen] if same else [pair.chosen, pair.rejected]
+        try:
+            drafts.append(_draft(encoder, pair.prompt, completions, rendered, pair.tools))
+        except Unfit as unfit:
+            drafts.append(unfit.at(pair.source))
+    ids = _Ids(encoder, [draft for draft in drafts if isinstance(draft, _Draft)])
+    encoded: list[TokenPair] = []
+    findings: list[Finding] = []
+    if encoder.clock and any(isinstance(draft, _Draft) and draft.is_chat for draft in drafts):
+        findings.append(_asks_for_date(encoder))
+    for pair, draft in zip(pairs, drafts, strict=True):
+        if isinstance(draft, Finding):
+            findings.append(draft)
+            continue
+        try:
+            encoded.append(_assemble(ids, draft, pair))
+        except Unfit as unfit:
+            findings.append(unfit.at(pair.source))
+            continue
+        if notice is not None:
+            both = (draft.completions[0], draft.completions[-1])
+            texts = [draft.prompt, *(segment.text for segments in both for segment in segments)]
+            findings += notice(encoder, pair, texts, encoded[-1])
+    return encoded, findings
+
+
+def _asks_for_date(encoder: Encoder) -> Finding:
+    """What is to be said of a template that asks for today's date."""
+    if encoder.frozen is not None:
+        message = "it asks for today's date and is told a fixed one"
+        hint = "set data.today to the date that it should be told"
+        return Finding("clock", "note", "chat template", None, message, hint)
+    message = "it writes today's date, so another day gives other tokens"
+    hint = "set data.template.date_string, where the template reads it"
+    return Finding("clock", "warning", "chat template", None, message, hint)
+
+
+def encode_completion(
+    encoder: Encoder,
+    prompt: str | Sequence[Message],
+    response: str | Sequence[Message],
+    stop: bool = True,
+) -> tuple[tuple[int, ...], Completion]:
+    """Token ids of one prompt, and one completion of it.
+
+    Args:
+        prompt: text, or messages.
+        response: text, or the messages that answer messages.
+        stop: whether the completion ends with its stop token.
+
+    Raises:
+        DataError: they do not fit each other, the template or the tokenizer.
+    """
+    try:
+        prompt, response = _read_completion(prompt, response)
+        draft = _draft(encoder, prompt, (response,), {})
+        ids = _Ids(encoder, [draft])
+        completion = ids.completion(draft.completions[0])
+        prompt_ids = ids.prompt(draft)
+    except Unfit as unfit:
+        raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
+    if not stop:
+        completion = Completion(completion.tokens[:-1], completion.scored[:-1])
+    if not prompt_ids or not any(completion.scored):
+        empty = "response" if prompt_ids else "prompt"
+        raise DataError("it has no token", where=empty, hint="add text")
+    return prompt_ids, completion
+
+
+def _read_completion(prompt: Any, response: Any) -> tuple[str, str] | tuple[Chat, Chat]:
+    """Prompt and response checked as rows are, but a text may be empty."""
+    if not isinstance(prompt, str):
+        if isinstance(response, str):
+            response = ({"role": "assistant", "content": response},)
+        turns = read_messages(response, "response")
+        check_start(turns, "response")
+        check_end(turns, "response")
+        return read_messages(prompt, "prompt"), turns
+    if not isinstance(response, str):
+        message = "the prompt is text, the response is not"
+        raise Unfit("mixed", "response", message, "give both as text or both as messages")
+    for field, text in (("prompt", prompt), ("response", response)):
+        if odd := odd_character(text):
+            raise Unfit("text", field, f"the text holds {odd}", "delete that character")
+    return prompt, response
+
+
+def _draft(
+    encoder: Encoder,
+    prompt: str | Sequence[Message],
+    completions: Iterable[str | Sequence[Message]],
+    rendered: dict[str, str],
+    tools: Sequence[Message] = (),
+) -> _Draft:
+    if isinstance(prompt, str):
+        texts = [as_text(encoder, str(one)) for one in completions]
+        segments = [(Segment(text, scored=True, stop=encoder.stop),) for text in texts]
+        return _Draft(as_text(encoder, prompt), False, tuple(segments))
+    key = chat_key([prompt, tools])
+    if key not in rendered:
+        rendered[key] = render(encoder, prompt, True, tools)
+    text = rendered[key]
+    cuts = [
+        cut_completion(encoder, prompt, text, one, tools)
+        for one in completions
+        if not isinstance(one, str)
+    ]
+    return _Draft(text, True, tuple(map(tuple, cuts)))
+
+
+class _Ids:
+    """The token ids of all texts of some drafts, each text tokenised once."""
+
+    def __init__(self, encoder: Encoder, drafts: Sequence[_Draft]):
+        segments = [segment for draft in drafts for part in draft.completions for segment in part]
+        prompts = {draft.prompt for draft in drafts}
+        context = {segment.text for segment in segments if not segment.scored}
+        self.encoder = encoder
+        self.whole = _tokenise(encoder.whole, prompts | context)
+        self.tail = _tokenise(encoder.tail, {s.text for s in segments if s.scored})
+
+    def prompt(self, draft: _Draft) -> tuple[int, ...]:
+        """A chat's template writes its own specials; a text gets the tokenizer's."""
+        tokens = self._checked(self.whole, draft.prompt)
+        return tokens if draft.is_chat else self.encoder.leading + tokens
+
+    def completion(self, segments: Sequence[Segment]) -> Completion:
+        tokens: list[int] = []
+        scored: list[bool] = []
+        for segment in segments:
+            if segment.scored:
+                new = [*self._checked(self.tail, segment.text), segment.stop]
+            else:  # its text begins with the stop that the turn before it ended with
+                stop, *new = self._checked(self.whole, segment.text)
+                if stop != tokens[-1]:
+                    message = "a later turn does not begin after the stop of the one before"
+                    raise Unfit("template", None, message, "look at it with `likelier show`")
+            tokens += new
+            scored += [segment.scored] * len(new)
+        return Completion(tuple(tokens), tuple(scored))
+
+    def _checked(self, ids: dict[str, tuple[int, ...]], text: str) -> tuple[int, ...]:
+        """Refuse a tokenizer that makes control ids of text that is none."""
+        tokens = ids[text]
+        control = sum(map(self.encoder.control.__contains__, tokens))
+        if control > len(self.encoder.control_text.findall(text)):
+            message = "the tokenizer makes a control token of ordinary text"
+            raise Unfit("control", None, message, "delete the control tokens from the text")
+        return tokens
+
+
+def _tokenise(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    ordered = sorted(texts, key=len)
+    ids: dict[str, tuple[int, ...]] = {}
+    for start in range(0, len(ordered), TEXTS_AT_ONCE):
+        batch = ordered[start : start + TEXTS_AT_ONCE]
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        ids.update((text, tuple(e.ids)) for text, e in zip(batch, encodings, strict=True))
+    return ids
+
+
+def _assemble(ids: _Ids, draft: _Draft, pair: Pair) -> TokenPair:
+    prompt = ids.prompt(draft)
+    if not prompt:
+        raise Unfit("empty", "prompt", "the prompt has no token", "add text to it")
+    completions = [ids.completion(segments) for segments in draft.completions]
+    names = ("chosen" if pair.label is None else "completion", "rejected")
+    for name, completion in zip(names, completions, strict=False):
+        if sum(completion.scored) < 2:  # the stop alone
+            message = "the answer has no token but its stop"
+            raise Unfit("empty", name, message, "add text or delete the row")
+    chosen, rejected = completions[0], completions[-1]
+    if len(completions) > 1 and chosen == rejected:
+        message = "chosen and rejected become the same tokens"
+        raise Unfit("merged", None, message, "delete the row or set data.on_bad_row: drop")
+    return TokenPair(prompt, chosen, rejected, pair.source, pair.margin, pair.weight, pair.label)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Pairs that fit, how many were dropped and how many trimmed, and where."""
+
+    pairs: tuple[TokenPair, ...]
+    dropped: int
+    trimmed: int
+    findings: tuple[Finding, ...]
+
+
+def fit(
+    token_pairs: Sequence[TokenPair],
+    max_length: int,
+    overlong: str,
+    encoder: Encoder | None = None,
+) -> Fitted:
+    """Make every sequence (prompt and one answer) at most ``max_length`` tokens long.
+
+    Args:
+        overlong: ``drop`` whole pairs, ``error`` at the first, or ``trim``: the prompt loses
+            its beginning where it is longer than three quarters of ``max_length`` (whole turns
+            of a chat), and an answer its end, with its stop. What a prompt loses depends on
+            the prompt and the limit alone, so that its answers keep one prompt.
+        encoder: knows the prompt's leading specials and turns; needed for ``trim``.
+
+    Raises:
+        DataError: ``error`` and a pair is too long; ``drop`` and more than 5 % of the pairs
+            would go; or no pair is left.
+        ConfigError: ``overlong`` is none of these.
+    """
+    if overlong not in ("drop", "error", "trim"):
+        hint = "use drop, trim or error"
+        raise ConfigError(f'"{overlong}" is not a choice', where="data.overlong", hint=hint)
+    if overlong == "trim" and encoder is None:
+        raise ValueError("trimming needs the encoder")
+    kept: list[TokenPair] = []
+    findings: list[Finding] = []
+    dropped = trimmed = 0
+    for pair in token_pairs:
+        shorter, found = fit_pair(pair, max_length, encoder if overlong == "trim" else None)
+        if shorter is None:
+            dropped += 1
+        else:
+            kept.append(shorter)
+            trimmed += shorter is not pair
+        findings += [found] if found else []
+    _check_loss(token_pairs, kept, findings, overlong, dropped)
+    return Fitted(tuple(kept), dropped, trimmed, tuple(findings))
+
+
+def fit_pair(
+    pair: TokenPair, max_length: int, trim_with: Encoder | None
+) -> tuple[TokenPair | None, Finding | None]:
+    """The pair as it fits, or None; and what was found. Trimmed only with an encoder."""
+    if trim_with is None:
+        shorter = pair if _length(pair) <= max_length else _overlong(pair, max_length)
+    else:
+        shorter = _trim(pair, max_length, trim_with)
+    if isinstance(shorter, Finding):
+        return None, shorter
+    return shorter, None if shorter is pair else _trimmed(pair, shorter)
+
+
+def _check_loss(
+    pairs: Sequence[TokenPair],
+    kept: Sequence[TokenPair],
+    findings: Sequence[Finding],
+    overlong: str,
+    dropped: int,
+) -> None:
+    first = next((finding for finding in findings if finding.code == "overlong"), None)
+    hint = "raise data.max_length, or shorten the texts"
+    if overlong == "error" and first:
+        more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
+        raise DataError(first.message + more, where=first.where, hint=first.hint)
+    if not kept:
+        first = first or next(iter(findings), None)
+        if first is None:
+            raise DataError("there is no pair", where="data.train", hint="give at least one")
+        what = f"no pair is left, all {len(pairs)} are too long; here {first.message}"
+        raise DataError(what, where=first.where, hint=hint)
+    if overlong == "drop" and dropped > MAX_DROPPED_SHARE * len(pairs):
+        what = f"{dropped} of {len(pairs)} pairs are too long; at most 5 % may be dropped"
+        where = first.where if first else None
+        raise DataError(what, where=where, hint=f"{hint}, or set data.overlong: trim")
+
+
+def _length(pair: TokenPair) -> int:
+    return len(pair.prompt) + max(len(pair.chosen.tokens), len(pair.rejected.tokens))
+
+
+def _overlong(pair: TokenPair, max_length: int) -> Finding:
+    lengths = f"prompt {len(pair.prompt)}, chosen {len(pair.chosen.tokens)}"
+    message = (
+        f"{_length(pair)} tokens ({lengths}, rejected {len(pair.rejected.tokens)}), "
+        f"max_length is {max_length}"
+    )
+    hint = "shorten it, raise data.max_length, or set data.overlong: drop or trim"
+    return Finding("overlong", "warning", pair.source, None, message, hint)
+
+
+def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Finding:
+    if (
+        _length(pair) <= max_length
+        and len(pair.prompt) <= max_length - max_length // COMPLETION_SHARE
+    ):
+        return pair
+    prompt = _shorter_prompt(pair.prompt, max_length - max_length // COMPLETION_SHARE, encoder)
+    if prompt is None:
+        return _overlong(pair, max_length)
+    room = max_length - len(prompt)
+    chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
+    same = chosen == rejected and pair.label is None
+    if same or not any(chosen.scored) or not any(rejected.scored):
+        message = f"the answers are the same or empty once cut to {room} tokens"
+        hint = "raise data.max_length, delete the row, or set data.on_bad_row: drop"
+        return Finding("truncated", "error", pair.source, None, message, hint)
+    return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def _shorter_prompt(prompt: tuple[int, ...], room: int, encoder: Encoder) -> tuple[int, ...] | None:
+    """The end of a prompt behind its leading specials; None where no whole turn fits."""
+    if len(prompt) <= room:
+        return prompt
+    specials = {*encoder.leading, encoder.tokenizer.bos_token_id}
+    head = 0
+    while head < len(prompt) and prompt[head] in specials:
+        head += 1
+    start = len(prompt) - (room - head)
+    if not encoder.control.isdisjoint(prompt[head:]):
+        turns = [turn for turn in _turn_starts(prompt, encoder) if turn >= start]
+        if not turns:
+            return None
+        start = turns[0]
+    return prompt[:head] + prompt[start:]
+
+
+def _turn_starts(prompt: tuple[int, ...], encoder: Encoder) -> list[int]:
+    """Where whole turns begin: at the first control token after the end of another turn.
+
+    What has no end of a turn behind it is the header of the answer to come, and no turn.
+    """
+    ends = set(encoder.end_ids.values())
+    control = [place for place, token in enumerate(prompt) if token in encoder.control]
+    last_end = max((place for place in control if prompt[place] in ends), default=0)
+    starts = [place for before, place in pairwise(control) if prompt[before] in ends]
+    return [place for place in starts if place < last_end]
+
+
+def _cut(completion: Completion, room: int) -> Completion:
+    """The first ``room`` tokens, ending in a scored one; what is cut has no stop."""
+    if len(completion.tokens) <= room:
+        return completion
+    while room > 0 and not completion.scored[room - 1]:
+        room -= 1
+    return Completion(completion.tokens[:room], completion.scored[:room])
+
+
+def _trimmed(before: TokenPair, after: TokenPair) -> Finding:
+    cuts = [
+        f"{name} {len(old)} to {len(new)}"
+        for name, old, new in (
+            ("prompt", before.prompt, after.prompt),
+            ("chosen", before.chosen.tokens, after.chosen.tokens),
+            ("rejected", before.rejected.tokens, after.rejected.tokens),
+        )
+        if len(old) != len(new)
+    ]
+    message = f"trimmed: {', '.join(cuts)} tokens"
+    hint = "raise data.max_length to keep all of it"
+    return Finding("trimmed", "warning", before.source, None, message, hint)
+
+
+def without_stops(pairs: Iterable[TokenPair], ends: Iterable[int]) -> tuple[TokenPair, ...]:
+    """The pairs with every scored token that ends a turn unscored, so that nobody learns to stop.
+
+    Args:
+        ends: the ids that end a turn; they stay as context.
+    """
+    ends = frozenset(ends)
+
+    def masked(completion: Completion) -> Completion:
+        flags = zip(completion.tokens, completion.scored, strict=True)
+        scored = tuple(wanted and token not in ends for token, wanted in flags)
+        return replace(completion, scored=scored)
+
+    return tuple(
+        replace(pair, chosen=masked(pair.chosen), rejected=masked(pair.rejected)) for pair in pairs
+    )
+
+
+def content_hash(pairs: Sequence[TokenPair]) -> str:
+    """SHA-256 of the tokens of pairs in their order: the same content, the same hash."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.prompt, pair.chosen.tokens, pair.rejected.tokens):
+            digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+        for scored in (pair.chosen.scored, pair.rejected.scored):
+            digest.update(np.asarray(scored, dtype=np.bool_).tobytes())
+        beside = (pair.margin, pair.weight, pair.label)
+        if any(value is not None for value in beside):
+            digest.update(repr(beside).encode())
+    return digest.hexdigest()

@@ -1,0 +1,332 @@
+"""From a name of data (or rows in memory) to token pairs: read, encode, fit, split."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from likelier.base.errors import ConfigError, DataError
+from likelier.config.losses import needs as loss_needs
+from likelier.config.schema import DataConfig
+from likelier.data.encode import fit, without_stops
+from likelier.data.formats import Counted, Format, Reading, read_row, recognised
+from likelier.data.read import Data, read_data, rows_from_memory
+from likelier.data.records import Finding, Pair, Row, TokenPair
+from likelier.data.split import held_out, prompt_keys, prompt_signatures
+from likelier.data.tokenizer import Encoder
+from likelier.data.workers import Chunk, Inspector, Shared, Task, chunks, row_of, unpack
+
+PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss reads of the data: pairs, or unpaired examples by their ``label``.
+
+    Of unpaired examples it may want a ``mismatched`` completion beside their own; of any pair its
+    ``margin`` or its ``weight``. Without ``stop`` the stop tokens are not scored.
+    """
+
+    label: bool = False
+    mismatched: bool = False
+    margin: bool = False
+    weight: bool = False
+    stop: bool = True
+
+
+def needs_of(loss: Any) -> Needs:
+    """What the loss of a config reads."""
+    read = {name: loss_needs(loss, name) for name in ("label", "mismatched", "margin")}
+    return Needs(**read, weight=loss.pair_weights, stop=loss.stop_token)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The pairs to train on and those held out.
+
+    ``counts`` says where every row went, ``findings`` what was met on the way.
+    """
+
+    train: tuple[TokenPair, ...]
+    eval: tuple[TokenPair, ...]
+    counts: dict[str, Any]
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def pairs(self) -> tuple[TokenPair, ...]:
+        """Both sides, the training pairs first."""
+        return (*self.train, *self.eval)
+
+    def describe(self) -> str:
+        """One line about where the rows went."""
+        parts = [f"{len(self.train)} training pairs, {len(self.eval)} held out"]
+        for name in ("dropped", "trimmed"):
+            if self.counts[name]:
+                parts.append(f"{self.counts[name]} of {self.counts['rows']} rows {name}")
+        findings = ", ".join(f"{n} {code}" for code, n in self.counts["findings"].items())
+        leaks = self.counts.get("eval", {}).get("findings", {}).get("leak", 0)
+        if leaks:
+            parts.append(f"{leaks} held-out prompts are also trained on, or nearly")
+        return "; ".join(parts) + (f" ({findings})" if findings else "")
+
+
+def load(
+    data: DataConfig,
+    encoder: Encoder,
+    needs: Needs | None = None,
+    seed: int = 0,
+    train: Iterable[Any] | None = None,
+    eval: Iterable[Any] | None = None,
+    inspector: Inspector | None = None,
+) -> Dataset:
+    """Read and encode what a config asks for; ``train`` and ``eval`` replace its files by rows.
+
+    Args:
+        needs: what the loss reads; None is pairs and nothing beside.
+        seed: of the held-out share, and of mismatched completions.
+        inspector: looks at the pairs, and at what they say about each other.
+
+    Raises:
+        DataError: a row cannot be used and ``data.on_bad_row`` is ``error``; no pair is left; the
+            rows are of another kind than the loss reads, or lack a number that it reads.
+        InputMissing: there is no such file.
+        ConfigError: a key of ``data.columns`` that is none of ours.
+    """
+    needs = needs or Needs()
+    task = Task(
+        Format("pairs", {}), reading_of(data), encoder, inspector=inspector, keep_tokens=True
+    )
+    read = partial(_read, data, needs, seed)
+    if eval is None and data.eval_path is None:
+        share = data.eval_share
+        task = replace(task, split_seed=None if share is None else seed)
+        side = read(data.train, train, "train", task)
+        is_out = _held_out(side, share, seed, needs)
+        ours = tuple(pair for pair, out in zip(side.tokens, is_out, strict=True) if not out)
+        held = tuple(pair for pair, out in zip(side.tokens, is_out, strict=True) if out)
+        return _dataset(ours, held, side.counts, side.findings, needs, encoder)
+    other = read(data.eval_path or "", eval, "eval", replace(task, keep_pairs=bool(inspector)))
+    inspector = inspector and inspector.watching(other.pairs)
+    side = read(data.train, train, "train", replace(task, inspector=inspector))
+    leaks: list[Finding] = []
+    if inspector is not None:
+        trained_on = {pair.source for pair in side.tokens}
+        used = {pair.source for pair in other.tokens}
+        found = inspector.leaks(side.chunks, trained_on)
+        leaks = [leak for leak in found if leak.source in used]
+    if leaks:
+        other.counts["findings"]["leak"] = len(leaks)
+    counts = {**side.counts, "eval": other.counts}
+    findings = (*side.findings, *other.findings, *leaks)
+    return _dataset(side.tokens, other.tokens, counts, findings, needs, encoder)
+
+
+def _dataset(
+    train: tuple[TokenPair, ...],
+    eval: tuple[TokenPair, ...],
+    counts: dict[str, Any],
+    findings: tuple[Finding, ...],
+    needs: Needs,
+    encoder: Encoder,
+) -> Dataset:
+    """Both sides as the loss reads them."""
+    for pair in (*train, *eval):
+        for name in ("margin", "weight"):
+            if getattr(needs, name) and getattr(pair, name) is None:
+                raise DataError(
+                    "the loss reads this column, and the row has none",
+                    where=f"{pair.source} {name}",
+                    hint=f"add a number {name} to every row, or set another loss",
+                )
+    if not needs.stop:
+        ends = encoder.end_ids.values()
+        train, eval = without_stops(train, ends), without_stops(eval, ends)
+    return Dataset(train, eval, counts, findings)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Rows as tokens that fit, and the chunks they came in, without texts and tokens."""
+
+    tokens: tuple[TokenPair, ...]
+    pairs: tuple[Pair, ...]
+    chunks: tuple[Chunk, ...]
+    findings: tuple[Finding, ...]
+    counts: dict[str, Any]
+
+
+def _read(
+    data: DataConfig,
+    needs: Needs,
+    seed: int,
+    path: Data,
+    rows: Iterable[Any] | None,
+    name: str,
+    task: Task,
+) -> _Side:
+    where = str(path) if rows is None else name
+    found = read_data(path) if rows is None else rows_from_memory(rows, name)
+    form, counted = recognised(found, task.reading)
+    if needs.mismatched:
+        counted = iter(_with_mismatched(counted, form, data, seed, where))
+    tokens: list[TokenPair] = []
+    pairs: list[Pair] = []
+    done: list[Chunk] = []
+    shared = Shared()
+    for chunk in chunks(counted, replace(task, form=form)):
+        tokens += unpack(chunk, shared, needs.margin, needs.weight)
+        _check_kind(tokens[:1], needs.label, where)
+        pairs += chunk.pairs
+        arrays = {name: array for name, array in chunk.arrays.items() if name not in PACKED}
+        done.append(replace(chunk, arrays=arrays, pairs=()))
+    num_rows = sum(chunk.rows for chunk in done)
+    no_row(num_rows, where)
+    findings = [finding for chunk in done for finding in chunk.findings]
+    refuse(findings, data.on_bad_row, usable=len(tokens))
+    fitted = fit(tokens, data.max_length, data.overlong, task.encoder)
+    refuse(fitted.findings, data.on_bad_row, usable=len(fitted.pairs))
+    findings += task.inspector.across(done) if task.inspector is not None else []
+    findings += fitted.findings
+    count = {
+        row_of(s): n for chunk in done for s, n in zip(chunk.sources, chunk.counts, strict=True)
+    }
+    used = sum(count[row] for row in {row_of(pair.source) for pair in fitted.pairs})
+    counts = {
+        "rows": num_rows,
+        "used": used,
+        "dropped": num_rows - used,
+        "trimmed": fitted.trimmed,
+        "findings": dict(Counter(finding.code for finding in findings)),
+    }
+    return _Side(fitted.pairs, tuple(pairs), tuple(done), tuple(findings), counts)
+
+
+def _check_kind(first: Sequence[Pair | TokenPair], labelled: bool, where: str) -> None:
+    """Refuse pairs where the loss reads unpaired examples, and the reverse."""
+    if not first or (first[0].label is not None) == labelled:
+        return
+    what = "these rows hold one labelled answer each, not pairs"
+    hint = "use a loss for unpaired answers, or make pairs"
+    if labelled:
+        what = "the loss learns from single answers with a label, these rows are pairs"
+        hint = "give rows of prompt, completion and label, or choose a loss of pairs"
+    raise DataError(what, where=where, hint=hint)
+
+
+def _with_mismatched(
+    rows: Iterable[Counted], form: Format, data: DataConfig, seed: int, where: str
+) -> list[Counted]:
+    """Unpaired examples with a completion that belongs to another prompt as the rejected one."""
+    reading = reading_of(data)
+    read: list[Counted] = []
+    for count, row in rows:
+        found = read_row(row, form, reading) if isinstance(row, Row) else [row]
+        read += [(count, one) for one in found]
+    pairs = [row for _, row in read if isinstance(row, Pair)]
+    _check_kind(pairs, True, where)
+    bad = [row for _, row in read if isinstance(row, Finding)]
+    refuse(bad, data.on_bad_row, usable=len(pairs))
+    drawn = iter(mismatched(pairs, seed))
+    return [
+        (count, replace(row, rejected=next(drawn).chosen) if isinstance(row, Pair) else row)
+        for count, row in read
+    ]
+
+
+def mismatched(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """For every unpaired example one of another prompt and with another completion.
+
+    From them KTO estimates how far the policy is from the reference. The examples stand in a
+    circle by a keyed hash of their content, so that neither their order nor their number in the
+    file decides; each takes the next that fits.
+
+    Raises DataError where there is none.
+    """
+    order = sorted(range(len(pairs)), key=lambda at: _place_in_circle(pairs[at], seed))
+    found: dict[int, Pair] = {}
+    for place, at in enumerate(order):
+        for further in range(1, len(order)):
+            other = pairs[order[(place + further) % len(order)]]
+            if other.prompt != pairs[at].prompt and other.chosen != pairs[at].chosen:
+                found[at] = other
+                break
+        else:
+            raise DataError(
+                "no other prompt has another answer, so none can be mismatched",
+                where=pairs[at].source,
+                hint="give rows of at least two prompts",
+            )
+    return [found[at] for at in range(len(pairs))]
+
+
+def _place_in_circle(pair: Pair, seed: int) -> bytes:
+    content = repr((seed, pair.prompt, pair.chosen, pair.label))
+    return blake2b(content.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _held_out(side: _Side, share: float | None, seed: int, needs: Needs) -> list[bool]:
+    """Which of the tokens of a side are held out."""
+    if share is None:
+        return [False] * len(side.tokens)
+    if needs.label:  # unpaired examples are told apart by the tokens of their prompts
+        keys, signatures = prompt_keys(side.tokens, seed), prompt_signatures(side.tokens)
+        return held_out(keys, signatures, share).tolist()
+    used = {pair.source for pair in side.tokens}
+    keep = [source in used for chunk in side.chunks for source in chunk.sources]
+    keys, signatures = (
+        np.concatenate([chunk.arrays[name] for chunk in side.chunks])[keep]
+        for name in ("split_keys", "split_signatures")
+    )
+    return held_out(keys, signatures, share).tolist()
+
+
+def refuse(
+    findings: Sequence[Finding], on_bad_row: str, usable: int | None = None
+) -> dict[str, int]:
+    """Stop at bad rows, or count them.
+
+    Args:
+        findings: of reading or of tokenising; only errors are looked at.
+        on_bad_row: ``error`` or ``drop``.
+        usable: how many pairs are left, where the caller knows.
+
+    Returns:
+        With ``drop``, how many rows go, by code.
+
+    Raises:
+        DataError: there is an error and ``on_bad_row`` is ``error``, or no pair is left.
+    """
+    if on_bad_row not in ("error", "drop"):
+        raise ConfigError(
+            f'"{on_bad_row}" is not a choice', where="data.on_bad_row", hint="use error or drop"
+        )
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors and (on_bad_row == "error" or usable == 0):
+        first = errors[0]
+        raise DataError(first.message, where=first.where, hint=first.hint + _others(errors))
+    return dict(Counter(finding.code for finding in errors))
+
+
+def _others(errors: Sequence[Finding]) -> str:
+    if len(errors) == 1:
+        return ""
+    kinds = len({error.code for error in errors})
+    more = f"\n  and {len(errors) - 1} more of {kinds} kind{'s' if kinds > 1 else ''}"
+    file, colon, _ = errors[0].source.rpartition(":")
+    return f"{more}; `likelier check {file}` lists them" if colon else more
+
+
+def no_row(count: int, where: str) -> None:
+    """Raise DataError where there is no row at all."""
+    if count == 0:
+        raise DataError("no row in it", where=where, hint="put at least one row in it")
+
+
+def reading_of(data: DataConfig) -> Reading:
+    """How a config says that rows are read."""
+    columns = {str(ours): theirs for ours, theirs in data.columns.items()}
+    return Reading(columns, data.chat, data.ranked.pairs, data.ranked.min_gap)

@@ -1,0 +1,482 @@
+"""Rows read and encoded a few hundred at a time, in several processes, and remembered by content.
+
+Rows go in, chunks come out in the order of the file. What comes of a chunk is kept in
+``$LIKELIER_CACHE/data`` under a hash of its rows and of all that was asked of them; no path and no
+line is part of it, so that the same rows, wherever they stand, are worked on once.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+
+from likelier.base.errors import RunFailed
+from likelier.base.files import cache_dir
+from likelier.data.encode import encode_pairs, fit_pair
+from likelier.data.formats import Counted, Format, Reading, read_row
+from likelier.data.records import Completion, Finding, Pair, Row, TokenPair
+from likelier.data.split import prompt_keys, prompt_signatures
+from likelier.data.tokenizer import Encoder
+
+ROWS_AT_ONCE = 500  # of a chunk
+MIN_CHUNKS = 4  # fewer are not worth starting processes for
+MAX_PROCESSES = 8  # reading one file feeds no more
+_COPIES = re.compile(r"(#\d+)+$")
+
+
+class Inspector(Protocol):
+    """Looks at the pairs of data: at each where it is read, and at what all say about each other.
+
+    It goes to other processes, so it can be pickled; ``key`` says all that decides what it finds,
+    beside the code of its package.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    def as_read(self, pair: Pair) -> Iterable[Finding]:
+        """What a pair shows by itself."""
+
+    def as_tokens(
+        self, encoder: Encoder, pair: Pair, texts: Sequence[str], tokens: TokenPair
+    ) -> Iterable[Finding]:
+        """What it shows as tokens; ``texts`` are the prompt's and those of both completions."""
+
+    def arrays(self, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> dict[str, np.ndarray]:
+        """What a chunk is to hand back, by name; ``tokens`` is empty where there is no encoder."""
+
+    def across(self, chunks: Sequence["Chunk"]) -> Iterable[Finding]:
+        """What the pairs of all chunks say about each other."""
+
+    def watching(self, held_out: Sequence[Pair]) -> "Inspector":
+        """The same, for data that must not hold the prompts of these pairs."""
+
+    def leaks(self, chunks: Sequence["Chunk"], used: Collection[str]) -> Iterable[Finding]:
+        """Which of those prompts the pairs with these sources hold; located at the held out."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with every row.
+
+    Attributes:
+        encoder: also make tokens.
+        max_length: also say which pairs are longer, and fit them (None: any length).
+        trim: fit by trimming.
+        keep_pairs: hand the pairs back as they were read.
+        keep_tokens: hand their tokens back.
+        split_seed: hand signatures and keyed hashes of the prompts back.
+        inspector: looks at every pair, and may hand arrays back.
+    """
+
+    form: Format
+    reading: Reading = field(default_factory=Reading)
+    encoder: Encoder | None = None
+    max_length: int | None = None
+    trim: bool = False
+    keep_pairs: bool = False
+    keep_tokens: bool = False
+    split_seed: int | None = None
+    inspector: Inspector | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What came of a few hundred rows.
+
+    Attributes:
+        rows: how many rows of the file they were.
+        left_out: rows of which nothing can be used; each has an error or a note.
+        sources: the place of each usable pair, in the order of the file.
+        counts: for each pair how many rows of the file its row stands for (0: a copy).
+        pairs: as they were read, where they are kept.
+        arrays: of the usable pairs: `pack` of their tokens; ``split_keys`` (n, 16) and
+            ``split_signatures`` (n, NUM_HASHES) of their prompts; and the inspector's.
+    """
+
+    rows: int
+    left_out: int
+    findings: tuple[Finding, ...]
+    sources: tuple[str, ...]
+    counts: tuple[int, ...]
+    pairs: tuple[Pair, ...]
+    arrays: dict[str, np.ndarray]
+
+
+def chunks(
+    rows: Iterable[Counted],
+    task: Task,
+    processes: int | None = None,
+    rows_at_once: int | None = None,
+) -> Iterator[Chunk]:
+    """What comes of rows, a chunk of at most `ROWS_AT_ONCE` at a time, in their order.
+
+    A few rows are worked on here, and so are rows whose pairs are kept. Many are worked on in
+    ``processes`` others (None: one for each core), and what comes of them is kept in the cache.
+    """
+    iterator = iter(rows)
+    size = min(rows_at_once or ROWS_AT_ONCE, ROWS_AT_ONCE)
+    batches = iter(lambda: list(islice(iterator, size)), [])
+    first = list(islice(batches, MIN_CHUNKS))
+    if len(first) < MIN_CHUNKS or task.keep_pairs:
+        yield from (work(task, batch) for batch in chain(first, batches))
+        return
+    count = min(processes or len(os.sched_getaffinity(0)), MAX_PROCESSES)
+    cache = _Cache(task)
+    with ExitStack() as stack:
+        pool = _Pool(task, count, cache, stack)
+        waiting: deque[Chunk | Future[Chunk]] = deque()
+        for batch in chain(first, batches):
+            waiting.append(cache.get(batch) or pool.submit(batch))
+            if len(waiting) > 2 * count:
+                yield _done(waiting.popleft())
+        while waiting:
+            yield _done(waiting.popleft())
+
+
+def _done(item: Chunk | Future[Chunk]) -> Chunk:
+    return item.result() if isinstance(item, Future) else item
+
+
+def work(task: Task, batch: Sequence[Counted]) -> Chunk:
+    """Everything that a task asks of some rows: read all, then encode all, then fit."""
+    findings: list[Finding] = []
+    pairs: list[Pair] = []
+    weight: dict[str, int] = {}  # by row: how many rows of the file it stands for
+    place: dict[str, int] = {}
+    for number, (count, row) in enumerate(batch):
+        name = row_of(row.source)
+        place.setdefault(name, number)
+        weight[name] = weight.get(name, 0) + count
+        for found in read_row(row, task.form, task.reading) if isinstance(row, Row) else [row]:
+            if isinstance(found, Finding):
+                findings.append(found)
+                continue
+            pairs.append(found)
+            if task.inspector is not None:
+                findings += task.inspector.as_read(found)
+    tokens: list[TokenPair] = []
+    if task.encoder is not None:
+        tokens, found_in_tokens = _encoded(task, task.encoder, pairs)
+        findings += found_in_tokens
+        usable = {pair.source for pair in tokens}
+        pairs = [pair for pair in pairs if pair.source in usable]
+    used = {row_of(pair.source) for pair in pairs}
+    findings.sort(key=lambda finding: place.get(row_of(finding.source), len(place)))
+    arrays = pack(tokens) if task.keep_tokens else {}
+    if task.split_seed is not None:
+        arrays["split_keys"] = prompt_keys(pairs, task.split_seed)
+        arrays["split_signatures"] = prompt_signatures(pairs)
+    if task.inspector is not None:
+        arrays |= task.inspector.arrays(pairs, tokens)
+    return Chunk(
+        rows=sum(weight.values()),
+        left_out=sum(count for source, count in weight.items() if source not in used),
+        findings=tuple(findings),
+        sources=tuple(pair.source for pair in pairs),
+        counts=tuple(weight.get(row_of(pair.source), 0) for pair in pairs),
+        pairs=tuple(pairs) if task.keep_pairs else (),
+        arrays=arrays,
+    )
+
+
+def row_of(source: str) -> str:
+    """The place of the row that a pair was made from."""
+    return source if source[-1:] in ":]" else _COPIES.sub("", source)
+
+
+def _encoded(
+    task: Task, encoder: Encoder, pairs: Sequence[Pair]
+) -> tuple[list[TokenPair], list[Finding]]:
+    notice = task.inspector.as_tokens if task.inspector is not None else None
+    encoded, findings = encode_pairs(encoder, pairs, notice)
+    if task.max_length is None:
+        return encoded, findings
+    fitted = []
+    for pair in encoded:
+        shorter, found = fit_pair(pair, task.max_length, encoder if task.trim else None)
+        fitted += [shorter] if shorter else []
+        findings += [found] if found else []
+    return fitted, findings
+
+
+def pack(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:
+    """Token pairs as flat arrays, small enough to keep and to hand between processes.
+
+    ``ids`` (t,) int32, all tokens; ``scored`` (c,) bool, of the completions' tokens; ``sizes``
+    (n, 3) int32: prompt, chosen, rejected; ``beside`` (n, 3) float64: margin, weight and label,
+    NaN where there is none.
+    """
+    sides = [(pair.prompt, pair.chosen.tokens, pair.rejected.tokens) for pair in pairs]
+    scored = [mask for pair in pairs for mask in (pair.chosen.scored, pair.rejected.scored)]
+    beside = [
+        [
+            float("nan") if value is None else value
+            for value in (pair.margin, pair.weight, pair.label)
+        ]
+        for pair in pairs
+    ]
+    return {
+        "ids": np.fromiter(chain.from_iterable(chain.from_iterable(sides)), dtype=np.int32),
+        "scored": np.fromiter(chain.from_iterable(scored), dtype=np.bool_),
+        "sizes": np.array([[len(side) for side in s] for s in sides], np.int32).reshape(-1, 3),
+        "beside": np.array(beside, dtype=np.float64).reshape(-1, 3),
+    }
+
+
+def unpack(
+    chunk: Chunk, shared: "Shared", margin: bool = True, weight: bool = True
+) -> Iterator[TokenPair]:
+    """The token pairs of a chunk again; equal numbers and prompts become one object.
+
+    Their margin and weight are left away where nothing reads them.
+    """
+    ids, scored = chunk.arrays["ids"].tolist(), chunk.arrays["scored"].tolist()
+    sizes, beside = chunk.arrays["sizes"].tolist(), chunk.arrays["beside"].tolist()
+    at = mask = 0
+    for source, three, numbers in zip(chunk.sources, sizes, beside, strict=True):
+        prompt, chosen, rejected = three
+        values = [None if n != n else n for n in numbers]  # NaN: there is none
+        middle, end = at + prompt + chosen, at + prompt + chosen + rejected
+        half = mask + chosen
+        yield TokenPair(
+            shared.prompt(ids[at : at + prompt]),
+            Completion(shared.tokens(ids[at + prompt : middle]), shared.mask(scored[mask:half])),
+            Completion(shared.tokens(ids[middle:end]), shared.mask(scored[half : half + rejected])),
+            source,
+            values[0] if margin else None,
+            values[1] if weight else None,
+            None if values[2] is None else bool(values[2]),
+        )
+        at, mask = end, half + rejected
+
+
+class Shared:
+    """One object for each number, each prompt and each mask: an eighth of the memory."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._masks: dict[tuple[bool, ...], tuple[bool, ...]] = {}
+
+    def tokens(self, ids: list[int]) -> tuple[int, ...]:
+        """The ids as a tuple."""
+        number = self._numbers.setdefault
+        return tuple([number(token, token) for token in ids])
+
+    def prompt(self, ids: list[int]) -> tuple[int, ...]:
+        """The same, and equal prompts are one object."""
+        tokens = self.tokens(ids)
+        return self._prompts.setdefault(tokens, tokens)
+
+    def mask(self, scored: list[bool]) -> tuple[bool, ...]:
+        """The flags as a tuple; equal ones are one object."""
+        mask = tuple(scored)
+        return self._masks.setdefault(mask, mask)
+
+
+class _Pool:
+    """Processes of our own, each spoken to through a pipe by a thread.
+
+    Not ``multiprocessing``: it runs the user's script again in each of them.
+    """
+
+    def __init__(self, task: Task, count: int, cache: "_Cache", stack: ExitStack):
+        self._task, self._cache, self._stack = task, cache, stack
+        self._threads = stack.enter_context(ThreadPoolExecutor(count))
+        self._idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()
+        for _ in range(count):
+            self._idle.put(None)  # started when it is needed
+
+    def submit(self, batch: Sequence[Counted]) -> Future[Chunk]:
+        return self._threads.submit(self._work, batch)
+
+    def _work(self, batch: Sequence[Counted]) -> Chunk:
+        process = self._idle.get() or self._start()
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            _send(process.stdin, batch)
+            chunk = _receive(process.stdout)
+        except (EOFError, BrokenPipeError) as error:
+            what = f"a process that reads the data ended with {process.wait()}"
+            raise RunFailed(what, hint="there may be too little memory") from error
+        finally:
+            self._idle.put(process)
+        if isinstance(chunk, Exception):
+            raise chunk
+        self._cache.put(batch, chunk)
+        return chunk
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from likelier.data.workers import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        self._stack.callback(_end, process)
+        _send(process.stdin, self._task)
+        return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _send(pipe: IO[bytes], item: Any) -> None:
+    content = pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(len(content).to_bytes(8, "little") + content)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Any:
+    head = pipe.read(8)
+    if len(head) < 8:
+        raise EOFError
+    return pickle.loads(pipe.read(int.from_bytes(head, "little")))
+
+
+def serve() -> None:
+    """Be a process of the pool: a task comes first, then rows, until the pipe closes.
+
+    What fails is handed back, not shown.
+    """
+    inbox, outbox = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # nothing but chunks goes through the pipe
+    try:
+        task = _receive(inbox)
+        while True:
+            batch = _receive(inbox)
+            try:
+                chunk: Any = work(task, batch)
+            except Exception as error:
+                chunk = error
+            _send(outbox, chunk)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return
+
+
+class _Cache:
+    """The chunks of one task in ``$LIKELIER_CACHE/data``, found by the content of their rows."""
+
+    def __init__(self, task: Task):
+        self._folder = cache_dir() / "data"
+        self._task = _task_key(task)
+
+    def get(self, batch: Sequence[Counted]) -> Chunk | None:
+        """What was made of such rows, with the places of these; None where it is not known."""
+        try:
+            with np.load(self._path(batch), allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            plain = json.loads(bytes(arrays.pop("chunk")))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+        places = [row.source for _, row in batch]
+        return Chunk(
+            rows=plain["rows"],
+            left_out=plain["left_out"],
+            findings=tuple(_found(found, places) for found in plain["findings"]),
+            sources=tuple(places[number] + copy for number, copy in plain["sources"]),
+            counts=tuple(plain["counts"]),
+            pairs=(),
+            arrays=arrays,
+        )
+
+    def put(self, batch: Sequence[Counted], chunk: Chunk) -> None:
+        """Keep what was made of rows. A cache that cannot be written is no error."""
+        number = {row.source: index for index, (_, row) in enumerate(batch)}
+
+        def place(source: str) -> list[Any]:
+            row = source if source in number else row_of(source)
+            return [number.get(row, -1), source[len(row) :]]
+
+        plain = {
+            "rows": chunk.rows,
+            "left_out": chunk.left_out,
+            "findings": [[*place(found.source), asdict(found)] for found in chunk.findings],
+            "sources": [place(source) for source in chunk.sources],
+            "counts": chunk.counts,
+        }
+        arrays = {**chunk.arrays, "chunk": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
+        path = self._path(batch)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        with suppress(OSError):  # not synced to disk: what a crash leaves is known by its checksum
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                np.savez(stream, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+
+    def _path(self, batch: Sequence[Counted]) -> Path:
+        digest = hashlib.sha256(self._task)
+        for count, row in batch:
+            content = row.record if isinstance(row, Row) else {**asdict(row), "source": ""}
+            plain = json.dumps([count, content], ensure_ascii=False, default=repr)
+            digest.update(plain.encode(errors="surrogatepass") + b"\n")
+        return self._folder / f"{digest.hexdigest()}.npz"
+
+
+def _found(stored: list[Any], places: Sequence[str]) -> Finding:
+    number, copy, plain = stored
+    found = Finding(**plain)
+    return found if number < 0 else replace(found, source=places[number] + copy)
+
+
+def _task_key(task: Task) -> bytes:
+    """A hash of all that decides what is made of a row, the code among it."""
+    encoder, inspector = task.encoder, task.inspector
+    asked = [
+        asdict(replace(task, encoder=None, inspector=None)),
+        inspector and inspector.key,
+        encoder
+        and [
+            encoder.whole.to_str(),
+            encoder.tail.to_str(),
+            str(getattr(encoder.tokenizer, "chat_template", None)),
+            str(getattr(encoder.tokenizer, "special_tokens_map", None)),
+            encoder.frozen,
+            dict(encoder.template),
+            [encoder.leading, encoder.stop, sorted(encoder.control), encoder.unknown],
+            dict(encoder.end_ids),
+        ],
+    ]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())
+    digest.update(_code_of(Path(__file__).parent))
+    if inspector is not None:
+        digest.update(_code_of(Path(inspect.getfile(type(inspector))).parent))
+    return digest.digest()
+
+
+@lru_cache
+def _code_of(folder: Path) -> bytes:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()

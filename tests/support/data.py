@@ -1,0 +1,53 @@
+"""Data read to its end and checked without a model, as `likelier check` and training do."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from likelier.checks.inspector import Inspector
+from likelier.checks.summary import in_file_order
+from likelier.data.formats import Format, Reading, recognised
+from likelier.data.load import no_row
+from likelier.data.read import Data, read_data, rows_from_memory
+from likelier.data.records import Finding, Pair, Row
+from likelier.data.workers import Task, chunks
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What data hold: pairs, unpaired examples, and every finding in the order of the file."""
+
+    pairs: tuple[Pair, ...]
+    labelled: tuple[Pair, ...]
+    findings: tuple[Finding, ...]
+    rows: int
+    left_out: int
+    form: Format
+
+
+def load_pairs(data: Data, columns: Mapping[str, str] | Reading) -> Loaded:
+    return _load(read_data(data), columns, str(data))
+
+
+def load_memory(
+    rows: Iterable[Any], columns: Mapping[str, str] | Reading, name: str = "train"
+) -> Loaded:
+    return _load(rows_from_memory(rows, name), columns, name)
+
+
+def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Reading, name: str) -> Loaded:
+    reading = columns if isinstance(columns, Reading) else Reading(columns)
+    inspector = Inspector()
+    form, counted = recognised(rows, reading)
+    done = list(chunks(counted, Task(form, reading, keep_pairs=True, inspector=inspector)))
+    no_row(sum(chunk.rows for chunk in done), name)
+    found = [finding for chunk in done for finding in chunk.findings]
+    pairs = [pair for chunk in done for pair in chunk.pairs]
+    return Loaded(
+        pairs=tuple(pair for pair in pairs if pair.label is None),
+        labelled=tuple(pair for pair in pairs if pair.label is not None),
+        findings=tuple(in_file_order([*inspector.across(done), *found])),
+        rows=sum(chunk.rows for chunk in done),
+        left_out=sum(chunk.left_out for chunk in done),
+        form=form,
+    )
