@@ -157,17 +157,15 @@ def resolved(config: Config, **facts: Any) -> dict[str, Any]:
         TypeError: a fact that no ``auto`` key asks for.
     """
     facts = {"lr": learning_rate(config), **facts}
+    if strange := facts.keys() - _AUTO_KEYS:
+        raise TypeError(f"no key of the config is decided by {sorted(strange)}")
     tree = live(config)
-    for section in tree.values():
-        if not isinstance(section, dict):
-            continue
-        for key, value in section.items():
-            if key in _AUTO_KEYS and value == "auto":
+    for section in (section for section in tree.values() if isinstance(section, dict)):
+        for key in _AUTO_KEYS & section.keys():
+            if section[key] == "auto":
                 if key not in facts:
                     raise ValueError(f"nothing was decided for {key}: auto")
                 section[key] = facts[key]
-    if strange := facts.keys() - _AUTO_KEYS:
-        raise TypeError(f"no key of the config is decided by {sorted(strange)}")
     Config.model_validate(tree)
     return tree
 
@@ -183,24 +181,20 @@ def difference(before: Config | Mapping[str, Any], after: Config | Mapping[str, 
     An ``auto`` differs from the value it was decided to be: compare what ``resolved`` gave.
     """
     old, new = _leaves(before), _leaves(after)
-    keys = [*old, *(key for key in new if key not in old)]
     return [
-        f"{key}: {_shown(old, key)} before, {_shown(new, key)} now"
-        for key in keys
-        if key not in old or key not in new or old[key] != new[key]
+        f"{key}: {old.get(key, 'nothing')} before, {new.get(key, 'nothing')} now"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
     ]
 
 
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-    return flow(leaves[key]) if key in leaves else "nothing"
-
-
-def _leaves(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+def _leaves(config: Config | Mapping[str, Any]) -> dict[str, str]:
+    """Every key with its value as YAML."""
     tree = live(config) if isinstance(config, Config) else config
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            found.update({f"{name}.{key}": below for key, below in value.items()})
+            found |= {f"{name}.{key}": flow(below) for key, below in value.items()}
         else:
-            found[name] = value
+            found[name] = flow(value)
     return found
