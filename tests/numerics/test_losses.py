@@ -61,9 +61,11 @@ def settings_of(draw: Any, name: str) -> dict[str, Any]:
         "alpha": number(2.0**-6, 0.96875),
         "delta": number(-8.0, 8.0),
         "bound": number(0.5, 64.0),
-        "divergence": st.sampled_from(DIVERGENCES),
     }
-    chosen = {p.name: draw(ranges[p.name]) for p in LOSSES[name].hypers}
+    chosen = {
+        h.name: draw(st.sampled_from(h.choices) if h.choices else ranges[h.name])
+        for h in LOSSES[name].hypers
+    }
     if name == "slic":
         chosen["delta"] = abs(chosen["delta"])
     if chosen.get("divergence", "alpha") != "alpha":
@@ -96,6 +98,7 @@ def kinked(name: str, a: Answers, p: dict[str, Any]) -> bool:
         "dpop": [up],
         "slic": [p.get("delta", 0) - a.pc + a.pr],
         "sigmoid": [up + 30, down + 30],
+        "f_dpo": [up + 30, down + 30],
         "alphapo": [p.get("alpha", 0) * side + 30 for side in (a.pc / a.nc, a.pr / a.nr)],
         "orpo": [a.pc, a.pr],
     }
@@ -153,7 +156,7 @@ def test_extremes_are_finite_and_right(name: str, a: Answers) -> None:
         p: dict[str, Any] = dict(LOSSES[name].defaults)
         if p.get("delta") == "running":
             p["delta"] = 0.0
-        if p.get("divergence") == "reverse_kl":
+        if p.get("divergence", "alpha") != "alpha":
             del p["alpha"]
         if beta and "beta" in p:
             p["beta"] = beta

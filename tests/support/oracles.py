@@ -63,6 +63,10 @@ def f_prime(divergence: str, ratio: Any, alpha: Any) -> Any:
 
 
 def sigmoid(a: Answers, beta: Any, divergence: str = "reverse_kl", alpha: Any = 0) -> Any:
+    return f_dpo(a, beta, divergence, alpha)
+
+
+def f_dpo(a: Answers, beta: Any, divergence: str, alpha: Any = 0) -> Any:
     scores = [f_prime(divergence, ratio, alpha) for ratio in (a.pc - a.rc, a.pr - a.rr)]
     return nls(beta * (scores[0] - scores[1]))
 
@@ -204,7 +208,7 @@ def kto(a: Answers, up: bool, z0: Any, beta: Any, desirable: Any, undesirable: A
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        *(sigmoid, cdpo, robust, hinge, exo, discopop, dpop, rdpo, odpo, dpo_shift, chi_po),
+        *(sigmoid, f_dpo, cdpo, robust, hinge, exo, discopop, dpop, rdpo, odpo, dpo_shift, chi_po),
         *(ipo_sum, ipo_mean, sppo, cal_dpo, nca, bco, apo_zero, apo_down),
         *(sigmoid_mean, simpo, alphapo, simper, orpo, cpo, slic),
     )

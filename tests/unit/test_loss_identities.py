@@ -49,6 +49,7 @@ STEP_0 = [
     ("apo_zero", {}, 1.0), ("apo_down", {}, 1.0), ("discopop", {}, (LN2 + 1) / 2),
     ("aot", {}, LN2), ("aot_unpaired", {}, LN2), ("dpop", {}, LN2), ("dpo_shift", {}, LN2),
     ("chi_po", {}, LN2), ("cal_dpo", {"beta": 0.1}, LN2 + 50.0),
+    ("f_dpo", {"divergence": "forward_kl"}, LN2),
 ]  # fmt: skip
 
 
@@ -125,6 +126,20 @@ def test_divergences_in_their_limits() -> None:
     same(loss("sigmoid", near, divergence="alpha", alpha=1 - 1e-9), forward, 1e-7)
     js = loss("sigmoid", near, divergence="js")
     assert not torch.allclose(js, forward) and not torch.allclose(js, loss("sigmoid", near))
+
+
+def test_f_dpo_is_dpo_with_the_divergence_and_in_its_limits() -> None:
+    for divergence, more in (("forward_kl", {}), ("js", {}), ("alpha", {"alpha": 0.3})):
+        same(loss("f_dpo", divergence=divergence, **more),
+             loss("sigmoid", divergence=divergence, **more), 0.0)  # fmt: skip
+    same(loss("f_dpo"), loss("sigmoid", divergence="js"), 0.0)
+    near = tuple(column / 50 for column in FOUR)
+    same(loss("f_dpo", near, divergence="alpha", alpha=1e-9), loss("sigmoid", near), 1e-7)
+    forward = loss("f_dpo", near, divergence="forward_kl")
+    same(loss("f_dpo", near, divergence="alpha", alpha=1 - 1e-9), forward, 1e-7)
+    # log sigmoid(d) is d far below 0: there js holds as reverse KL does
+    fallen = (FOUR[0] - 60, FOUR[1] - 60, FOUR[2], FOUR[3])
+    same(loss("f_dpo", fallen, divergence="js"), loss("sigmoid", fallen))
 
 
 def test_reference_free_losses_in_their_limits() -> None:

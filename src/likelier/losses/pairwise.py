@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from likelier.losses.values import StepValues
 
 _FLIPS = "the share of pairs whose labels are flipped"
-_DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
 
 
 def f_scores(
@@ -37,24 +36,35 @@ def _f_score(ratio_P: Tensor, divergence: str, alpha: float) -> Tensor:
     return -expm1(-power * ratio_P.clamp(min=-EXPONENT)) / power
 
 
+_F_FORMULAS = (
+    ("forward_kl", "-log sigmoid({beta} * (exp(rr - pr) - exp(rc - pc)))"),
+    ("js", "-log sigmoid({beta} * (log sigmoid(pc - rc) - log sigmoid(pr - rr)))"),
+    (
+        "alpha",
+        "-log sigmoid({beta} * (exp({alpha} * (rr - pr)) - exp({alpha} * (rc - pc))) / {alpha})",
+    ),
+)
+_NEARNESS = "what holds the policy near the reference"
+_ALPHA = hyper(
+    0.5,
+    "of the alpha-divergence; near 0 it is reverse KL, 1 is forward KL",
+    "0.5",
+    gt=0,
+    lt=1,
+    only_if=("divergence", "alpha"),
+)
+
+
 @loss(
     paper="Rafailov et al. 2023, arXiv 2305.18290, equation 7; divergences: Wang et al. 2023, "
     "arXiv 2309.16240, main objective",
     formula="-log sigmoid({beta} * {margin})",
-    variants=(
-        ("forward_kl", "-log sigmoid({beta} * (exp(rr - pr) - exp(rc - pc)))"),
-        ("js", "-log sigmoid({beta} * (log sigmoid(pc - rc) - log sigmoid(pr - rr)))"),
-        (
-            "alpha",
-            "-log sigmoid({beta} * (exp({alpha} * (rr - pr)) - exp({alpha} * (rc - pc))) "
-            "/ {alpha})",
-        ),
-    ),
+    variants=_F_FORMULAS,
     use="The first choice for clean pairs whose answers lie near what the model writes.",
     trap="Only the difference of the two answers is held: both log-probs may fall. Pairs without "
     "doubt drive the margin without bound. Other divergences than reverse KL grow as "
     "exp(-log-ratio), so log-ratios are clamped at -30 nats before exp.",
-    aliases=("dpo", "f_dpo"),
+    aliases=("dpo",),
     score="beta * f'(policy / reference), the divergence's own reward",
     scores=f_scores,
 )
@@ -63,20 +73,34 @@ def sigmoid(
     *,
     beta: float = hyper_beta(),
     divergence: str = hyper(
-        "reverse_kl", "what holds the policy near the reference", "reverse_kl", choices=_DIVERGENCES
+        "reverse_kl", _NEARNESS, "reverse_kl", choices=("reverse_kl", *dict(_F_FORMULAS))
     ),
-    alpha: float = hyper(
-        0.5,
-        "of the alpha-divergence; near 0 it is reverse KL, 1 is forward KL",
-        "0.5",
-        gt=0,
-        lt=1,
-        only_if=("divergence", "alpha"),
-    ),
+    alpha: float = _ALPHA,
 ) -> Tensor:
     """DPO; with another divergence than reverse KL, f-DPO."""
-    if divergence == "reverse_kl":
-        return -log_sigmoid(beta * values.log_ratio_margin_P)
+    if divergence != "reverse_kl":
+        return f_dpo(values, beta=beta, divergence=divergence, alpha=alpha)
+    return -log_sigmoid(beta * values.log_ratio_margin_P)
+
+
+@loss(
+    paper="Wang et al. 2023, Beyond Reverse KL, arXiv 2309.16240, main objective",
+    formula="-log sigmoid({beta} * (s(pc - rc) - s(pr - rr))), s(d) = f'(exp(d)) of the divergence",
+    variants=_F_FORMULAS,
+    use="More varied answers than DPO leaves; js and alpha lie between reverse and forward KL.",
+    trap="forward_kl and alpha grow as exp(-log-ratio), so log-ratios are clamped at -30 nats "
+    "before exp. What is alpha here is 1 - alpha in some trainers: both agree at 0.5 alone.",
+    score="beta * f'(policy / reference), the divergence's own reward",
+    scores=f_scores,
+)
+def f_dpo(
+    values: StepValues,
+    *,
+    beta: float = hyper_beta(),
+    divergence: str = hyper("js", _NEARNESS, "js", choices=tuple(dict(_F_FORMULAS))),
+    alpha: float = _ALPHA,
+) -> Tensor:
+    """f-DPO: another divergence than reverse KL; sigmoid with the same divergence is the same."""
     chosen_P, rejected_P = f_scores(values, divergence=divergence, alpha=alpha)
     return -log_sigmoid(beta * (chosen_P - rejected_P))
 
