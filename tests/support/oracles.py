@@ -124,6 +124,11 @@ def chi_po(a: Answers, beta: Any, bound: Any) -> Any:
     return nls(max(-2 * bound, min(2 * bound, inside)))
 
 
+def focalpo(a: Answers, beta: Any, gamma: Any) -> Any:
+    p = sig(beta * margin_of(a))
+    return -(p**gamma) * mpmath.log(p)
+
+
 def ipo_sum(a: Answers, tau: Any) -> Any:
     return (margin_of(a) - 1 / (2 * tau)) ** 2
 
@@ -209,6 +214,7 @@ ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
         *(sigmoid, f_dpo, cdpo, robust, hinge, exo, discopop, dpop, rdpo, odpo, dpo_shift, chi_po),
+        focalpo,
         *(ipo_sum, ipo_mean, sppo, cal_dpo, nca, bco, apo_zero, apo_down),
         *(sigmoid_mean, simpo, alphapo, simper, orpo, cpo, slic),
     )

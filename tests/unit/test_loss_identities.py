@@ -49,7 +49,7 @@ STEP_0 = [
     ("apo_zero", {}, 1.0), ("apo_down", {}, 1.0), ("discopop", {}, (LN2 + 1) / 2),
     ("aot", {}, LN2), ("aot_unpaired", {}, LN2), ("dpop", {}, LN2), ("dpo_shift", {}, LN2),
     ("chi_po", {}, LN2), ("cal_dpo", {"beta": 0.1}, LN2 + 50.0),
-    ("f_dpo", {"divergence": "forward_kl"}, LN2),
+    ("f_dpo", {"divergence": "forward_kl"}, LN2), ("focalpo", {"gamma": 1.0}, LN2 / 2),
 ]  # fmt: skip
 
 
@@ -75,6 +75,7 @@ EQUAL_TO_DPO: list[tuple[str, dict[str, Any]]] = [
     ("rdpo", {"chosen_tokens": NC, "rejected_tokens": NC}), ("odpo", {"alpha": 0.0}),
     ("odpo", {"margin": torch.zeros(5)}), ("dpop", {"penalty": 0.0}), ("dpo_shift", {"alpha": 1.0}),
     ("sigmoid_mean", {"chosen_tokens": torch.ones(5), "rejected_tokens": torch.ones(5)}),
+    ("focalpo", {"gamma": 0.0}),
 ]  # fmt: skip
 
 
@@ -189,6 +190,20 @@ def test_gradients_in_closed_form() -> None:
     assert slope("sigmoid", 4.0, beta=0.1) == pytest.approx(-0.1 * s, rel=1e-14)
     assert slope("robust", 1e4, beta=0.1, smoothing=0.1) == pytest.approx(-0.1 * 0.1 / 0.8)
     assert slope("sigmoid", 1e4, beta=0.1) == 0.0
+
+
+def test_focalpo_weighs_pairs_by_how_well_they_are_ranked() -> None:
+    """Its slope is DPO's times p^gamma (1 + gamma ln p): 0 where p = exp(-1 / gamma)."""
+    weights = []
+    for ratio in (-40.0, -5.0, 0.0, 5.0, 40.0):
+        log_p = -math.log1p(math.exp(-0.1 * ratio))
+        weight = math.exp(0.3 * log_p) * (1 + 0.3 * log_p)
+        weights.append(slope("focalpo", ratio, gamma=0.3) / slope("sigmoid", ratio))
+        assert weights[-1] == pytest.approx(weight, rel=1e-12)
+    assert weights == sorted(weights) and weights[-1] < 1
+    turn = -math.log(math.e - 1) / 0.1  # there p = 1 / e
+    assert slope("focalpo", turn, gamma=1.0) == pytest.approx(0, abs=1e-15)
+    assert slope("focalpo", turn - 1, gamma=1.0) > 0 > slope("focalpo", turn + 1, gamma=1.0)
 
 
 @pytest.mark.parametrize("name", WITH_REFERENCE)
