@@ -26,6 +26,7 @@ MIXED = {"name": "mixture", "parts": [{"name": "ipo_sum", "tau": 0.5}, {"name": 
 CASES: list[tuple[dict[str, Any] | None, bool, float | None, bool]] = [
     ({"name": "sigmoid", "beta": 0.1}, True, 0.1, True),
     ({"name": "sigmoid", "beta": 0.3, "divergence": "forward_kl"}, True, 0.3, True),
+    ({"name": "f_dpo", "beta": 0.2}, True, 0.2, True),
     ({"name": "sigmoid", "beta": 0.1, "nll": 0.2}, True, 0.1, False),
     ({"name": "sigmoid", "beta": 0.1, "nll": 0.0, "stop_token": True}, True, 0.1, True),
     ({"name": "ipo_mean", "tau": 0.5}, True, 0.5, False),

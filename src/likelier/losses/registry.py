@@ -53,15 +53,14 @@ class BoundLoss:
         return all(loss.paired for loss in self.losses)
 
     def as_record(self) -> dict[str, Any]:
-        """What a report must know: whether rewards are against a reference, what a log-ratio is
-        multiplied by to be a reward, whether a policy that is its reference has a loss of ln 2.
+        """What a report must know: what rewards are compared with and scaled by, and whether a
+        policy that is its reference has a loss of ln 2.
         """
-        names = [loss.name for loss in self.losses]
-        plain = names == ["sigmoid"] and self.formula == self.losses[0].objective(self.fixed)
+        plain = self.name in ("sigmoid", "f_dpo") and bool(self.losses)
         return {
             "reads_reference": self.needs("reference"),
             "reward_scale": self.beta,
-            "starts_at_ln2": plain,
+            "starts_at_ln2": plain and self.formula == self.losses[0].objective(self.fixed),
         }
 
 
