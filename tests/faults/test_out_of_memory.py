@@ -43,10 +43,10 @@ def test_the_same_run_in_smaller_passes(
 ) -> None:
     place = make_place(tmp_path, rows=16, dtype=dtype)
     changes = {"data__eval": None, "train__steps": 3, "train__eval_every": None, "loss": loss}
-    train(place.config("small", train__tokens_per_pass=128, **changes))
+    train(place.config("small", train__tokens_per_batch=128, **changes))
     seen = fails_at(monkeypatch, 128)
     capsys.readouterr()
-    train(place.config("tight", train__tokens_per_pass=256, **changes))
+    train(place.config("tight", train__tokens_per_batch=256, **changes))
     told = capsys.readouterr().err
     assert told.count("out of memory: from here on passes of at most 128 tokens") == 1
     assert sum(tokens > 128 for tokens in seen) == 1
@@ -66,6 +66,6 @@ def test_half_does_not_fit_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     place = make_place(tmp_path, rows=16)
     fails_at(monkeypatch, 8)
     with pytest.raises(RunFailed, match="passes of 128 tokens do not fit"):
-        train(place.config("tight", train__tokens_per_pass=256))
+        train(place.config("tight", train__tokens_per_batch=256))
     record = json.loads((tmp_path / "tight" / "run.json").read_text())
     assert record["step"] == 0 and record["status"] == "running"

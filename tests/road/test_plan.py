@@ -20,7 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def test_counts_are_those_of_the_run(place: Place, tmp_path: Path) -> None:
-    settings = place.config(tmp_path / "run", train__steps=6, train__tokens_per_pass="auto")
+    settings = place.config(tmp_path / "run", train__steps=6, train__tokens_per_batch="auto")
     planned = plan(config_from(settings, []))
     assert not (tmp_path / "run").exists()
     run = train(settings)

@@ -47,7 +47,7 @@ def test_from_a_file_to_a_better_model(
     settings = place.config(
         tmp_path / "run", adapter={"kind": "lora", "r": 8}, data__train=str(data),
         data__columns=NAMES, data__eval="25%", optim__lr=2e-2,
-        train__steps=8, train__tokens_per_pass="auto",
+        train__steps=8, train__tokens_per_batch="auto",
     )  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
     capsys.readouterr()

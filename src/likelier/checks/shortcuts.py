@@ -8,6 +8,7 @@ import numpy as np
 
 from likelier.checks.pairs import SCRIPTS, script_of
 from likelier.data.records import Finding
+from likelier.pages.texts import text
 
 _REFUSAL = re.compile(
     r"\b(I'm sorry|I am sorry|I cannot|I can't|I can’t|I'm unable|I won't)\b"
@@ -171,11 +172,11 @@ def _clue(label: str, column: np.ndarray, groups: np.ndarray) -> Clue | None:
     if differ.sum() < MIN_PROMPTS:
         return None
     right = share((column[differ] > 0).astype(np.float64), groups[differ])
-    says = "chosen has more of it" if label in ("length", "lines") else "chosen has it"
+    side = "chosen"
     if right.value < 0.5:
-        says = says.replace("chosen", "rejected")
-        right = Share(1 - right.value, 1 - right.high, 1 - right.low)
-    return Clue(label, says, int(differ.sum()), right)
+        side, right = "rejected", Share(1 - right.value, 1 - right.high, 1 - right.low)
+    how_much = "more" if label in ("length", "lines") else "it"
+    return Clue(label, text(f"check.{side}_has_{how_much}"), int(differ.sum()), right)
 
 
 def share(right: np.ndarray, groups: np.ndarray) -> Share:

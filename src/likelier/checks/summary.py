@@ -11,9 +11,10 @@ from rich.table import Table
 
 from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
-from likelier.checks.shortcuts import Lengths, Probe, Share
+from likelier.checks.shortcuts import Clue, Lengths, Probe, Share
 from likelier.data.formats import Format
 from likelier.data.records import Finding
+from likelier.pages.texts import text
 
 MAX_LOCATIONS = 20  # of each code that are kept and shown
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}  # of the severities, gravest first
@@ -168,45 +169,47 @@ def describe(found: Examination) -> list[str]:
 
 def _describe_statistics(statistics: Statistics) -> list[str]:
     lines = []
-    pairs, prompts = statistics.pairs, counted(statistics.prompts, "prompt")
+    pairs, prompts = statistics.pairs, text("check.counted_prompts", n=statistics.prompts)
     if statistics.labels:
         labels = ", ".join(f"{count} {name}" for name, count in statistics.labels.items())
-        lines.append(f"{counted(pairs, 'answer')} to {prompts}: {labels}")
-    elif pairs:
-        lines.append(f"{counted(pairs, 'pair')} of {prompts}")
-    if (skew := statistics.lengths) and pairs > 1:
+        answers = text("check.counted_answers", n=pairs)
         lines.append(
-            f"chosen is longer in {share(skew.chosen_longer)}; median {skew.median_chosen:.0f} "
-            f"and {skew.median_rejected:.0f} {skew.unit}"
+            text("check.answers_to_prompts", answers=answers, prompts=prompts, labels=labels)
         )
+    elif pairs:
+        counted = text("check.counted_pairs", n=pairs)
+        lines.append(text("check.pairs_of_prompts", pairs=counted, prompts=prompts))
+    if (skew := statistics.lengths) and pairs > 1:
+        medians = {"chosen": skew.median_chosen, "rejected": skew.median_rejected}
+        longer = share(skew.chosen_longer)
+        lines.append(text("check.lengths", share=longer, **medians, unit=skew.unit))
     if len(statistics.scripts) > 1:
         total = sum(statistics.scripts.values())
         shares = (f"{name} {count / total:.0%}" for name, count in statistics.scripts.items())
-        lines.append(f"answers by letters: {', '.join(shares)}")
+        lines.append(text("check.scripts", shares=", ".join(shares)))
     if probe := statistics.probe:
-        lines.append(
-            f"trivial features alone tell chosen from rejected for {share(probe.accuracy)} "
-            f"of held-out pairs"
-        )
-        lines += [
-            f"  {clue.feature}: {clue.says} in {share(clue.right)} of {clue.differ} pairs"
-            for clue in probe.clues[:3]
-            if clue.right.low > 0.55
-        ]
+        lines.append(text("check.probe", share=share(probe.accuracy)))
+        strong = [clue for clue in probe.clues[:3] if clue.right.low > 0.55]
+        lines += [f"  {_describe_clue(clue)}" for clue in strong]
     if len(statistics.origins) > 1:
-        lines.append(f"sources: {_listed(statistics.origins)}")
+        lines.append(text("check.sources", counts=_listed(statistics.origins)))
     return lines
 
 
+def _describe_clue(clue: Clue) -> str:
+    right, differ = share(clue.right), clue.differ
+    return text("check.clue", feature=clue.feature, says=clue.says, share=right, n=differ)
+
+
 def _describe_view(view: ModelView) -> list[str]:
-    own = f", its own answers {view.own:.2f} nats" if view.own is not None else " nats"
-    lines = [
-        f"the model finds the chosen answer likelier in {share(view.prefers_chosen)} of "
-        f"{view.pairs} pairs, by the mean of the tokens",
-        f"log-prob a token: chosen {view.chosen:.2f}, rejected {view.rejected:.2f}{own}",
-    ]
+    lines = [text("check.prefers", share=share(view.prefers_chosen), n=view.pairs)]
+    if view.own is None:
+        lines.append(text("check.log_probs", chosen=view.chosen, rejected=view.rejected))
+    else:
+        means = {"chosen": view.chosen, "rejected": view.rejected, "own": view.own}
+        lines.append(text("check.log_probs_own", **means))
     if view.suspects:
-        lines.append(f"labels to look at, by source: {_listed(view.suspects)}")
+        lines.append(text("check.suspects", counts=_listed(view.suspects)))
     return lines
 
 
@@ -216,12 +219,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def share(figure: Share) -> str:
     """A share with its interval."""
-    return f"{figure.value:.0%} ({figure.low:.0%} to {figure.high:.0%})"
-
-
-def counted(number: int, word: str) -> str:
-    """``1 pair``, ``2 pairs``."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
+    return text("check.share", value=figure.value, low=figure.low, high=figure.high)
 
 
 def print_kinds(kinds: Sequence[Kind], rows: int, usable: int) -> None:
@@ -246,4 +244,4 @@ def print_kinds(kinds: Sequence[Kind], rows: int, usable: int) -> None:
                 console.print(visible(f"  {finding.hint}"), style="dim", soft_wrap=True)
         if hidden := kind.count - len(kind.first):
             console.print(f"  and {hidden} more {visible(kind.code)}", soft_wrap=True)
-    console.print(f"{usable} of {rows} rows can be used")
+    console.print(text("check.usable", usable=usable, rows=rows))

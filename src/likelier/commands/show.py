@@ -23,6 +23,7 @@ from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.data.workers import Shared, Task, chunks, unpack
 from likelier.model.load import load_tokenizer
 from likelier.pages import render_page
+from likelier.pages.texts import text
 
 STYLES = {"prompt": "dim", "scored": "green", "context": "dim", "stop": "bold magenta"}
 BROKEN = "\ufffd"  # what decoding gives for a part of a character
@@ -48,7 +49,7 @@ class Shown:
     prompt: tuple[Run, ...]
     answers: Mapping[str, tuple[Run, ...]]
     counts: Mapping[str, str]
-    told: str
+    summary: str
 
 
 def show(
@@ -70,9 +71,8 @@ def show(
     pairs = _first_pairs(data, encoder, Reading(columns, chat), number)
     shown = [_shown(pair, tokenizer) for pair in pairs]
     if html is not None:
-        write_text(
-            html, render_page("show.html", ["page.css"], name=visible(str(data)), pairs=shown)
-        )
+        page = render_page("show.html", ["page.css"], name=str(data), pairs=shown)
+        write_text(html, page)
         say(f"page: {visible(str(html))}")
         return
     console = Console(soft_wrap=True, highlight=False)
@@ -100,27 +100,27 @@ def _first_pairs(data: Path, encoder: Encoder, reading: Reading, number: int) ->
 
 def _shown(pair: TokenPair, tokenizer: Tokenizer) -> Shown:
     chosen, rejected = answers_of(pair)
-    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
     if pair.label is not None:
-        sides = {"completion, good" if pair.label else "completion, bad": pair.chosen}
-        together = told = len(chosen.inputs)
-        line = f"one answer of {told} tokens with its prompt"
-        same = 0
+        name = text("show.good") if pair.label else text("show.bad")
+        sides, same = {name: pair.chosen}, 0
+        summary = text("show.one_answer", n=len(chosen.inputs))
     else:
+        sides = {text("show.chosen"): pair.chosen, text("show.rejected"): pair.rejected}
+        same = common_length(pair.chosen.tokens, pair.rejected.tokens)
         together = tree_pass([chosen, rejected]).num_tokens
         apart = len(chosen.inputs) + len(rejected.inputs)
-        same = common_length(pair.chosen.tokens, pair.rejected.tokens)
-        line = (
-            f"the answers part after {same} token{'' if same == 1 else 's'}; as a tree the pair "
-            f"takes {together} tokens, one by one {apart}: {1 - together / apart:.0%} shared"
-        )
+        tokens = {"together": together, "apart": apart, "shared": 1 - together / apart}
+        summary = text("show.two_answers", n=same, **tokens)
     return Shown(
         pair.source,
         (Run("prompt", len(sides) > 1, tuple(_pieces(pair.prompt, tokenizer))),),
         {name: tuple(_runs(answer, same, tokenizer)) for name, answer in sides.items()},
-        {"prompt": f"{len(pair.prompt)} tokens"}
-        | {n: f"{len(a.tokens)} tokens, {sum(a.scored)} scored" for n, a in sides.items()},
-        line,
+        {"prompt": text("show.prompt_tokens", n=len(pair.prompt))}
+        | {
+            name: text("show.tokens", n=len(answer.tokens), scored=sum(answer.scored))
+            for name, answer in sides.items()
+        },
+        summary,
     )
 
 
@@ -151,22 +151,22 @@ def _legend() -> Text:
 
 
 def _in_terminal(shown: Shown) -> Text:
-    text = Text.assemble(
+    lines = Text.assemble(
         ("\n" + visible(shown.source), "bold"), f"  prompt {shown.counts['prompt']}\n"
     )
     for run in shown.prompt:
-        text.append(" ".join(run.pieces) + "\n", "dim")
+        lines.append(" ".join(run.pieces) + "\n", "dim")
     for name, runs in shown.answers.items():
-        text.append(f"{name}  {shown.counts[name]}\n")
+        lines.append(f"{name}  {shown.counts[name]}\n")
         for number, run in enumerate(runs):
             if number and runs[number - 1].shared and not run.shared:
-                text.append(f"{PARTING} ")
+                lines.append(f"{PARTING} ")
             pieces = " ".join(run.pieces)
             marked = {"scored": pieces, "context": f"({pieces})", "stop": f"[stop {pieces}]"}
-            text.append(marked[run.kind], STYLES[run.kind] + (" underline" if run.shared else ""))
-            text.append(" ")
-        text.append("\n")
-    return text.append(shown.told)
+            lines.append(marked[run.kind], STYLES[run.kind] + (" underline" if run.shared else ""))
+            lines.append(" ")
+        lines.append("\n")
+    return lines.append(shown.summary)
 
 
 def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
