@@ -43,7 +43,7 @@ def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
     write_lines(out / "samples.jsonl", rows)
     seconds = round(time.perf_counter() - began, 1)
     write_json(out / "outcome.json", {**shares, "seconds": seconds, "seed": seed})
-    for line in describe(shares):
+    for line in _describe(shares):
         say(line)
     say(f"report, after {seconds:.0f} seconds: {write_report(out)}")
     return out
@@ -79,7 +79,7 @@ def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def describe(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _describe(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What the demo found, in lines for the terminal; 95 % intervals in brackets."""
 
     def percent(name: str) -> str:
