@@ -14,8 +14,8 @@ from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signa
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.workers import Chunk
 
-_PLACE = re.compile(
-    r"(?P<name>.*[:\[])(?P<row>\d+)(?P<end>\]?)(?:#\d+)??(?:#(?P<part>\d+))?", re.DOTALL
+SOURCE = re.compile(  # where a pair stands, such as pairs.jsonl:7#2 or train[6]
+    r"(?P<name>.*[:\[])(?P<row>\d+)(?P<end>\]?)(?:#\d+)??(?:#(?P<pair>\d+))?", re.DOTALL
 )
 
 
@@ -31,11 +31,11 @@ class Places:
 
     def append(self, source: str) -> None:
         """Keep one more place."""
-        found = _PLACE.fullmatch(source)
+        found = SOURCE.fullmatch(source)
         name = (found["name"], found["end"]) if found else (source, "")
         self._name.append(self._names.setdefault(name, len(self._names)))
         self._row.append(int(found["row"]) if found else 0)
-        self._part.append(int(found["part"] or 0) if found else 0)
+        self._part.append(int(found["pair"] or 0) if found else 0)
 
     def same_row(self, one: int, other: int) -> bool:
         """Whether two places are of one row."""

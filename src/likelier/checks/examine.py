@@ -1,7 +1,7 @@
 """Everything that can be said of preference data before a run, in one reading of its rows."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -14,16 +14,15 @@ from likelier.base.terminal import counting
 from likelier.checks.across import Content, EvenSample, digest
 from likelier.checks.inspector import Inspector
 from likelier.checks.leaks import HeldOutPrompts
-from likelier.checks.pairs import SCRIPTS
+from likelier.checks.pairs import SCRIPTS, template_finding
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
-from likelier.checks.template import template_notes
 from likelier.config import Config
-from likelier.data.formats import Format, Reading, recognised
+from likelier.data.formats import Counted, Format, Reading, read_row, recognised
 from likelier.data.load import no_row, reading_of
 from likelier.data.near_duplicates import MAX_COMPARED
 from likelier.data.read import Data, read_data
-from likelier.data.records import Finding, Pair
+from likelier.data.records import Finding, Pair, Row
 from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Chunk, Task, chunks
 
@@ -88,9 +87,9 @@ def question_of_options(
     for option, given in needing.items():
         if given and model is None:
             raise ConfigError("would not be read without a model", where=option, hint="add --model")
-    how: Any = pairs or PAIRINGS[0]  # checked above
+    reading = Reading(columns, chat, pairs or PAIRINGS[0], min_gap or 0.0)  # type: ignore[arg-type]  # checked above
     return Question(
-        str(data), Reading(columns, chat, how, min_gap or 0.0), model, held_out, max_length,
+        str(data), reading, model, held_out, max_length,
         template=template, score=score,
     )  # fmt: skip
 
@@ -125,16 +124,17 @@ def examine(question: Question) -> Examination:
         ConfigError: a key of ``columns`` that is none of ours, or a setting of no effect.
     """
     encoder = encoder_of(question)
-    held = _held_out(question)
-    form, rows = recognised(read_data(question.data), question.reading)
     inspector = Inspector(statistics=True)
+    if question.held_out is not None:
+        inspector = inspector.watching(_held_out(question.held_out, question.reading))
+    form, rows = recognised(read_data(question.data), question.reading)
     task = Task(
         form,
         question.reading,
         encoder,
         max_length=question.max_length,
         trim=question.trim,
-        inspector=inspector if held is None else inspector.watching(held),
+        inspector=inspector,
     )
     first = list(islice(rows, TEMPLATE_ROWS))
     found = _Found(form)
@@ -144,10 +144,10 @@ def examine(question: Question) -> Examination:
             advance(chunk.rows)
     no_row(found.rows, question.name)
     if encoder is not None:
-        found.tally.add(template_notes(encoder, form, first, question.reading))
+        found.tally.add(_of_template(encoder, first, form, question.reading))
     found.tally.add(finding for _, finding in found.content.findings())
-    if held is not None:
-        found.tally.add(found.leaks(held))
+    if inspector.held_out is not None:
+        found.tally.add(found.leaks(inspector.held_out))
     statistics = found.statistics()
     found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))
     usable = found.rows - found.left_out
@@ -165,19 +165,27 @@ def encoder_of(question: Question) -> Encoder | None:
     return build_encoder(*loaded, question.template, question.today)
 
 
-def _held_out(question: Question) -> list[Pair] | None:
-    """The pairs of ``held_out`` that can be read; what is wrong with it is its own check's."""
-    if question.held_out is None:
-        return None
-    form, rows = recognised(read_data(question.held_out), question.reading)
-    task = Task(form, question.reading, keep_pairs=True)
+def _of_template(
+    encoder: Encoder, rows: Sequence[Counted], form: Format, reading: Reading
+) -> Iterator[Finding]:
+    """At most one finding about the template, told by the first pair that can be read."""
+    read = (read_row(row, form, reading) for _, row in rows if isinstance(row, Row))
+    first = next((pair for found in read for pair in found if isinstance(pair, Pair)), None)
+    if first is not None and (finding := template_finding(encoder, first)):
+        yield finding
+
+
+def _held_out(data: str, reading: Reading) -> list[Pair]:
+    """The held-out pairs that can be read; what is wrong with them is their own check's."""
+    form, rows = recognised(read_data(data), reading)
+    task = Task(form, reading, keep_pairs=True)
     return [pair for chunk in chunks(rows, task) for pair in chunk.pairs]
 
 
 class _Found:
     """What is kept of all rows: counts, hashes, and an even sample of features."""
 
-    def __init__(self, form: Format):
+    def __init__(self, form: Format) -> None:
         self.labelled = form.shape == "labelled"
         self.tally = Tally()
         self.content = Content()
@@ -199,15 +207,15 @@ class _Found:
                 self._hits.setdefault(hit, chunk.sources[number])
             self._prompts.add(arrays["prompts"])
         self._origins.update(origin for origin in arrays["origins"].tolist() if origin)
-        pairs = len(arrays["features"])
+        pairs = len(arrays["features"])  # none of unpaired examples
         self._features.add(arrays["features"])
         self._lengths.add(arrays["lengths"][:pairs])
         self._keys.add(arrays["keys"][:pairs, 0])
 
-    def leaks(self, held: list[Pair]) -> list[Finding]:
+    def leaks(self, held: HeldOutPrompts) -> list[Finding]:
         """Held-out prompts that the rows hold, too."""
         sources = [self.content.places[number] for number in self._prompts.numbers]
-        return HeldOutPrompts(tuple(held)).leaks(self._hits, self._prompts.rows, sources)
+        return held.leaks(self._hits, self._prompts.rows, sources)
 
     def statistics(self) -> Statistics:
         """The statistics of everything added."""

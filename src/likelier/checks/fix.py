@@ -16,10 +16,8 @@ from likelier.checks.pairs import repeats_prompt
 from likelier.data.formats import recognised
 from likelier.data.load import no_row
 from likelier.data.read import files_of, read_data
-from likelier.data.records import Message, Pair, text_of
+from likelier.data.records import Chat, Pair, text_of
 from likelier.data.workers import Task, chunks
-
-Side = str | tuple[Message, ...]
 
 
 def fix(question: Question, out: Path) -> tuple[int, Path, Mapping[str, int]]:
@@ -137,16 +135,17 @@ def _composed(pair: Pair) -> Pair:
     def of(side: Any) -> Any:
         if isinstance(side, str):
             return unicodedata.normalize("NFC", side)
-        texts = [turn.get("content") for turn in side]
         return tuple(
-            {**turn, "content": of(text)} if isinstance(text, str) else turn
-            for turn, text in zip(side, texts, strict=True)
+            {**turn, "content": of(turn["content"])}
+            if isinstance(turn.get("content"), str)
+            else turn
+            for turn in side
         )
 
     return replace(pair, prompt=of(pair.prompt), chosen=of(pair.chosen), rejected=of(pair.rejected))
 
 
-def _without(side: Side, prompt: str) -> Side:
+def _without(side: str | Chat, prompt: str) -> str | Chat:
     """An answer without the prompt at its beginning, if something is left of it."""
     if isinstance(side, str):
         rest = side.lstrip().removeprefix(prompt)
@@ -157,8 +156,10 @@ def _without(side: Side, prompt: str) -> Side:
 
 def _content(pair: Pair) -> dict[str, Any]:
     """What two copies of a pair have in common, as a row names it."""
-    label = {} if pair.label is None else {"label": pair.label}
-    return {**pair.sides, **label, **({"tools": pair.tools} if pair.tools else {})}
+    content: dict[str, Any] = dict(pair.sides)
+    if pair.label is not None:
+        content["label"] = pair.label
+    return content | ({"tools": pair.tools} if pair.tools else {})
 
 
 def _row(pair: Pair) -> dict[str, Any]:

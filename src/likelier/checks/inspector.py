@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from likelier.checks.across import Content, digest, signature_of
-from likelier.checks.leaks import HeldOutPrompts, Watch
-from likelier.checks.pairs import look_at, notice, said
+from likelier.checks.leaks import HeldOutPrompts, hashes_of
+from likelier.checks.pairs import assistant_text, findings_as_read, findings_as_tokens
 from likelier.checks.shortcuts import FEATURES, features
 from likelier.data.near_duplicates import NUM_HASHES, bare
 from likelier.data.records import Finding, Pair, TokenPair, text_of
@@ -30,38 +30,37 @@ class Inspector:
 
     statistics: bool = False
     held_out: HeldOutPrompts | None = None
-    watch: Watch | None = None
+    watched: frozenset[int] | None = None  # hashes of the held-out prompts
 
     @property
     def key(self) -> str:
         """All that decides what is found."""
-        watched = self.watch and (sorted(self.watch.texts), sorted(self.watch.grams))
-        return repr((self.statistics, watched))
+        return repr((self.statistics, self.watched and sorted(self.watched)))
 
     def __getstate__(self) -> dict[str, object]:
-        return {"statistics": self.statistics, "held_out": None, "watch": self.watch}
+        return {"statistics": self.statistics, "held_out": None, "watched": self.watched}
 
-    def as_read(self, pair: Pair) -> list[Finding]:
+    def as_read(self, pair: Pair) -> Iterator[Finding]:
         """What a pair shows by itself."""
-        return look_at(pair)
+        return findings_as_read(pair)
 
     def as_tokens(
         self, encoder: Encoder, pair: Pair, texts: Sequence[str], tokens: TokenPair
-    ) -> list[Finding]:
+    ) -> Iterator[Finding]:
         """What it shows as tokens."""
-        return notice(encoder, pair, texts[0], texts[1:], tokens)
+        return findings_as_tokens(encoder, pair, texts, tokens)
 
     def arrays(self, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> dict[str, np.ndarray]:
         """What of the pairs is compared with others."""
         found: dict[str, np.ndarray] = {}
         found["keys"] = np.array([_keys(pair) for pair in pairs], np.uint64).reshape(-1, 3)
-        if self.watch is not None:
-            found["hits"] = np.array(list(_hits(self.watch, pairs)), np.uint64).reshape(-1, 2)
+        if self.watched is not None:
+            found["hits"] = np.array(list(self._hits(pairs)), np.uint64).reshape(-1, 2)
             found["prompts"] = prompt_signatures(pairs)
         if self.statistics:
             nears = [signature_of(pair) for pair in pairs]
             both = [
-                [features(said(pair.chosen)), features(said(pair.rejected))]
+                [features(assistant_text(side)) for side in (pair.chosen, pair.rejected)]
                 for pair in pairs
                 if pair.label is None
             ]
@@ -84,7 +83,7 @@ class Inspector:
     def watching(self, held_out: Sequence[Pair]) -> "Inspector":
         """The same, for data that must not hold the prompts of these pairs."""
         held = HeldOutPrompts(tuple(held_out))
-        return replace(self, held_out=held, watch=held.watch)
+        return replace(self, held_out=held, watched=held.watched)
 
     def leaks(self, chunks: Sequence[Chunk], used: Collection[str]) -> list[Finding]:
         """The held-out prompts that pairs with these sources are trained on, or nearly."""
@@ -99,16 +98,16 @@ class Inspector:
         kept = [source for source, is_kept in zip(sources, keep, strict=True) if is_kept]
         return self.held_out.leaks(hits, signatures, kept)
 
+    def _hits(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, int]]:
+        """What is watched for, and the number of the first pair that has it."""
+        done: set[int] = set()
+        for number, pair in enumerate(pairs):
+            for found in hashes_of(bare(text_of(pair.prompt))):
+                if found in (self.watched or ()) and found not in done:
+                    done.add(found)
+                    yield found, number
+
 
 def _keys(pair: Pair) -> list[int]:
     other = pair.rejected if pair.label is None else pair.label
     return [digest([pair.prompt, pair.tools]), digest(pair.chosen), digest(other)]
-
-
-def _hits(watch: Watch, pairs: Sequence[Pair]) -> Iterator[tuple[int, int]]:
-    done: set[int] = set()
-    for number, pair in enumerate(pairs):
-        for hit in watch.hits(bare(text_of(pair.prompt))):
-            if hit not in done:
-                done.add(hit)
-                yield hit, number

@@ -1,7 +1,7 @@
 """Prompts held out and trained on: the same, near copies, or long stretches in common."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -12,24 +12,14 @@ from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signa
 from likelier.data.records import Finding, Pair, text_of
 
 WORDS = 8  # the n of the n-grams
-COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts
+MIN_COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts
 # Words; a Han or Kana character is a word of its own, because no spaces part them.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 
-@dataclass(frozen=True)
-class Watch:
-    """What to look for in training prompts: hashes of held-out prompts and of their n-grams."""
-
-    texts: frozenset[int]
-    grams: frozenset[int]
-
-    def hits(self, prompt: str) -> list[int]:
-        """The hashes watched for that a bare prompt holds."""
-        text = _hash(prompt)
-        return [hit for hit in [text] if hit in self.texts] + [
-            gram for gram in _grams(prompt) if gram in self.grams
-        ]
+def hashes_of(prompt: str) -> list[int]:
+    """A hash of a bare prompt, and one of each of its n-grams."""
+    return [_hash(prompt), *_grams(prompt)]
 
 
 @dataclass(frozen=True)
@@ -44,11 +34,9 @@ class HeldOutPrompts:
         return [bare(text_of(pair.prompt)) for pair in self.pairs]
 
     @cached_property
-    def watch(self) -> Watch:
-        """What to look for in training prompts."""
-        texts = frozenset(self.texts)
-        grams = frozenset(gram for text in texts for gram in _grams(text))
-        return Watch(frozenset(map(_hash, texts)), grams)
+    def watched(self) -> frozenset[int]:
+        """The hashes to look for in training prompts."""
+        return frozenset(found for text in set(self.texts) for found in hashes_of(text))
 
     def leaks(
         self, hits: Mapping[int, str], signatures: np.ndarray, sources: Sequence[str]
@@ -59,13 +47,13 @@ class HeldOutPrompts:
         words in runs of eight that training prompts have, too.
 
         Args:
-            hits: what `Watch.hits` found, and where first.
-            signatures: (n, SIZE) of training prompts, and their ``sources``.
+            hits: the hashes watched for that training prompts have, and where first.
+            signatures: (n, NUM_HASHES) of training prompts, and their ``sources``.
         """
         distinct = list(dict.fromkeys(self.texts))
         near = _near([signature(text) for text in distinct], signatures, sources)
         message = {
-            text: _told(text, hits, near.get(number)) for number, text in enumerate(distinct)
+            text: _message(text, hits, near.get(number)) for number, text in enumerate(distinct)
         }
         hint = "delete it from one of the two"
         return [
@@ -75,21 +63,7 @@ class HeldOutPrompts:
         ]
 
 
-def leaks(train: Iterable[Pair], held_out: Sequence[Pair]) -> list[Finding]:
-    """As `HeldOutPrompts.leaks`, for pairs in memory."""
-    held = HeldOutPrompts(tuple(held_out))
-    hits: dict[int, str] = {}
-    signatures, sources = [], []
-    for pair in train:
-        text = bare(text_of(pair.prompt))
-        for hit in held.watch.hits(text):
-            hits.setdefault(hit, pair.source)
-        signatures.append(signature(text))
-        sources.append(pair.source)
-    return held.leaks(hits, np.array(signatures, dtype=np.uint32), sources)
-
-
-def _told(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
+def _message(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
     if source := hits.get(_hash(text)):
         return f"the prompt is also in the training data, at {source}"
     if near:
@@ -98,7 +72,7 @@ def _told(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
     found = [n for n, gram in enumerate(grams) if gram in hits]
     covered = {word for n in found for word in range(n, n + WORDS)}
     share = len(covered) / (len(grams) + WORDS - 1) if grams else 0.0
-    if share <= COVERED:
+    if share <= MIN_COVERED:
         return None
     return f"{share:.0%} of its words stand in training prompts, as at {hits[grams[found[0]]]}"
 
@@ -106,7 +80,7 @@ def _told(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
 def _near(
     held: Sequence[np.ndarray], trained: np.ndarray, sources: Sequence[str]
 ) -> dict[int, str]:
-    """For each held-out prompt with a near copy in training, the place of the first."""
+    """For each held-out prompt with a near copy in training, the source of the first."""
     if not held or not len(trained):
         return {}
     step = -(-len(trained) // MAX_COMPARED)  # of more, an even sample

@@ -1,4 +1,4 @@
-"""What one pair shows by itself: as it was read, and once it is tokens."""
+"""What one pair shows by itself: as it was read, as tokens, and through the chat template."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from likelier.data.chat import stands_in, texts_of
+from likelier.data.chat import render, stands_in, texts_of
+from likelier.data.messages import ROLES, Unfit
 from likelier.data.near_duplicates import code_points
-from likelier.data.records import Finding, Message, Pair, TokenPair, text_of
+from likelier.data.records import Chat, Finding, Pair, TokenPair, text_of
 from likelier.data.tokenizer import BREAK, Encoder
 
 # First code point of each block that matters, and the script from there on.
@@ -27,9 +28,15 @@ _STARTS = np.array([start for start, _ in _BLOCKS], dtype=np.uint32)
 _SCRIPT = np.array([SCRIPTS.index(name) for _, name in _BLOCKS])
 MIN_LETTERS = 8  # fewer say nothing about the script
 MAX_SCRIPT_CHARACTERS = 4000  # that are looked at for the script
+MIN_REPEATED_CHARACTERS = 20  # a shorter prompt may begin an answer by chance
+FOREIGN_TOKENS_PER_CHARACTER = 1.5  # Hangul that a byte tokenizer does not know takes 3
+MIN_FOREIGN_TOKENS = 50  # fewer say nothing
+MIN_ADDED_LETTERS = 15  # a header has about as many
+_DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
+_WORD = re.compile(r"[^\W\d_]+")
 
 
-def said(side: str | Sequence[Message]) -> str:
+def assistant_text(side: str | Chat) -> str:
     """What the assistant says in an answer, as one text."""
     if isinstance(side, str):
         return side
@@ -50,21 +57,38 @@ def script_of(text: str) -> str | None:
     return SCRIPTS[int(counts.argmax())]
 
 
-_DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
-MIN_DOUBLED_CHARACTERS = 20  # a shorter prompt may begin an answer by chance
-
-Side = str | tuple[Message, ...]
-
-
-def look_at(pair: Pair) -> list[Finding]:
-    """All that is noticed of a pair that can be used."""
-    findings = [found for name, side in pair.sides.items() for found in _texts(pair, name, side)]
+def findings_as_read(pair: Pair) -> Iterator[Finding]:
+    """Warnings about a pair that can be used."""
+    for name, side in pair.sides.items():
+        yield from _of_side(pair, name, side)
     if pair.label is not None:
-        return findings
-    return [*findings, *_doubled(pair), *_inverted(pair), *_languages(pair)]
+        return
+    if repeats_prompt(pair):
+        message = "both answers begin with the whole prompt, which would be read twice"
+        hint = "take the prompt off the answers; `likelier check --fix` does it"
+        yield Finding("doubled", "warning", pair.source, None, message, hint)
+    if pair.scores and pair.scores[0] < pair.scores[1]:
+        message = f"chosen scores {pair.scores[0]:g}, rejected {pair.scores[1]:g}"
+        hint = "swap them, or check what the scores mean"
+        yield Finding("inverted", "warning", pair.source, None, message, hint)
+    chosen, rejected = (script_of(assistant_text(side)) for side in (pair.chosen, pair.rejected))
+    if chosen and rejected and chosen != rejected:
+        message = f"chosen is written in {chosen} letters, rejected in {rejected}"
+        hint = "keep it only where the language is meant to be learned"
+        yield Finding("language", "note", pair.source, None, message, hint)
 
 
-def _texts(pair: Pair, name: str, side: Side) -> Iterator[Finding]:
+def repeats_prompt(pair: Pair) -> bool:
+    """Whether both answers begin with the whole prompt, so that it would be read twice."""
+    prompt = (pair.prompt if isinstance(pair.prompt, str) else text_of(pair.prompt[-1:])).strip()
+    if len(prompt) < MIN_REPEATED_CHARACTERS:
+        return False
+    return all(
+        assistant_text(side).lstrip().startswith(prompt) for side in (pair.chosen, pair.rejected)
+    )
+
+
+def _of_side(pair: Pair, name: str, side: str | Chat) -> Iterator[Finding]:
     text = text_of(side)
     if _DECOMPOSED.search(text):
         message, hint = "Hangul in decomposed form (NFD)", "convert the text to NFC"
@@ -79,7 +103,7 @@ def _texts(pair: Pair, name: str, side: Side) -> Iterator[Finding]:
             yield Finding("turns", "warning", pair.source, name, odd, hint)
 
 
-def _odd_turns(chat: Sequence[Message]) -> str | None:
+def _odd_turns(chat: Chat) -> str | None:
     for before, after in pairwise(chat):
         if before["role"] == after["role"] and after["role"] in ("user", "assistant"):
             return f"two {after['role']} turns in a row"
@@ -88,96 +112,68 @@ def _odd_turns(chat: Sequence[Message]) -> str | None:
     return None
 
 
-def repeats_prompt(pair: Pair) -> bool:
-    """Whether both answers begin with the whole prompt, so that it would be read twice."""
-    prompt = (pair.prompt if isinstance(pair.prompt, str) else text_of(pair.prompt[-1:])).strip()
-    answers = (said(pair.chosen).lstrip(), said(pair.rejected).lstrip())
-    return len(prompt) >= MIN_DOUBLED_CHARACTERS and all(
-        text.startswith(prompt) for text in answers
-    )
-
-
-def _doubled(pair: Pair) -> Iterator[Finding]:
-    if repeats_prompt(pair):
-        message = "both answers begin with the whole prompt, which would be read twice"
-        hint = "take the prompt off the answers; `likelier check --fix` does it"
-        yield Finding("doubled", "warning", pair.source, None, message, hint)
-
-
-def _inverted(pair: Pair) -> Iterator[Finding]:
-    if pair.scores and pair.scores[0] < pair.scores[1]:
-        message = f"chosen scores {pair.scores[0]:g}, rejected {pair.scores[1]:g}"
-        hint = "swap them, or check what the scores mean"
-        yield Finding("inverted", "warning", pair.source, None, message, hint)
-
-
-def _languages(pair: Pair) -> Iterator[Finding]:
-    chosen, rejected = script_of(said(pair.chosen)), script_of(said(pair.rejected))
-    if chosen and rejected and chosen != rejected:
-        message = f"chosen is written in {chosen} letters, rejected in {rejected}"
-        hint = "keep it only where the language is meant to be learned"
-        yield Finding("language", "note", pair.source, None, message, hint)
-
-
-FOREIGN_TOKENS_PER_CHARACTER = 1.5  # Hangul that a byte tokenizer does not know takes 3
-MIN_TOKENS_FOREIGN = 50  # fewer say nothing
-
-
-def notice(
-    encoder: Encoder, pair: Pair, prompt: str, answers: Sequence[str], tokens: TokenPair
-) -> list[Finding]:
-    """Warnings about one pair: ``prompt`` and ``answers`` are its texts as they were tokenised."""
-    findings = []
-    texts = [prompt, *answers]
+def findings_as_tokens(
+    encoder: Encoder, pair: Pair, texts: Sequence[str], tokens: TokenPair
+) -> Iterator[Finding]:
+    """Warnings about a pair as tokens; ``texts`` are its prompt and answers as encoded."""
+    prompt, *answers = texts
     if any(BREAK in text for text in texts):
         message = "control tokens stand in the text; they are encoded as text"
         hint = "delete them, unless the text is about them"
-        findings.append(Finding("control", "warning", pair.source, None, message, hint))
-    if encoder.unknown is not None:
-        count = sum(s.tokens.count(encoder.unknown) for s in (tokens.chosen, tokens.rejected))
-        if count:
-            message = f"{count} unknown tokens: the tokenizer does not know this text"
-            hint = "check that the tokenizer is the model's own"
-            findings.append(Finding("unknown", "warning", pair.source, None, message, hint))
-    others = (_bos(encoder, tokens), _foreign(answers, tokens))
-    findings += [found for found in others if found]
-    return findings + _of_prompt(prompt, pair)
-
-
-def _of_prompt(prompt: str, pair: Pair) -> list[Finding]:
-    """What the template made of the prompt: text left out, a BOS too many."""
+        yield Finding("control", "warning", pair.source, None, message, hint)
+    ids = (*tokens.chosen.tokens, *tokens.rejected.tokens)
+    if encoder.unknown is not None and (count := ids.count(encoder.unknown)):
+        message = f"{count} unknown tokens: the tokenizer does not know this text"
+        hint = "check that the tokenizer is the model's own"
+        yield Finding("unknown", "warning", pair.source, None, message, hint)
+    if message := _wrong_bos(encoder, tokens.prompt):
+        hint = "let either the template or the tokenizer write it"
+        yield Finding("bos", "warning", pair.source, "prompt", message, hint)
+    letters = sum(map(len, answers))
+    if len(ids) >= max(MIN_FOREIGN_TOKENS, FOREIGN_TOKENS_PER_CHARACTER * letters):
+        message = f"{len(ids) / max(letters, 1):.1f} tokens a character"
+        hint = "check that the tokenizer is the model's own and knows this language"
+        yield Finding("foreign", "warning", pair.source, None, message, hint)
     if isinstance(pair.prompt, str):
-        return []
+        return
     rendered = prompt.replace(BREAK, "")
-    return [
-        Finding("drops", "warning", pair.source, f"prompt[{number}]",
-                f"the template leaves out text of the {turn['role']}'s turn",
-                "look at it with `likelier show`; change the template or the roles")
-        for number, turn in enumerate(pair.prompt)
-        if not all(stands_in(text, rendered) for text in texts_of(turn))
-    ]  # fmt: skip
+    for number, turn in enumerate(pair.prompt):
+        if not all(stands_in(text, rendered) for text in texts_of(turn)):
+            message = f"the template leaves out text of the {turn['role']}'s turn"
+            hint = "look at it with `likelier show`; change the template or the roles"
+            yield Finding("drops", "warning", pair.source, f"prompt[{number}]", message, hint)
 
 
-def _bos(encoder: Encoder, pair: TokenPair) -> Finding | None:
+def _wrong_bos(encoder: Encoder, prompt: Sequence[int]) -> str:
     bos = encoder.tokenizer.bos_token_id
     if bos is None or bos in encoder.end_ids.values():
-        return None
-    count = pair.prompt.count(bos)
-    if count > 1:
-        message = f"the prompt begins with {count} first tokens (BOS)"
-    elif count == 0 and bos in encoder.leading:
-        message = "the template writes no first token (BOS), which the tokenizer puts before texts"
-    else:
-        return None
-    hint = "let either the template or the tokenizer write it"
-    return Finding("bos", "warning", pair.source, "prompt", message, hint)
+        return ""
+    if (count := prompt.count(bos)) > 1:
+        return f"the prompt begins with {count} first tokens (BOS)"
+    if count == 0 and bos in encoder.leading:
+        return "the template writes no first token (BOS), which the tokenizer puts before texts"
+    return ""
 
 
-def _foreign(answers: Sequence[str], pair: TokenPair) -> Finding | None:
-    tokens = len(pair.chosen.tokens) + len(pair.rejected.tokens)
-    letters = sum(map(len, answers))
-    if tokens < MIN_TOKENS_FOREIGN or tokens < FOREIGN_TOKENS_PER_CHARACTER * letters:
+def template_finding(encoder: Encoder, pair: Pair) -> Finding | None:
+    """What the chat template does to all rows, told by one: no use of it, or words of its own."""
+    if isinstance(pair.prompt, str):
+        message = "the rows are plain texts, so the model's chat template is not used for them"
+        hint = "set data.chat: true (check --chat) to make turns of them"
+        plain = Finding("plain", "warning", pair.source, None, message, hint)
+        return plain if encoder.reads else None
+    if pair.tools:
         return None
-    message = f"{tokens / max(letters, 1):.1f} tokens a character"
-    hint = "check that the tokenizer is the model's own and knows this language"
-    return Finding("foreign", "warning", pair.source, None, message, hint)
+    try:
+        rendered = render(encoder, pair.prompt, True)
+    except Unfit:
+        return None
+    added = encoder.control_text.sub("\n", rendered)
+    for text in (text for turn in pair.prompt for text in texts_of(turn)):
+        added = added.replace(text.strip(), "\n", 1)
+    words = [word for word in _WORD.findall(added) if word.lower() not in (*ROLES, "think")]
+    if sum(map(len, words)) <= MIN_ADDED_LETTERS:
+        return None
+    message = f"the template adds {' '.join(added.split())[:80]!r}"
+    hint = "look at it with `likelier show`; a system turn of your own often replaces it"
+    return Finding("adds", "note", pair.source, None, message, hint)

@@ -10,6 +10,13 @@ from likelier.checks.pairs import SCRIPTS, script_of
 from likelier.data.records import Finding
 from likelier.pages.texts import text
 
+FOLDS = 5
+MIN_PROMPTS = 30  # distinct; fewer say nothing
+NUM_FIRST_CHARACTERS = 12  # that get a feature of their own
+RIDGE = 3.0
+SHORTCUT_ACCURACY = 0.65  # accuracy over which even the lower end of the interval is a shortcut
+LONGER_SHARE = 0.65  # of the pairs; where one side is longer in more, length is what is learned
+
 _REFUSAL = re.compile(
     r"\b(I'm sorry|I am sorry|I cannot|I can't|I can’t|I'm unable|I won't)\b"
     r"|죄송|할 수 없습니다|도와드릴 수 없|申し訳|很抱歉|对不起",
@@ -60,15 +67,6 @@ def features(text: str) -> np.ndarray:
     return np.array(values, dtype=np.float32)
 
 
-FOLDS = 5
-MIN_PROMPTS = 30  # distinct; fewer say nothing
-MAX_PROBED = 20_000  # pairs; of more, an even sample
-NUM_FIRST_CHARACTERS = 12  # that get a feature of their own
-RIDGE = 3.0
-RESAMPLES = 1000
-SHORTCUT_ACCURACY = 0.65  # accuracy over which even the lower end of the interval is a shortcut
-
-
 @dataclass(frozen=True)
 class Share:
     """An estimate with its 95 % interval; pairs of one prompt count as one observation."""
@@ -113,9 +111,6 @@ def probe(chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray) -> Prob
     Returns:
         None where there are fewer than `MIN_PROMPTS` distinct prompts.
     """
-    if len(chosen) > MAX_PROBED:
-        kept = np.linspace(0, len(chosen) - 1, MAX_PROBED).astype(np.int64)
-        chosen, rejected, prompts = chosen[kept], rejected[kept], prompts[kept]
     names, groups = np.unique(prompts, return_inverse=True)
     if len(names) < MIN_PROMPTS:
         return None
@@ -244,7 +239,7 @@ def shortcuts(found: Probe | None, skew: Lengths | None, name: str) -> Iterator[
         hint = "balance the data in these features, or filter by them"
         yield Finding("shortcut", "warning", name, None, message, hint)
     share = skew.chosen_longer if skew else None
-    if found and skew and share and (share.low > 0.65 or share.high < 0.35):
+    if found and skew and share and (share.low > LONGER_SHARE or share.high < 1 - LONGER_SHARE):
         side = "chosen" if share.value > 0.5 else "rejected"
         message = (
             f"{side} is longer in {max(share.value, 1 - share.value):.0%} of the pairs (median "

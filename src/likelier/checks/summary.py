@@ -1,19 +1,22 @@
-"""What was found in preference data: counted by code, and written as JSON, as lines, as a table."""
+"""What was found in preference data: counted by code, and written as JSON, as lines, as a page."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from likelier.base.files import write_text
 from likelier.base.terminal import visible
+from likelier.checks.across import SOURCE
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Lengths, Probe, Share
 from likelier.data.formats import Format
 from likelier.data.records import Finding
+from likelier.pages import render_page
 from likelier.pages.texts import text
 
 MAX_LOCATIONS = 20  # of each code that are kept and shown
@@ -111,27 +114,24 @@ class Tally:
         return tuple(sorted(kinds, key=lambda kind: (_rank(kind), -kind.count, kind.code)))
 
 
-_PLACE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<part>\d+))?", re.DOTALL)
+def first_findings(kinds: Iterable[Kind]) -> list[Finding]:
+    """The first `MAX_LOCATIONS` findings of all kinds in the order of the file, errors first."""
+    every = in_file_order(finding for kind in kinds for finding in kind.first)
+    return sorted(every, key=_rank)[:MAX_LOCATIONS]
 
 
 def in_file_order(findings: Iterable[Finding]) -> list[Finding]:
     """Findings by file, row and pair; those of no row come last."""
     files: dict[str, int] = {}
 
-    def place(finding: Finding) -> tuple[int, int, int]:
-        found = _PLACE.fullmatch(finding.source)
+    def location(finding: Finding) -> tuple[int, int, int]:
+        found = SOURCE.fullmatch(finding.source)
         if found is None:
             return (2**62, 0, 0)
-        number = files.setdefault(found["file"], len(files))
-        return number, int(found["row"]), int(found["part"] or 0)
+        number = files.setdefault(found["name"], len(files))
+        return number, int(found["row"]), int(found["pair"] or 0)
 
-    return sorted(findings, key=place)
-
-
-def first_findings(kinds: Iterable[Kind]) -> list[Finding]:
-    """The first `MAX_LOCATIONS` findings of all kinds in the order of the file, errors first."""
-    every = in_file_order(finding for kind in kinds for finding in kind.first)
-    return sorted(every, key=_rank)[:MAX_LOCATIONS]
+    return sorted(findings, key=location)
 
 
 def _rank(found: Kind | Finding) -> int:
@@ -245,3 +245,19 @@ def print_kinds(kinds: Sequence[Kind], rows: int, usable: int) -> None:
         if hidden := kind.count - len(kind.first):
             console.print(f"  and {hidden} more {visible(kind.code)}", soft_wrap=True)
     console.print(text("check.usable", usable=usable, rows=rows))
+
+
+def write_page(found: Examination, name: str, path: Path) -> None:
+    """Write what was found as a page, replacing ``path`` whole. Raises OutputError."""
+    page = render_page(
+        "check.html",
+        ["page.css"],
+        name=name,
+        found=found,
+        errors=found.count("error"),
+        form=found.form.describe(),
+        lines=[line for line in describe(found) if not line.startswith(" ")],
+        why=why,
+        cure=cure,
+    )
+    write_text(path, page)

@@ -10,8 +10,7 @@ from likelier.base.terminal import say, visible
 from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import pass_gates, read_gate
-from likelier.checks.page import write_page
-from likelier.checks.summary import Examination, as_data, describe, print_kinds
+from likelier.checks.summary import Examination, as_data, describe, print_kinds, write_page
 
 
 def check(

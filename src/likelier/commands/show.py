@@ -26,8 +26,9 @@ from likelier.pages import render_page
 from likelier.pages.texts import text
 
 STYLES = {"prompt": "dim", "scored": "green", "context": "dim", "stop": "bold magenta"}
+MARKS = {"prompt": "{}", "scored": "{}", "context": "({})", "stop": "[stop {}]"}
 BROKEN = "\ufffd"  # what decoding gives for a part of a character
-PARTING = "┆"  # stands where the two answers part
+BRANCH = "┆"  # stands where the two answers part
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,6 @@ class Run:
     kind: str
     shared: bool
     pieces: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A pair as it is shown: runs of tokens of the prompt and of each answer, and the counts."""
-
-    source: str
-    prompt: tuple[Run, ...]
-    answers: Mapping[str, tuple[Run, ...]]
-    counts: Mapping[str, str]
-    summary: str
 
 
 def show(
@@ -98,11 +88,12 @@ def _first_pairs(data: Path, encoder: Encoder, reading: Reading, number: int) ->
     return pairs[:number]
 
 
-def _shown(pair: TokenPair, tokenizer: Tokenizer) -> Shown:
+def _shown(pair: TokenPair, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A pair as it is shown: runs of tokens of the prompt and of each answer, and the counts."""
     chosen, rejected = answers_of(pair)
     if pair.label is not None:
-        name = text("show.good") if pair.label else text("show.bad")
-        sides, same = {name: pair.chosen}, 0
+        sides = {text("show.good") if pair.label else text("show.bad"): pair.chosen}
+        same = 0
         summary = text("show.one_answer", n=len(chosen.inputs))
     else:
         sides = {text("show.chosen"): pair.chosen, text("show.rejected"): pair.rejected}
@@ -111,28 +102,31 @@ def _shown(pair: TokenPair, tokenizer: Tokenizer) -> Shown:
         apart = len(chosen.inputs) + len(rejected.inputs)
         tokens = {"together": together, "apart": apart, "shared": 1 - together / apart}
         summary = text("show.two_answers", n=same, **tokens)
-    return Shown(
-        pair.source,
-        (Run("prompt", len(sides) > 1, tuple(_pieces(pair.prompt, tokenizer))),),
-        {name: tuple(_runs(answer, same, tokenizer)) for name, answer in sides.items()},
-        {"prompt": text("show.prompt_tokens", n=len(pair.prompt))}
-        | {
-            name: text("show.tokens", n=len(answer.tokens), scored=sum(answer.scored))
-            for name, answer in sides.items()
-        },
-        summary,
-    )
+    answers = [
+        {
+            "name": name,
+            "count": text("show.tokens", n=len(answer.tokens), scored=sum(answer.scored)),
+            "runs": list(_runs(answer, same, tokenizer)),
+        }
+        for name, answer in sides.items()
+    ]
+    return {
+        "source": pair.source,
+        "summary": summary,
+        "prompt": Run("prompt", len(sides) > 1, tuple(_pieces(pair.prompt, tokenizer))),
+        "prompt_count": text("show.prompt_tokens", n=len(pair.prompt)),
+        "answers": answers,
+    }
 
 
 def _runs(answer: Completion, same: int, tokenizer: Tokenizer) -> Iterator[Run]:
-    ends = answer.tokens[-1] in tokenizer.all_special_ids  # a cut answer has no stop
+    """The runs of an answer, of which the first ``same`` tokens stand in both answers."""
     kinds = ["scored" if wanted else "context" for wanted in answer.scored]
-    if ends:
+    if answer.tokens[-1] in tokenizer.all_special_ids:  # a cut answer has no stop
         kinds[-1] = "stop"
-    marked = [(kind, place < same) for place, kind in enumerate(kinds)]
+    marked = [(kind, number < same) for number, kind in enumerate(kinds)]
     for (kind, shared), run in groupby(zip(marked, answer.tokens, strict=True), key=itemgetter(0)):
-        pieces = _pieces([token for _, token in run], tokenizer)
-        yield Run(kind, shared, tuple(pieces))
+        yield Run(kind, shared, tuple(_pieces([token for _, token in run], tokenizer)))
 
 
 def _legend() -> Text:
@@ -143,30 +137,29 @@ def _legend() -> Text:
         (" scored ", "green"),
         " ",
         (" shared by both ", "green underline"),
-        f" {PARTING} here they part ",
+        f" {BRANCH} here they part ",
         (" stop, scored ", "bold magenta"),
         " ",
         (" context, not scored ", "dim"),
     )
 
 
-def _in_terminal(shown: Shown) -> Text:
-    lines = Text.assemble(
-        ("\n" + visible(shown.source), "bold"), f"  prompt {shown.counts['prompt']}\n"
-    )
-    for run in shown.prompt:
-        lines.append(" ".join(run.pieces) + "\n", "dim")
-    for name, runs in shown.answers.items():
-        lines.append(f"{name}  {shown.counts[name]}\n")
-        for number, run in enumerate(runs):
-            if number and runs[number - 1].shared and not run.shared:
-                lines.append(f"{PARTING} ")
-            pieces = " ".join(run.pieces)
-            marked = {"scored": pieces, "context": f"({pieces})", "stop": f"[stop {pieces}]"}
-            lines.append(marked[run.kind], STYLES[run.kind] + (" underline" if run.shared else ""))
-            lines.append(" ")
-        lines.append("\n")
-    return lines.append(shown.summary)
+def _in_terminal(shown: Mapping[str, Any]) -> Text:
+    line = Text.assemble(("\n" + visible(shown["source"]), "bold"))
+    line.append(f"  prompt {shown['prompt_count']}\n")
+    line.append(" ".join(shown["prompt"].pieces) + "\n", STYLES["prompt"])
+    for answer in shown["answers"]:
+        line.append(f"{answer['name']}  {answer['count']}\n")
+        was_shared = False
+        for run in answer["runs"]:
+            if was_shared and not run.shared:
+                line.append(f"{BRANCH} ")
+            was_shared = run.shared
+            pieces = MARKS[run.kind].format(" ".join(run.pieces))
+            line.append(pieces, STYLES[run.kind] + (" underline" if run.shared else ""))
+            line.append(" ")
+        line.append("\n")
+    return line.append(shown["summary"])
 
 
 def _pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
