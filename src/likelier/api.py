@@ -12,26 +12,26 @@ from likelier.losses.stable import log_sigmoid
 from likelier.losses.stepwise import kto_values
 from likelier.losses.values import StepValues
 
-Column = Tensor | float
+Numbers = Tensor | float
 
 
 def preference_loss(
     name: str,
-    policy_chosen: Column,
-    policy_rejected: Column,
-    reference_chosen: Column | None = None,
-    reference_rejected: Column | None = None,
+    policy_chosen: Numbers,
+    policy_rejected: Numbers,
+    reference_chosen: Numbers | None = None,
+    reference_rejected: Numbers | None = None,
     *,
-    chosen_tokens: Column | None = None,
-    rejected_tokens: Column | None = None,
-    margin: Column | None = None,
-    weight: Column | None = None,
+    chosen_tokens: Numbers | None = None,
+    rejected_tokens: Numbers | None = None,
+    margin: Numbers | None = None,
+    weight: Numbers | None = None,
     **parameters: float | str,
 ) -> Tensor:
     """Any loss of pairs by its name, from summed log-probs in nats; the graph is kept.
 
-    `likelier losses` lists the names, the hyper-parameters and what each loss needs. A column of
-    data that a loss does not read is accepted; a hyper-parameter that it does not read is not.
+    `likelier losses` lists the names, the hyper-parameters and what each loss needs. An input
+    that a loss does not read is accepted; a hyper-parameter that it does not read is not.
     Computed in float64, whatever comes in.
 
     Args:
@@ -48,8 +48,8 @@ def preference_loss(
         whole step (``aot``) take the pairs given for the step; ``bco`` takes 0 for its shift.
 
     Raises:
-        ValueError: an unknown name or hyper-parameter, a value out of range, a missing column, or
-            columns that differ in shape.
+        ValueError: an unknown name or hyper-parameter, a value out of range, a missing input, or
+            inputs that differ in shape.
     """
     loss, fixed = _loss_and_parameters(name, parameters)
     if not loss.paired:
@@ -60,12 +60,11 @@ def preference_loss(
         "margin": (margin,),
     }
     for need, wanted in needed.items():
-        if loss.reads(need) and any(column is None for column in wanted):
+        if loss.reads(need) and any(value is None for value in wanted):
             raise ValueError(f"{loss.name} needs {_NAMES[need]}")
     given = [policy_chosen, policy_rejected, reference_chosen, reference_rejected,
              chosen_tokens, rejected_tokens, margin, weight]  # fmt: skip
-    columns, out = _columns(given)
-    pc, pr, rc, rr, nc, nr, offset, weight_P = columns
+    (pc, pr, rc, rr, nc, nr, offset, weight_P), out = _flat(given)
     for tokens in (nc, nr):
         if tokens is not None and not bool((tokens > 0).all()):
             raise ValueError("an answer has at least one token")
@@ -103,10 +102,10 @@ def _loss_and_parameters(name: str, parameters: dict[str, Any]) -> tuple[Loss, d
 
 
 def kto_loss(
-    policy: Column,
-    reference: Column,
-    label: Column,
-    z0: Column,
+    policy: Numbers,
+    reference: Numbers,
+    label: Numbers,
+    z0: Numbers,
     beta: float = 0.1,
     *,
     desirable: float = 1.0,
@@ -131,7 +130,7 @@ def kto_loss(
     """
     given = {"beta": beta, "desirable": desirable, "undesirable": undesirable}
     _loss_and_parameters("kto", dict(given))
-    (policy_R, reference_R, label_R), out = _columns([policy, reference, label])
+    (policy_R, reference_R, label_R), out = _flat([policy, reference, label])
     if not bool(((label_R == 0) | (label_R == 1)).all()):
         raise ValueError("a label is neither 0 nor 1")
     baseline = torch.as_tensor(z0, dtype=policy_R.dtype, device=policy_R.device).detach()
@@ -141,14 +140,14 @@ def kto_loss(
     return out(kto_values(ratio_R, label_R.bool(), baseline.reshape(()), **given))
 
 
-def _columns(given: Sequence[Column | None]) -> tuple[list[Any], Callable[[Tensor], Tensor]]:
-    """Columns as flat tensors in float64, and what puts a loss back into their shape and dtype."""
+def _flat(given: Sequence[Numbers | None]) -> tuple[list[Any], Callable[[Tensor], Tensor]]:
+    """Inputs as flat tensors in float64, and what puts a loss back into their shape and dtype."""
     device = next((c.device for c in given if isinstance(c, Tensor)), torch.device("cpu"))
     tensors = [None if c is None else torch.as_tensor(c, device=device) for c in given]
     there = [t for t in tensors if t is not None]
     if len({tuple(tensor.shape) for tensor in there}) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in there)
-        raise ValueError(f"the columns differ in shape: {shapes}")
+        raise ValueError(f"the inputs differ in shape: {shapes}")
     dtypes = [c.dtype for c in given if isinstance(c, Tensor) and c.is_floating_point()]
     result = torch.float32
     for dtype in dtypes or [torch.float64]:
@@ -158,8 +157,8 @@ def _columns(given: Sequence[Column | None]) -> tuple[list[Any], Callable[[Tenso
     return flat, lambda loss: loss.to(result).reshape(there[0].shape)
 
 
-def _or(column: Tensor | None, like: Tensor, value: float) -> Tensor:
-    return torch.full_like(like, value) if column is None else column
+def _or(given: Tensor | None, like: Tensor, value: float) -> Tensor:
+    return torch.full_like(like, value) if given is None else given
 
 
 def dpo_loss(

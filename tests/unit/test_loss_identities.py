@@ -11,6 +11,7 @@ import likelier
 from likelier.api import kto_loss, preference_loss
 from likelier.base.errors import ConfigError
 from likelier.losses.declare import LOSSES, find_loss
+from likelier.losses.values import Side
 
 LN2 = math.log(2)
 # Policy chosen, policy rejected, reference chosen, reference rejected.
@@ -283,7 +284,9 @@ def test_functions_declare_what_they_read() -> None:
     for name, one in LOSSES.items():
         names = set(one.function.__annotations__) - {"values", "return"}
         assert names == {h.name for h in one.hypers} and one.function.__name__ == name
-        read = set(one.scores.__annotations__) - {"values", "return"} if one.scores else set()
+        if isinstance(one.scores, str):
+            assert hasattr(Side, one.scores) or one.scores in Side.__dataclass_fields__
+        read = set(getattr(one.scores, "__annotations__", ())) - {"values", "return"}
         assert read <= names and (one.scores is None) == (one.score is None), name
         assert one.title and one.reward in (None, *names)
 

@@ -83,8 +83,9 @@ class Loss:
     ``whole step``. ``reward`` names the hyper-parameter that scales the log-ratio in the logged
     rewards; None means 1.
 
-    Where what is optimised is not the reward, ``score`` says it in words and ``scores`` gives it
-    for the chosen and the rejected side, to be multiplied by beta if ``times_beta``.
+    Where what is optimised is not the reward, ``score`` says it in words and ``scores`` is the name
+    of a figure of `Side`, or a function that gives the figures of the chosen and the rejected
+    side, to be multiplied by beta if ``times_beta``.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Loss:
     variants: tuple[tuple[str, str], ...] = ()
     reward: str | None = "beta"
     score: str | None = None
-    scores: Callable[..., Any] | None = None
+    scores: str | Callable[..., Any] | None = None
     times_beta: bool = True
 
     @property

@@ -149,4 +149,4 @@ def _drawn(length: int, count: int, key: bytes) -> Weights:
         return (1.0,) * length
     generator = np.random.default_rng(int.from_bytes(blake2b(key, digest_size=8).digest()))
     kept = set(generator.permutation(length)[:count].tolist())
-    return tuple(1.0 if place in kept else 0.0 for place in range(length))
+    return tuple(1.0 if t in kept else 0.0 for t in range(length))

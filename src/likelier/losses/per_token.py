@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from likelier.losses.declare import hyper, hyper_beta, loss
-from likelier.losses.pointwise import mean_ratios
 from likelier.losses.stable import EXPONENT, expm1, log_sigmoid
 
 if TYPE_CHECKING:
@@ -19,14 +18,6 @@ SUREST = -1e-15  # log-prob of a token surer than which the odds are no informat
 _GAMMA = hyper(1.25, "target margin: gamma itself, not gamma / beta", "half of beta", ge=0, le=100)
 
 
-def _means(values: StepValues) -> tuple[Tensor, Tensor]:
-    return values.chosen.mean_P, values.rejected.mean_P
-
-
-def _log_probs(values: StepValues) -> tuple[Tensor, Tensor]:
-    return values.chosen.policy_P, values.rejected.policy_P
-
-
 @loss(
     paper="Lambert et al. 2024, Tülu 3, arXiv 2411.15124, equation 6",
     formula="-log sigmoid({beta} * ((pc - rc) / nc - (pr - rr) / nr))",
@@ -36,7 +27,7 @@ def _log_probs(values: StepValues) -> tuple[Tensor, Tensor]:
     "holds it. beta is per token, fifty times that of sigmoid.",
     aliases=("sigmoid_norm", "dpo_norm"),
     score="beta * log-ratio per token",
-    scores=mean_ratios,
+    scores="mean_ratio_P",
 )
 def sigmoid_mean(values: StepValues, *, beta: float = hyper_beta(5.0, "5")) -> Tensor:
     """Length-normalised DPO."""
@@ -51,7 +42,7 @@ def sigmoid_mean(values: StepValues, *, beta: float = hyper_beta(5.0, "5")) -> T
     trap="Nothing holds the policy but the learning rate: 1e-5 ruins a model that 5e-7 improves. "
     "gamma is not gamma / beta: a mistake here is a factor of beta.",
     score="beta * log-prob per token",
-    scores=_means,
+    scores="mean_P",
 )
 def simpo(
     values: StepValues,
@@ -65,9 +56,10 @@ def simpo(
 
 def _shaped_means(values: StepValues, *, alpha: float) -> tuple[Tensor, Tensor]:
     """``(1 - exp(-alpha * a)) / alpha`` of both log-probs per token; ``a`` itself for alpha 0."""
+    chosen_P, rejected_P = values.chosen.mean_P, values.rejected.mean_P
     if alpha == 0:
-        return _means(values)
-    chosen_P, rejected_P = ((-alpha * a).clamp(max=EXPONENT) for a in _means(values))
+        return chosen_P, rejected_P
+    chosen_P, rejected_P = ((-alpha * a).clamp(max=EXPONENT) for a in (chosen_P, rejected_P))
     return -expm1(chosen_P) / alpha, -expm1(rejected_P) / alpha
 
 
@@ -116,7 +108,8 @@ def simper(values: StepValues) -> Tensor:
 
 def _log_odds(values: StepValues) -> tuple[Tensor, Tensor]:
     """``log(p / (1 - p))`` of both answers' geometric mean token; expm1, as 1 - exp cancels."""
-    chosen_P, rejected_P = (a.clamp(max=SUREST) for a in _means(values))
+    chosen_P = values.chosen.mean_P.clamp(max=SUREST)
+    rejected_P = values.rejected.mean_P.clamp(max=SUREST)
     return chosen_P - (-expm1(chosen_P)).log(), rejected_P - (-expm1(rejected_P)).log()
 
 
@@ -144,7 +137,7 @@ def orpo(values: StepValues, *, beta: float = hyper_beta(0.1, "0.1; the paper's 
     trap="The paper sums the likelihood over tokens; code often takes the mean, which weighs far "
     "less. Sums without a reference favour short answers.",
     score="beta * log-prob",
-    scores=_log_probs,
+    scores="policy_P",
 )
 def cpo(
     values: StepValues,
@@ -159,7 +152,7 @@ def cpo(
     ),
 ) -> Tensor:
     """Contrastive preference optimization."""
-    chosen_P, rejected_P = _log_probs(values)
+    chosen_P, rejected_P = values.chosen.policy_P, values.rejected.policy_P
     return -log_sigmoid(beta * (chosen_P - rejected_P)) - alpha * chosen_P
 
 
@@ -171,7 +164,7 @@ def cpo(
     trap="The regulariser takes the chosen answer for the target text, as most code does.",
     reward=None,
     score="log-prob",
-    scores=_log_probs,
+    scores="policy_P",
     times_beta=False,
 )
 def slic(
@@ -187,5 +180,5 @@ def slic(
     ),
 ) -> Tensor:
     """SLiC-HF."""
-    chosen_P, rejected_P = _log_probs(values)
+    chosen_P, rejected_P = values.chosen.policy_P, values.rejected.policy_P
     return (delta - chosen_P + rejected_P).relu() - alpha * chosen_P

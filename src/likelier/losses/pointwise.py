@@ -22,16 +22,6 @@ _TAU = hyper(
 )
 
 
-def _ratios(values: StepValues) -> tuple[Tensor, Tensor]:
-    """The log-ratios of both sides."""
-    return values.chosen.ratio_P, values.rejected.ratio_P
-
-
-def mean_ratios(values: StepValues) -> tuple[Tensor, Tensor]:
-    """The log-ratios per token of both sides."""
-    return values.chosen.mean_ratio_P, values.rejected.mean_ratio_P
-
-
 @loss(
     paper="Azar et al. 2023, A General Theoretical Paradigm, arXiv 2310.12036, equation 17",
     formula="({margin} - 1 / (2 * {tau}))^2",
@@ -40,7 +30,7 @@ def mean_ratios(values: StepValues) -> tuple[Tensor, Tensor]:
     "values are large: clip gradients.",
     reward="tau",
     score="log-ratio",
-    scores=_ratios,
+    scores="ratio_P",
     times_beta=False,
 )
 def ipo_sum(values: StepValues, *, tau: float = _TAU) -> Tensor:
@@ -58,7 +48,7 @@ def ipo_sum(values: StepValues, *, tau: float = _TAU) -> Tensor:
     "end. Larger tau gives a target that can be met.",
     reward="tau",
     score="log-ratio per token",
-    scores=mean_ratios,
+    scores="mean_ratio_P",
     times_beta=False,
 )
 def ipo_mean(values: StepValues, *, tau: float = _TAU) -> Tensor:
@@ -75,7 +65,7 @@ def ipo_mean(values: StepValues, *, tau: float = _TAU) -> Tensor:
     trap="Loss values are huge at small beta: clip gradients and compare no losses.",
     aliases=("sppo_hard",),
     score="log-ratio",
-    scores=_ratios,
+    scores="ratio_P",
     times_beta=False,
 )
 def sppo(
@@ -95,7 +85,7 @@ def sppo(
     use="The chosen answers fall under DPO.",
     trap="beta does not stand in the logistic term. The authors' code halves the squares.",
     score="log-ratio",
-    scores=_ratios,
+    scores="ratio_P",
     times_beta=False,
 )
 def cal_dpo(

@@ -123,15 +123,19 @@ def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> Boun
 
 def _scores(loss: Loss, fixed: Mapping[str, Any]) -> TwoSides | None:
     """The optimised scores, or None where they are the rewards."""
-    function = loss.scores
-    if function is None or fixed.get("divergence") == "reverse_kl":
+    figure = loss.scores
+    if figure is None or fixed.get("divergence") == "reverse_kl":
         return None
     scale = float(fixed["beta"]) if loss.times_beta else 1.0
-    bound = partial(function, **{k: v for k, v in fixed.items() if k in function.__annotations__})
+    read = {} if isinstance(figure, str) else figure.__annotations__
+    given = {name: value for name, value in fixed.items() if name in read}
 
     def scores(values: StepValues) -> tuple[Tensor, Tensor]:
-        chosen_P, rejected_P = bound(values)
-        return scale * chosen_P, scale * rejected_P
+        if isinstance(figure, str):
+            sides = getattr(values.chosen, figure), getattr(values.rejected, figure)
+        else:
+            sides = figure(values, **given)
+        return scale * sides[0], scale * sides[1]
 
     return scores
 
