@@ -203,7 +203,7 @@ def slic(a: Answers, delta: Any, alpha: Any) -> Any:
 
 
 def kto(a: Answers, up: bool, z0: Any, beta: Any, desirable: Any, undesirable: Any) -> Any:
-    """One answer: pc and rc. lambda_y - v, with the value v of a thumb up or down."""
+    """One answer: pc and rc. lambda_y - v, with the value v of a label 1 or 0."""
     ratio = a.pc - a.rc
     if up:
         return desirable - desirable * sig(beta * (ratio - z0))

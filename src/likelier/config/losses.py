@@ -88,7 +88,7 @@ def _kind(loss: Loss, suffix: str, beside: Mapping[str, Any]) -> Any:
 
 
 def named(value: Any, where: str = "loss") -> Any:
-    """A section with the loss's own name, its hyper-parameters checked."""
+    """A section with the loss's name for an alias, its hyper-parameters checked."""
     if not isinstance(value, Mapping):
         return value
     given = {"name": "sigmoid", **value}
@@ -99,10 +99,10 @@ def named(value: Any, where: str = "loss") -> Any:
     wrong = loss.problem({k: v for k, v in given.items() if k in every})
     if wrong:
         key, what, hint = wrong
-        if "does not read" in what:
+        if key not in loss.defaults:
             readers = [one.name for one in LOSSES.values() if key in one.defaults]
             hint = f"{hint}; {key} is read by {', '.join(readers)}"
-        elif "would not" not in what:
+        elif "is not possible" in what:  # the value as the config would have it
             what = f"{flow(given[key])} is not possible;{what.partition(';')[2]}"
         raise ConfigError(what, where=f"{where}.{key}", hint=hint)
     return given | {"name": loss.name}
