@@ -95,7 +95,7 @@ def test_the_whole_page(demo: Path) -> None:
     for expected in ("97.5% of the sampled answers", "51% before", "바다가 뭐야?", "4 more"):
         assert expected in text
     smallest = read_run(demo).pair_log.smallest[0]  # type: ignore[union-attr]
-    assert f"<bdi>{smallest.source}</bdi>" in text and signed(smallest.margin, 3) in text
+    assert f"<bdi>{smallest['source']}</bdi>" in text and signed(smallest["margin"], 3) in text
     ids = page.attributes("id")
     assert len(ids) == len(set(ids))
     assert page.elements[0] == ("html", {"lang": "en"})

@@ -91,12 +91,12 @@ def test_the_pair_log_keeps_the_last_visit_of_each_pair(tmp_path: Path) -> None:
     pair_log = read_run(path).pair_log
     assert pair_log is not None and (pair_log.pairs, pair_log.visits) == (3, 4)
     # Three pairs: no pair stands at both ends.
-    assert [(p.source, p.step, p.margin) for p in pair_log.smallest] == [
+    assert [(p["source"], p["step"], p["margin"]) for p in pair_log.smallest] == [
         ("a", 8, -1.0),
         ("c", 5, 0.5),
     ]
-    assert [p.source for p in pair_log.largest] == ["b"]
-    assert pair_log.smallest[0].chosen_change == pytest.approx(-2.0)
+    assert [p["source"] for p in pair_log.largest] == ["b"]
+    assert pair_log.smallest[0]["chosen_change"] == pytest.approx(-2.0)
     # Per token of the answer, which has 4.
     drift = [(row["step"], row["chosen_change_token"]) for row in pair_log.drift]
     assert drift == [
@@ -114,7 +114,7 @@ def test_the_drift_is_a_mean_over_the_pairs_of_a_step(tmp_path: Path) -> None:
     pair_log = read_run(tmp_path).pair_log
     assert pair_log is not None
     row = {"step": 1, "chosen_change_token": 0.125, "rejected_change_token": 0.0}
-    assert pair_log.drift == (pytest.approx(row),)
+    assert pair_log.drift == [pytest.approx(row)]
 
 
 def test_pairs_seen_only_early_are_not_at_the_ends(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_pairs_seen_only_early_are_not_at_the_ends(tmp_path: Path) -> None:
     write_part(tmp_path, "0.parquet", [visit(f"{i}", i, -float(i)) for i in range(1, 11)])
     pair_log = read_run(tmp_path).pair_log
     assert pair_log is not None and pair_log.pairs == 10
-    assert [p.step for p in pair_log.smallest] == [10, 9, 8]
-    assert [p.step for p in pair_log.largest] == [6, 7]
+    assert [p["step"] for p in pair_log.smallest] == [10, 9, 8]
+    assert [p["step"] for p in pair_log.largest] == [6, 7]
 
 
 def test_both_ends_of_a_long_pair_log(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_both_ends_of_a_long_pair_log(tmp_path: Path) -> None:
     write_part(tmp_path, "0.parquet", [visit(f"{i:03}", 1, float(i)) for i in range(100)])
     pair_log = read_run(tmp_path).pair_log
     assert pair_log is not None
-    assert [pair.margin for pair in pair_log.smallest] == [0, 1, 2, 3, 4, 5]
-    assert [pair.margin for pair in pair_log.largest] == [99, 98, 97, 96, 95, 94]
+    assert [pair["margin"] for pair in pair_log.smallest] == [0, 1, 2, 3, 4, 5]
+    assert [pair["margin"] for pair in pair_log.largest] == [99, 98, 97, 96, 95, 94]
 
 
 def test_pair_log_files_that_cannot_be_read_are_said(tmp_path: Path) -> None:

@@ -178,7 +178,8 @@ def _line_in_words(line: Series) -> str:
 def _layout(y_title: str, scale: dict[str, Any], legend: bool) -> dict[str, Any]:
     """How the figure is laid out. Colours of text and grid come from the style sheet."""
     axis = {"zeroline": False, "ticklabelstandoff": 6, "automargin": True}
-    x_title = {"text": text("charts.step"), "font": {"size": 12}}
+    letters = {"font": {"size": 12}}
+    x_title = {"text": text("charts.step"), **letters}
     return {
         "autosize": True,
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -190,7 +191,7 @@ def _layout(y_title: str, scale: dict[str, Any], legend: bool) -> dict[str, Any]
         "showlegend": legend,
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "top", "yref": "container"},
         "xaxis": {"title": x_title, "rangemode": "tozero", **axis},
-        "yaxis": {"title": {"text": y_title, "font": {"size": 12}}, **axis, **scale},
+        "yaxis": {"title": {"text": y_title, "standoff": 10, **letters}, **axis, **scale},
     }
 
 

@@ -1,7 +1,7 @@
 """The curves of a run, each with one sentence on how to read it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from likelier.pages.charts import Chart, Series, draw_chart, thinned
 from likelier.pages.texts import short, signed, text
@@ -11,7 +11,16 @@ from likelier.report.summary import log_ratio, reads_reference, starts_at_ln2
 
 def draw_charts(run: RunFolder) -> list[Chart]:
     """The charts that the rows allow, in reading order."""
-    return [chart for draw in CHARTS if (chart := draw(run)) is not None]
+    charts = [
+        draw_loss(run),
+        draw_accuracy(run),
+        draw_rewards(run),
+        draw_drift(run),
+        draw_gradient(run),
+        draw_learning_rate(run),
+        draw_speed(run),
+    ]
+    return [chart for chart in charts if chart is not None]
 
 
 def draw_loss(run: RunFolder) -> Chart | None:
@@ -71,7 +80,7 @@ def _displacement(run: RunFolder, rewards: list[float]) -> str:
 
 def draw_drift(run: RunFolder) -> Chart | None:
     """The change of log-prob per token, from the pair log: the displacement plot."""
-    rows = run.pair_log.drift if run.pair_log else ()
+    rows = run.pair_log.drift if run.pair_log else []
     chosen = _line("chosen", "chosen", rows, "chosen_change_token")
     rejected = _line("rejected", "rejected", rows, "rejected_change_token")
     reference = [(0.0, text("report.curves.levels.reference"))]
@@ -102,7 +111,7 @@ def draw_speed(run: RunFolder) -> Chart | None:
     return _chart("speed", [_line("speed", "plain", rows, "speed")], scale="from zero")
 
 
-def _line(name: str, style: str, rows: tuple[Row, ...], key: str) -> Series:
+def _line(name: str, style: str, rows: Sequence[Row], key: str) -> Series:
     """The values of ``key`` by step, from the rows that have it."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     steps, values = tuple(x for x, _ in points), tuple(y for _, y in points)
@@ -127,14 +136,3 @@ def _chart(
         scale,
         levels,
     )
-
-
-CHARTS: tuple[Callable[[RunFolder], Chart | None], ...] = (
-    draw_loss,
-    draw_accuracy,
-    draw_rewards,
-    draw_drift,
-    draw_gradient,
-    draw_learning_rate,
-    draw_speed,
-)

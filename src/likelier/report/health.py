@@ -1,7 +1,6 @@
 """What a careful reader would look for in the rows of a run: each check, its reason and its fix."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -38,8 +37,17 @@ class Check:
 
 def health(run: RunFolder) -> list[Check]:
     """All checks, warnings first."""
-    order = {"warning": 0, "fine": 1, "unknown": 2}
-    return sorted((check(run) for check in CHECKS), key=lambda check: order[check.state])
+    checks = [
+        check_learning(run),
+        check_chosen(run),
+        check_shortcut(run),
+        check_clipping(run),
+        check_overfitting(run),
+        check_rows_used(run),
+        check_side_effects(run),
+    ]
+    states = ["warning", "fine", "unknown"]
+    return sorted(checks, key=lambda check: states.index(check.state))
 
 
 def _unknown(name: str, case: str = "unknown", **values: Any) -> Check:
@@ -150,17 +158,6 @@ def check_side_effects(run: RunFolder) -> Check:
     changes = {"change": points(change), "low": points(low), "high": points(high)}
     result = _fine if high >= 0 else _warning
     return result("side_effects", **shares, **changes)
-
-
-CHECKS: tuple[Callable[[RunFolder], Check], ...] = (
-    check_learning,
-    check_chosen,
-    check_shortcut,
-    check_clipping,
-    check_overfitting,
-    check_rows_used,
-    check_side_effects,
-)
 
 
 def _late_drift(run: RunFolder) -> float | None:

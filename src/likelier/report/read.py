@@ -34,32 +34,19 @@ class Share:
 
 
 @dataclass(frozen=True)
-class PairRow:
-    """One pair at its last visit.
-
-    ``margin`` is the reward margin; the changes are the answer's log-prob less the reference's,
-    in nats an answer.
-    """
-
-    source: str
-    step: int
-    margin: float
-    chosen_change: float
-    rejected_change: float
-
-
-@dataclass(frozen=True)
 class PairLog:
-    """``smallest`` and ``largest`` are of the pairs last seen in the second half of the steps.
+    """The pairs last seen in the second half of the steps: those of smallest and largest margin.
 
-    ``drift`` has a row a step: mean change of log-prob from the reference, nats a token.
+    Each is a pair at its last visit: its ``source``, ``step``, reward ``margin``, and
+    ``chosen_change`` and ``rejected_change``, an answer's log-prob less the reference's in nats.
+    ``drift`` has a row a step: the mean change of log-prob, nats a token.
     """
 
     pairs: int
     visits: int
-    smallest: tuple[PairRow, ...]
-    largest: tuple[PairRow, ...]
-    drift: tuple[Row, ...]
+    smallest: list[dict[str, Any]]
+    largest: list[dict[str, Any]]
+    drift: list[Row]
 
 
 @dataclass(frozen=True)
@@ -291,8 +278,8 @@ def read_pair_log(folder: Path, gaps: list[str]) -> PairLog | None:
     return PairLog(
         pairs=pairs.num_rows,
         visits=visits.num_rows,
-        smallest=_pair_rows(last.slice(0, least)),
-        largest=tuple(reversed(_pair_rows(last.slice(last.num_rows - most)))),
+        smallest=_rows(last.slice(0, least)),
+        largest=_rows(last.slice(last.num_rows - most))[::-1],
         drift=_drift(visits),
     )
 
@@ -340,15 +327,13 @@ def _last_visits(visits: pa.Table) -> pa.Table:
     return grouped.sort_by([("margin_last", "ascending"), ("source", "ascending")])
 
 
-def _pair_rows(pairs: pa.Table) -> tuple[PairRow, ...]:
-    rows = pairs.to_pylist()
-    return tuple(PairRow(**{key.removesuffix("_last"): row[key] for key in row}) for row in rows)
-
-
-def _drift(visits: pa.Table) -> tuple[Row, ...]:
+def _drift(visits: pa.Table) -> list[Row]:
     names = ("chosen_change_token", "rejected_change_token")
     means = visits.group_by("step").aggregate([(name, "mean") for name in names])
-    rows = means.sort_by("step").to_pylist()
-    return tuple(
-        {"step": row["step"], **{name: row[f"{name}_mean"] for name in names}} for row in rows
-    )
+    return _rows(means.sort_by("step"))
+
+
+def _rows(grouped: pa.Table) -> list[dict[str, Any]]:
+    """The rows of an aggregate, under the names of the columns that it was made of."""
+    names = [name.removesuffix("_last").removesuffix("_mean") for name in grouped.column_names]
+    return list(grouped.rename_columns(names).to_pylist())
