@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.records import Finding, Pair, text_of
+from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk
 
 SOURCE = re.compile(  # where a pair stands, such as pairs.jsonl:7#2 or train[6]

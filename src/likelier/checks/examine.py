@@ -20,9 +20,9 @@ from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.config import Config
 from likelier.data.formats import Counted, Format, Reading, read_row, recognised
 from likelier.data.load import no_row, reading_of
-from likelier.data.near_duplicates import MAX_COMPARED
 from likelier.data.read import Data, read_data
 from likelier.data.records import Finding, Pair, Row
+from likelier.data.split import MAX_COMPARED
 from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Chunk, Task, chunks
 

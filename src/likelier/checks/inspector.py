@@ -9,9 +9,8 @@ from likelier.checks.across import Content, digest, signature_of
 from likelier.checks.leaks import HeldOutPrompts, hashes_of
 from likelier.checks.pairs import assistant_text, findings_as_read, findings_as_tokens
 from likelier.checks.shortcuts import FEATURES, features
-from likelier.data.near_duplicates import NUM_HASHES, bare
 from likelier.data.records import Finding, Pair, TokenPair, text_of
-from likelier.data.split import prompt_signatures
+from likelier.data.split import NUM_HASHES, bare, prompt_signatures
 from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Chunk
 

@@ -8,8 +8,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from likelier.data.near_duplicates import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.records import Finding, Pair, text_of
+from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 
 WORDS = 8  # the n of the n-grams
 MIN_COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts

@@ -17,7 +17,7 @@ from likelier.data.formats import recognised
 from likelier.data.read import read_data
 from likelier.data.records import Finding, Pair, TokenPair
 from likelier.data.tokenizer import Encoder, build_encoder
-from likelier.data.workers import Task, work
+from likelier.data.workers import Task, process_rows
 from likelier.generation.sample import sample
 from likelier.model.load import load
 from likelier.model.score import Ready, make_ready
@@ -77,7 +77,7 @@ def _samples(question: Question, rows: int, counts: Sequence[int]) -> list[list[
     ]
     found = []
     for count, step in zip(counts, steps, strict=True):
-        pairs = work(task, [row for number, row in kept if number % step == 0]).pairs
+        pairs = process_rows(task, [row for number, row in kept if number % step == 0]).pairs
         found.append([pair for pair in pairs if pair.label is None][:count])
     return found
 

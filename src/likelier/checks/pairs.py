@@ -8,8 +8,8 @@ import numpy as np
 
 from likelier.data.chat import render, stands_in, texts_of
 from likelier.data.messages import ROLES, Unfit
-from likelier.data.near_duplicates import code_points
 from likelier.data.records import Chat, Finding, Pair, TokenPair, text_of
+from likelier.data.split import code_points
 from likelier.data.tokenizer import BREAK, Encoder
 
 # First code point of each block that matters, and the script from there on.

@@ -92,8 +92,8 @@ def encode_pairs(
 def _asks_for_date(encoder: Encoder) -> Finding:
     """What is to be said of a template that asks for today's date."""
     if encoder.frozen is not None:
-        message = "it asks for today's date and is told a fixed one"
-        hint = "set data.today to the date that it should be told"
+        message = "it asks for today's date and gets a fixed one"
+        hint = "set data.today to the date that it should get"
         return Finding("clock", "note", "chat template", None, message, hint)
     message = "it writes today's date, so another day gives other tokens"
     hint = "set data.template.date_string, where the template reads it"

@@ -146,7 +146,7 @@ def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format,
 def recognise(
     records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], chat: bool = False
 ) -> Format:
-    """The format of rows, told by the names of their columns and, where these say too little,
+    """The format of rows, known by the names of their columns and, where these say too little,
     by what stands in them. ``columns`` wins over what is found.
     """
     present: dict[str, Any] = {}
@@ -530,8 +530,8 @@ def _ranked(row: Row, form: Format, reading: Reading) -> list[Pair] | list[Findi
     ]
 
 
-def _choices(answers: list[_Scored], how: str) -> list[tuple[_Scored, _Scored]]:
-    ordered = sorted(answers, key=lambda one: -one.score)
+def _choices(completions: list[_Scored], how: str) -> list[tuple[_Scored, _Scored]]:
+    ordered = sorted(completions, key=lambda one: -one.score)
     if len(ordered) < 2:
         return []
     if how == "best-worst":
@@ -551,7 +551,7 @@ def _listed(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list
     if scores is not None and (not isinstance(scores, (list, tuple)) or len(scores) != len(items)):
         message = f"{len(items)} completions, but not as many scores"
         raise Unfit("score", beside, message, "give one score for each completion")
-    answers = []
+    completions = []
     for number, item in enumerate(items):
         place = f"{field}[{number}]"
         if scores is not None:
@@ -559,8 +559,8 @@ def _listed(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list
             score = -score if beside is not None and beside.startswith("rank") else score
         else:
             score = _inner_score(item, place)
-        answers.append(_Scored(_completion(_inner_text(item, place), place, prompt), score))
-    return answers
+        completions.append(_Scored(_completion(_inner_text(item, place), place, prompt), score))
+    return completions
 
 
 def _inner_score(item: Any, place: str) -> float:

@@ -16,7 +16,7 @@ from likelier.data.encode import fit, without_stops
 from likelier.data.formats import Counted, Format, Reading, read_row, recognised
 from likelier.data.read import Data, read_data, rows_from_memory
 from likelier.data.records import Finding, Pair, Row, TokenPair
-from likelier.data.split import held_out, prompt_keys, prompt_signatures
+from likelier.data.split import held_out, parted, split_by_prompt
 from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Chunk, Inspector, Shared, Task, chunks, row_of, unpack
 
@@ -105,9 +105,7 @@ def load(
         share = data.eval_share
         task = replace(task, split_seed=None if share is None else seed)
         side = read(data.train, train, "train", task)
-        is_out = _held_out(side, share, seed, needs)
-        ours = tuple(pair for pair, out in zip(side.tokens, is_out, strict=True) if not out)
-        held = tuple(pair for pair, out in zip(side.tokens, is_out, strict=True) if out)
+        ours, held = _split(side, share, seed, needs)
         return _dataset(ours, held, side.counts, side.findings, needs, encoder)
     other = read(data.eval_path or "", eval, "eval", replace(task, keep_pairs=bool(inspector)))
     inspector = inspector and inspector.watching(other.pairs)
@@ -126,8 +124,8 @@ def load(
 
 
 def _dataset(
-    train: tuple[TokenPair, ...],
-    eval: tuple[TokenPair, ...],
+    train: Sequence[TokenPair],
+    eval: Sequence[TokenPair],
     counts: dict[str, Any],
     findings: tuple[Finding, ...],
     needs: Needs,
@@ -145,7 +143,7 @@ def _dataset(
     if not needs.stop:
         ends = encoder.end_ids.values()
         train, eval = without_stops(train, ends), without_stops(eval, ends)
-    return Dataset(train, eval, counts, findings)
+    return Dataset(tuple(train), tuple(eval), counts, findings)
 
 
 @dataclass(frozen=True)
@@ -268,20 +266,21 @@ def _place_in_circle(pair: Pair, seed: int) -> bytes:
     return blake2b(content.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def _held_out(side: _Side, share: float | None, seed: int, needs: Needs) -> list[bool]:
-    """Which of the tokens of a side are held out."""
+def _split(
+    side: _Side, share: float | None, seed: int, needs: Needs
+) -> tuple[Sequence[TokenPair], Sequence[TokenPair]]:
+    """The pairs to train on, and the share of them that is held out."""
     if share is None:
-        return [False] * len(side.tokens)
+        return side.tokens, ()
     if needs.label:  # unpaired examples are told apart by the tokens of their prompts
-        keys, signatures = prompt_keys(side.tokens, seed), prompt_signatures(side.tokens)
-        return held_out(keys, signatures, share).tolist()
+        return split_by_prompt(side.tokens, share, seed)
     used = {pair.source for pair in side.tokens}
     keep = [source in used for chunk in side.chunks for source in chunk.sources]
     keys, signatures = (
         np.concatenate([chunk.arrays[name] for chunk in side.chunks])[keep]
         for name in ("split_keys", "split_signatures")
     )
-    return held_out(keys, signatures, share).tolist()
+    return parted(side.tokens, held_out(keys, signatures, share))
 
 
 def refuse(

@@ -68,7 +68,7 @@ def build_encoder(
         tokenizer: with a fast backend (``tokenizer.json``).
         generation_config: its ``eos_token_id`` says where generation stops.
         template: extra keywords for the chat template, such as ``enable_thinking``.
-        today: the date (``2024-07-26``) that a template is told which asks for today's; None is
+        today: the date (``2024-07-26``) for a template that asks for today's; None is
             `DEFAULT_DATE`. Always a fixed one: else the same data give other tokens tomorrow.
 
     Raises:

@@ -137,7 +137,7 @@ def chunks(
     batches = iter(lambda: list(islice(iterator, size)), [])
     first = list(islice(batches, MIN_CHUNKS))
     if len(first) < MIN_CHUNKS or task.keep_pairs:
-        yield from (work(task, batch) for batch in chain(first, batches))
+        yield from (process_rows(task, batch) for batch in chain(first, batches))
         return
     count = min(processes or len(os.sched_getaffinity(0)), MAX_PROCESSES)
     cache = _Cache(task)
@@ -156,7 +156,7 @@ def _done(item: Chunk | Future[Chunk]) -> Chunk:
     return item.result() if isinstance(item, Future) else item
 
 
-def work(task: Task, batch: Sequence[Counted]) -> Chunk:
+def process_rows(task: Task, batch: Sequence[Counted]) -> Chunk:
     """Everything that a task asks of some rows: read all, then encode all, then fit."""
     findings: list[Finding] = []
     pairs: list[Pair] = []
@@ -376,7 +376,7 @@ def serve() -> None:
         while True:
             batch = _receive(inbox)
             try:
-                chunk: Any = work(task, batch)
+                chunk: Any = process_rows(task, batch)
             except Exception as error:
                 chunk = error
             _send(outbox, chunk)
