@@ -43,6 +43,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(add_demo(build_run(tmp_path_factory.mktemp("runs") / "demo")))
 
 
+def open_drawn(tab: Tab, page: Path) -> None:
+    """Load a report, and wait until its curves are drawn."""
+    tab.open(page)
+    tab.evaluate("drawing")
+
+
 def changed(page: Path, folder: Path, old: str, new: str) -> Path:
     """A copy of the page with the first match of a pattern replaced."""
     text, count = re.subn(old, lambda _: new, page.read_text(encoding="utf-8"), count=1)
@@ -62,7 +68,7 @@ def test_trouble_would_be_noticed(tab: Tab, tmp_path: Path) -> None:
 
 
 def test_the_curves_are_drawn_in_silence(tab: Tab, page: Path) -> None:
-    tab.open(page)
+    open_drawn(tab, page)
     assert tab.complaints == []
     assert tab.requests == [page.as_uri()]
     drawn = tab.evaluate(
@@ -94,7 +100,7 @@ def test_the_curves_are_drawn_in_silence(tab: Tab, page: Path) -> None:
 def test_a_browser_that_cannot_unpack_says_so(tab: Tab, page: Path) -> None:
     """The sentence is seen there and nowhere else, and the numbers stand open as tables."""
     seen = "document.querySelector('#no-unpacking').checkVisibility()"
-    tab.open(page)
+    open_drawn(tab, page)
     assert not tab.evaluate(seen)
     tab.call("Page.addScriptToEvaluateOnNewDocument", source="delete self.DecompressionStream")
     tab.open(page)
@@ -106,7 +112,7 @@ def test_a_browser_that_cannot_unpack_says_so(tab: Tab, page: Path) -> None:
 
 
 def test_a_curve_answers_the_pointer(tab: Tab, page: Path) -> None:
-    tab.open(page)
+    open_drawn(tab, page)
     where = tab.evaluate(
         """(() => { const plot = document.querySelector(".plot");
             plot.scrollIntoView({behavior: "instant", block: "center"});
@@ -120,7 +126,7 @@ def test_a_curve_answers_the_pointer(tab: Tab, page: Path) -> None:
 
 
 def test_no_width_makes_the_page_scroll_sideways(tab: Tab, page: Path) -> None:
-    tab.open(page)
+    open_drawn(tab, page)
     for width in (1280, 700, 320):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         tab.call("Emulation.setDeviceMetricsOverride", **size)
@@ -130,7 +136,7 @@ def test_no_width_makes_the_page_scroll_sideways(tab: Tab, page: Path) -> None:
 
 
 def test_light_dark_and_paper(tab: Tab, page: Path) -> None:
-    tab.open(page)
+    open_drawn(tab, page)
     colours = {}
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -150,7 +156,7 @@ def test_an_attack_stays_text(tab: Tab, tmp_path: Path) -> None:
     rows = [{**row, "prompt": ATTACK, "before": ATTACK, "after": ATTACK} for row in samples()]
     write_jsonl(run / "samples.jsonl", rows)
     page = write_report(run)
-    tab.open(page)
+    open_drawn(tab, page)
     assert tab.complaints == [] and tab.requests == [page.as_uri()]
     said = tab.evaluate("[...document.querySelectorAll('.said')].map(p => p.textContent)")
     assert said == [ATTACK] * 3 * len(rows)
@@ -161,7 +167,7 @@ def test_an_attack_stays_text(tab: Tab, tmp_path: Path) -> None:
 def test_the_policy_holds_even_if_text_got_through(tab: Tab, page: Path, tmp_path: Path) -> None:
     """The second wall: an element that should not be there loads and runs nothing."""
     page = changed(page, tmp_path, "<main>", f"<main>{ATTACK}</iframe></svg>")
-    tab.open(page)
+    open_drawn(tab, page)
     assert "console.error" not in tab.complaints
     assert tab.evaluate("getComputedStyle(document.body).display") == "block"
     assert any("Content Security Policy" in line for line in tab.complaints)

@@ -22,7 +22,7 @@ async function draw() {
   for (const plot of plots) {
     const { data, layout } = figures[plot.dataset.chart];
     plot.hidden = false;
-    Plotly.newPlot(plot, data, layout, { displayModeBar: false, responsive: true });
+    await Plotly.newPlot(plot, data, layout, { displayModeBar: false, responsive: true });
     plot.parentElement.querySelector("details").open = false;
   }
   // Charts have a size of their own, so paper needs one that fits it.
@@ -31,4 +31,4 @@ async function draw() {
   addEventListener("afterprint", () => resize({ width: null, height: null, autosize: true }));
 }
 
-draw();
+const drawing = draw(); // a promise: who looks at the curves from outside waits for it
