@@ -1,52 +1,19 @@
 """What rows say about each other: the same pair twice, both ways round, or in a circle."""
 
 import json
-import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
-from likelier.data.workers import Chunk
-
-SOURCE = re.compile(  # where a pair stands, such as pairs.jsonl:7#2 or train[6]
-    r"(?P<name>.*[:\[])(?P<row>\d+)(?P<end>\]?)(?:#\d+)??(?:#(?P<pair>\d+))?", re.DOTALL
-)
-
-
-class Places:
-    """An append-only list of sources."""
-
-    def __init__(self) -> None:
-        self._names: dict[tuple[str, str], int] = {}
-        self._name, self._row, self._part = array("I"), array("Q"), array("I")
-
-    def __len__(self) -> int:
-        return len(self._row)
-
-    def append(self, source: str) -> None:
-        """Keep one more place."""
-        found = SOURCE.fullmatch(source)
-        name = (found["name"], found["end"]) if found else (source, "")
-        self._name.append(self._names.setdefault(name, len(self._names)))
-        self._row.append(int(found["row"]) if found else 0)
-        self._part.append(int(found["pair"] or 0) if found else 0)
-
-    def same_row(self, one: int, other: int) -> bool:
-        """Whether two places are of one row."""
-        return (self._name[one], self._row[one]) == (self._name[other], self._row[other])
-
-    def __getitem__(self, index: int) -> str:
-        start, end = list(self._names)[self._name[index]]
-        if not start.endswith((":", "[")):
-            return start
-        part = f"#{self._part[index]}" if self._part[index] else ""
-        return f"{start}{self._row[index]}{end}{part}"
+from likelier.data.workers import Chunk, row_of
 
 
 class EvenSample:
@@ -58,31 +25,27 @@ class EvenSample:
     def __init__(self, most: int) -> None:
         self.most = most
         self.step = 1
-        self._seen = 0
-        self._numbers: list[np.ndarray] = []
+        self._added = 0
         self._rows: list[np.ndarray] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._numbers))
+        return sum(map(len, self._rows))
 
     def add(self, rows: np.ndarray) -> None:
         """Take the next rows, (n, …)."""
-        numbers = np.arange(self._seen, self._seen + len(rows))
-        self._seen += len(rows)
-        kept = numbers % self.step == 0
-        self._numbers.append(numbers[kept])
-        self._rows.append(rows[kept])
+        self._rows.append(rows[-self._added % self.step :: self.step].copy())
+        self._added += len(rows)
         while len(self) > self.most:
             self.step *= 2
-            for place, before in enumerate(self._numbers):  # one by one: they are large together
-                kept = before % self.step == 0
-                self._numbers[place] = before[kept]
-                self._rows[place] = self._rows[place][kept]
+            count = 0
+            for n, before in enumerate(self._rows):  # one by one: they are large together
+                self._rows[n] = before[count % 2 :: 2].copy()
+                count += len(before)
 
     @property
     def numbers(self) -> np.ndarray:
         """(n,) int64: which rows the sample holds, counted from 0 over all that were added."""
-        return np.concatenate([np.zeros(0, np.int64), *self._numbers])
+        return np.arange(len(self)) * self.step
 
     @property
     def rows(self) -> np.ndarray:
@@ -98,24 +61,32 @@ def digest(side: Any) -> int:
 
 
 class Content:
-    """The content of many pairs as hashes: 40 bytes a pair, and signatures of a sample.
+    """The content of many pairs as hashes: 24 bytes and a source each, signatures of a sample.
 
     Of unpaired examples the third hash is that of the label.
     """
 
     def __init__(self) -> None:
-        self.places = Places()
+        self._starts: list[int] = []  # the number of the first pair of each chunk
+        self._sources: list[np.ndarray] = []  # of each chunk, as bytes: a third of what str takes
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
         self._signatures = EvenSample(MAX_COMPARED)
 
     def add(self, chunk: Chunk) -> None:
         """Take the pairs of one more chunk."""
-        for source in chunk.sources:
-            self.places.append(source)
+        self._starts.append(len(self._keys) // 3)
+        sources = [source.encode(errors="surrogatepass") for source in chunk.sources]
+        self._sources.append(np.array(sources, np.bytes_))
         keys = np.ascontiguousarray(chunk.arrays["keys"], dtype=np.uint64)
         self._keys.frombytes(keys.tobytes())
         if "pairs" in chunk.arrays:
             self._signatures.add(chunk.arrays["pairs"])
+
+    def source(self, index: int) -> str:
+        """Where the pair of this number stands."""
+        chunk = bisect_right(self._starts, index) - 1
+        source: bytes = self._sources[chunk][index - self._starts[chunk]]
+        return source.decode(errors="surrogatepass")
 
     @property
     def is_labelled(self) -> bool:
@@ -132,20 +103,20 @@ class Content:
         """(n, 3) uint64: prompt, chosen, rejected."""
         return np.frombuffer(self._keys, dtype=np.uint64).reshape(-1, 3)
 
-    def findings(self) -> Iterator[tuple[int, Finding]]:
-        """(number of the pair, finding) in the order of the pairs."""
+    def findings(self) -> list[Finding]:
+        """What the pairs say about each other, in their order."""
         against = self._labels() if self.is_labelled else self._conflicts()
         found = [*self._duplicates(), *against, *self._near_copies()]
-        yield from sorted(found, key=lambda item: item[0])
+        return [finding for _, finding in sorted(found, key=itemgetter(0))]
 
     def _duplicates(self) -> Iterator[tuple[int, Finding]]:
         first, again = _first_of(self.keys)
         for index in again:
-            if self.places.same_row(first[index], index):  # a copy by its weight
+            before = self.source(first[index])
+            if row_of(before) == row_of(self.source(index)):  # a copy by its weight
                 continue
-            message = f"the same pair as {self.places[first[index]]}"
             hint = "delete one, unless it should count twice"
-            yield index, self._finding("duplicate", index, message, hint)
+            yield self._finding("duplicate", index, f"the same pair as {before}", hint)
 
     def _conflicts(self) -> Iterator[tuple[int, Finding]]:
         """Of each prompt the graph of who beats whom: pairs of opposites, and circles."""
@@ -162,9 +133,9 @@ class Content:
             _, chosen, rejected = self.keys[index].tolist()
             opposite = edges.get((rejected, chosen))
             if opposite is not None:
-                before = self.places[opposite]
+                before = self.source(opposite)
                 message = f"the same pair as {before} with chosen and rejected swapped"
-                yield index, self._finding("conflict", index, message, "keep the right one")
+                yield self._finding("conflict", index, message, "keep the right one")
             edges.setdefault((chosen, rejected), index)
         component = _components(list(edges))
         for (chosen, rejected), index in edges.items():
@@ -172,15 +143,15 @@ class Content:
             if circle and (rejected, chosen) not in edges:
                 size = sum(number == component[chosen] for number in component.values())
                 message = f"part of a circle of {size} answers, each preferred to the next"
-                yield index, self._finding("cycle", index, message, "delete the weakest judgement")
+                yield self._finding("cycle", index, message, "delete the weakest judgement")
 
     def _labels(self) -> Iterator[tuple[int, Finding]]:
         """The same answer to the same prompt, once good and once bad."""
         first, again = _first_of(self.keys[:, :2])
         for index in again:
             if self.keys[index, 2] != self.keys[first[index], 2]:
-                message = f"the same answer as {self.places[first[index]]} with the other label"
-                yield index, self._finding("conflict", index, message, "keep the right one")
+                message = f"the same answer as {self.source(first[index])} with the other label"
+                yield self._finding("conflict", index, message, "keep the right one")
 
     def _near_copies(self) -> Iterator[tuple[int, Finding]]:
         if not self.sampled:
@@ -188,15 +159,15 @@ class Content:
         numbers = self._signatures.numbers
         groups = near_groups(self._signatures.rows)
         first, _ = _first_of(self.keys[numbers])
-        for place, group in enumerate(groups.tolist()):
-            if group != place and first[place] == place:  # not a plain copy
-                index = int(numbers[place])
-                message = f"nearly the same pair as {self.places[numbers[group]]}"
+        for n, group in enumerate(groups.tolist()):
+            if group != n and first[n] == n:  # not a plain copy
+                index = int(numbers[n])
+                message = f"nearly the same pair as {self.source(numbers[group])}"
                 hint = "keep one of them, or give eval a file of its own"
-                yield index, self._finding("near", index, message, hint)
+                yield self._finding("near", index, message, hint)
 
-    def _finding(self, code: str, index: int, message: str, hint: str) -> Finding:
-        return Finding(code, "warning", self.places[index], None, message, hint)
+    def _finding(self, code: str, index: int, message: str, hint: str) -> tuple[int, Finding]:
+        return index, Finding(code, "warning", self.source(index), None, message, hint)
 
 
 def signature_of(pair: Pair) -> np.ndarray:
@@ -223,22 +194,22 @@ def _components(edges: list[tuple[int, int]]) -> dict[int, int]:
     component: dict[int, int] = {}
     path: list[int] = []
     for start in after:
-        work = [(start, iter(after[start]))] if start not in number else []
-        while work:
-            node, rest = work[-1]
+        stack = [(start, iter(after[start]))] if start not in number else []
+        while stack:
+            node, rest = stack[-1]
             if node not in number:
                 number[node] = low[node] = len(number)
                 path.append(node)
             for other in rest:
                 if other not in number:
-                    work.append((other, iter(after[other])))
+                    stack.append((other, iter(after[other])))
                     break
                 if other not in component:
                     low[node] = min(low[node], number[other])
             else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                stack.pop()
+                if stack:
+                    low[stack[-1][0]] = min(low[stack[-1][0]], low[node])
                 if low[node] == number[node]:
                     while node not in component:
                         component[path.pop()] = number[node]

@@ -145,7 +145,7 @@ def examine(question: Question) -> Examination:
     no_row(found.rows, question.name)
     if encoder is not None:
         found.tally.add(_of_template(encoder, first, form, question.reading))
-    found.tally.add(finding for _, finding in found.content.findings())
+    found.tally.add(found.content.findings())
     if inspector.held_out is not None:
         found.tally.add(found.leaks(inspector.held_out))
     statistics = found.statistics()
@@ -214,7 +214,7 @@ class _Found:
 
     def leaks(self, held: HeldOutPrompts) -> list[Finding]:
         """Held-out prompts that the rows hold, too."""
-        sources = [self.content.places[number] for number in self._prompts.numbers]
+        sources = [self.content.source(number) for number in self._prompts.numbers]
         return held.leaks(self._hits, self._prompts.rows, sources)
 
     def statistics(self) -> Statistics:

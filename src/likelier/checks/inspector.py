@@ -72,12 +72,12 @@ class Inspector:
             found["lengths"] = np.array(lengths, np.int32).reshape(-1, 3)
         return found
 
-    def across(self, chunks: Sequence[Chunk]) -> Iterator[Finding]:
+    def across(self, chunks: Sequence[Chunk]) -> list[Finding]:
         """Pairs that stand twice, contradict each other, or go in a circle."""
         content = Content()
         for chunk in chunks:
             content.add(chunk)
-        yield from (finding for _, finding in content.findings())
+        return content.findings()
 
     def watching(self, held_out: Sequence[Pair]) -> "Inspector":
         """The same, for data that must not hold the prompts of these pairs."""

@@ -1,5 +1,6 @@
 """What was found in preference data: counted by code, and written as JSON, as lines, as a page."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ from rich.table import Table
 
 from likelier.base.files import write_text
 from likelier.base.terminal import visible
-from likelier.checks.across import SOURCE
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Lengths, Probe, Share
 from likelier.data.formats import Format
@@ -20,6 +20,7 @@ from likelier.pages import render_page
 from likelier.pages.texts import text
 
 MAX_LOCATIONS = 20  # of each code that are kept and shown
+_SOURCE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<pair>\d+))?", re.DOTALL)
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}  # of the severities, gravest first
 
 
@@ -125,10 +126,10 @@ def in_file_order(findings: Iterable[Finding]) -> list[Finding]:
     files: dict[str, int] = {}
 
     def location(finding: Finding) -> tuple[int, int, int]:
-        found = SOURCE.fullmatch(finding.source)
+        found = _SOURCE.fullmatch(finding.source)
         if found is None:
             return (2**62, 0, 0)
-        number = files.setdefault(found["name"], len(files))
+        number = files.setdefault(found["file"], len(files))
         return number, int(found["row"]), int(found["pair"] or 0)
 
     return sorted(findings, key=location)
