@@ -1,16 +1,17 @@
-"""What rows say about each other: the same pair twice, both ways round, or in a circle."""
+"""What pairs say about each other: the same pair twice, both ways round, in a circle, held out."""
 
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
-from itertools import groupby
+from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from likelier.checks.leaks import HeldOutPrompts
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
@@ -66,11 +67,14 @@ class Content:
     Of unpaired examples the third hash is that of the label.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunks: Iterable[Chunk] = ()) -> None:
         self._starts: list[int] = []  # the number of the first pair of each chunk
         self._sources: list[np.ndarray] = []  # of each chunk, as bytes: a third of what str takes
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
-        self._signatures = EvenSample(MAX_COMPARED)
+        self._signatures, self._prompts = EvenSample(MAX_COMPARED), EvenSample(MAX_COMPARED)
+        self._hits: dict[int, str] = {}  # what of held-out prompts is there, and where first
+        for chunk in chunks:
+            self.add(chunk)
 
     def add(self, chunk: Chunk) -> None:
         """Take the pairs of one more chunk."""
@@ -81,6 +85,10 @@ class Content:
         self._keys.frombytes(keys.tobytes())
         if "pairs" in chunk.arrays:
             self._signatures.add(chunk.arrays["pairs"])
+        if "hits" in chunk.arrays:
+            self._prompts.add(chunk.arrays["prompts"])
+            for hit, number in chunk.arrays["hits"].tolist():
+                self._hits.setdefault(hit, chunk.sources[number])
 
     def source(self, index: int) -> str:
         """Where the pair of this number stands."""
@@ -108,6 +116,12 @@ class Content:
         against = self._labels() if self.is_labelled else self._conflicts()
         found = [*self._duplicates(), *against, *self._near_copies()]
         return [finding for _, finding in sorted(found, key=itemgetter(0))]
+
+    def leaks(self, held: HeldOutPrompts, used: Collection[str] | None = None) -> list[Finding]:
+        """Held-out prompts that stand here too; near copies only where the source is ``used``."""
+        sources = [self.source(number) for number in self._prompts.numbers]
+        keep = [used is None or source in used for source in sources]
+        return held.leaks(self._hits, self._prompts.rows[keep], list(compress(sources, keep)))
 
     def _duplicates(self) -> Iterator[tuple[int, Finding]]:
         first, again = _first_of(self.keys)

@@ -13,7 +13,6 @@ from likelier.base.errors import ConfigError
 from likelier.base.terminal import counting
 from likelier.checks.across import Content, EvenSample, digest
 from likelier.checks.inspector import Inspector
-from likelier.checks.leaks import HeldOutPrompts
 from likelier.checks.pairs import SCRIPTS, template_finding
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
@@ -22,7 +21,6 @@ from likelier.data.formats import Counted, Format, Reading, read_row, recognised
 from likelier.data.load import no_row, reading_of
 from likelier.data.read import Data, read_data
 from likelier.data.records import Finding, Pair, Row
-from likelier.data.split import MAX_COMPARED
 from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Chunk, Task, chunks
 
@@ -147,7 +145,7 @@ def examine(question: Question) -> Examination:
         found.tally.add(_of_template(encoder, first, form, question.reading))
     found.tally.add(found.content.findings())
     if inspector.held_out is not None:
-        found.tally.add(found.leaks(inspector.held_out))
+        found.tally.add(found.content.leaks(inspector.held_out))
     statistics = found.statistics()
     found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))
     usable = found.rows - found.left_out
@@ -190,8 +188,6 @@ class _Found:
         self.tally = Tally()
         self.content = Content()
         self.rows = self.left_out = 0
-        self._hits: dict[int, str] = {}
-        self._prompts = EvenSample(MAX_COMPARED)
         self._features, self._lengths, self._keys = (EvenSample(MAX_SAMPLED) for _ in range(3))
         self._origins: Counter[str] = Counter()
 
@@ -202,20 +198,11 @@ class _Found:
         self.tally.add(chunk.findings)
         self.content.add(chunk)
         arrays = chunk.arrays
-        if "hits" in arrays:
-            for hit, number in arrays["hits"].tolist():
-                self._hits.setdefault(hit, chunk.sources[number])
-            self._prompts.add(arrays["prompts"])
         self._origins.update(origin for origin in arrays["origins"].tolist() if origin)
         pairs = len(arrays["features"])  # none of unpaired examples
         self._features.add(arrays["features"])
         self._lengths.add(arrays["lengths"][:pairs])
         self._keys.add(arrays["keys"][:pairs, 0])
-
-    def leaks(self, held: HeldOutPrompts) -> list[Finding]:
-        """Held-out prompts that the rows hold, too."""
-        sources = [self.content.source(number) for number in self._prompts.numbers]
-        return held.leaks(self._hits, self._prompts.rows, sources)
 
     def statistics(self) -> Statistics:
         """The statistics of everything added."""

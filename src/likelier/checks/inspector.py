@@ -74,10 +74,7 @@ class Inspector:
 
     def across(self, chunks: Sequence[Chunk]) -> list[Finding]:
         """Pairs that stand twice, contradict each other, or go in a circle."""
-        content = Content()
-        for chunk in chunks:
-            content.add(chunk)
-        return content.findings()
+        return Content(chunks).findings()
 
     def watching(self, held_out: Sequence[Pair]) -> "Inspector":
         """The same, for data that must not hold the prompts of these pairs."""
@@ -87,15 +84,7 @@ class Inspector:
     def leaks(self, chunks: Sequence[Chunk], used: Collection[str]) -> list[Finding]:
         """The held-out prompts that pairs with these sources are trained on, or nearly."""
         assert self.held_out is not None
-        hits: dict[int, str] = {}
-        for chunk in chunks:
-            for hit, number in chunk.arrays["hits"].tolist():
-                hits.setdefault(hit, chunk.sources[number])
-        sources = [source for chunk in chunks for source in chunk.sources]
-        keep = [source in used for source in sources]
-        signatures = np.concatenate([chunk.arrays["prompts"] for chunk in chunks])[keep]
-        kept = [source for source, is_kept in zip(sources, keep, strict=True) if is_kept]
-        return self.held_out.leaks(hits, signatures, kept)
+        return Content(chunks).leaks(self.held_out, used)
 
     def _hits(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, int]]:
         """What is watched for, and the number of the first pair that has it."""

@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 
 from likelier.data.records import Finding, Pair, text_of
-from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
+from likelier.data.split import bare, near_groups, signature
 
 WORDS = 8  # the n of the n-grams
 MIN_COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts
@@ -83,10 +83,9 @@ def _near(
     """For each held-out prompt with a near copy in training, the source of the first."""
     if not held or not len(trained):
         return {}
-    step = -(-len(trained) // MAX_COMPARED)  # of more, an even sample
-    groups = near_groups(np.concatenate([np.stack(held), trained[::step]])).tolist()
+    groups = near_groups(np.concatenate([np.stack(held), trained])).tolist()
     first: dict[int, str] = {}
-    for group, source in zip(groups[len(held) :], sources[::step], strict=True):
+    for group, source in zip(groups[len(held) :], sources, strict=True):
         first.setdefault(group, source)
     return {n: first[group] for n, group in enumerate(groups[: len(held)]) if group in first}
 
