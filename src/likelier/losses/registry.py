@@ -170,44 +170,53 @@ def _mixture(
 def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
     """The loss with what the config adds to any of them, in the order of the formula."""
     if dynamic := options.get("dynamic_beta"):
-        if loss.function is None or "beta" not in loss.fixed:
-            raise ConfigError(
-                f"{loss.name} has no single beta to follow the margins",
-                where="loss.dynamic_beta",
-                hint="take it away, or use a loss such as sigmoid",
-            )
-        per_pair, observe = modifiers.dynamic_beta(loss.function, loss.fixed, loss.state, dynamic)
-        formula = f"{loss.formula}, beta = {loss.beta:g} * (1 + {dynamic['alpha']:g} * (M - M0))"
-        loss = replace(
-            loss, per_pair=per_pair, observe=observe, needs_whole_step=True, held_out=loss.per_pair,
-            formula=formula,
-        )  # fmt: skip
+        loss = _with_dynamic_beta(loss, dynamic)
     if rule := options.get("tokens"):
         how = ", ".join(f"{k} {v}" for k, v in rule.items())
         loss = replace(loss, tokens=rule, formula=f"{loss.formula}, tokens counted by {how}")
     if options.get("wpo"):
-        loss = replace(loss, reads_wpo_log_weight=True, **_mapped(loss, modifiers.times_wpo_weight),
-                       formula=f"w * [{loss.formula}], w = min(1, w_c * w_r)")  # fmt: skip
+        formula = f"w * [{loss.formula}], w = min(1, w_c * w_r)"
+        loss = _changed(loss, modifiers.times_wpo_weight, formula)
+        loss = replace(loss, reads_wpo_log_weight=True)
     if nll := options.get("nll"):
         per = options.get("nll_per", "token")
         add = partial(modifiers.plus_nll, weight=nll, per=per)
-        loss = replace(loss, **_mapped(loss, add), formula=f"{loss.formula} + {nll:g} * NLL({per})")
+        loss = _changed(loss, add, f"{loss.formula} + {nll:g} * NLL({per})")
     if options.get("stop_token") is False:
         loss = replace(loss, formula=f"{loss.formula}, stop tokens left out")
     if options.get("pair_weights"):
-        loss = replace(loss, **_mapped(loss, modifiers.times_pair_weight),
-                       formula=f"weight * [{loss.formula}]")  # fmt: skip
+        loss = _changed(loss, modifiers.times_pair_weight, f"weight * [{loss.formula}]")
     return loss
 
 
-def _mapped(loss: BoundLoss, change: Callable[[Tensor, StepValues], Tensor]) -> dict[str, Any]:
-    """Both of a loss's functions with something done to their values."""
+def _with_dynamic_beta(loss: BoundLoss, options: Mapping[str, float]) -> BoundLoss:
+    if loss.function is None or "beta" not in loss.fixed:
+        raise ConfigError(
+            f"{loss.name} has no single beta to follow the margins",
+            where="loss.dynamic_beta",
+            hint="take it away, or use a loss such as sigmoid",
+        )
+    per_pair, observe = modifiers.dynamic_beta(loss.function, loss.fixed, loss.state, options)
+    return replace(
+        loss,
+        per_pair=per_pair,
+        observe=observe,
+        held_out=loss.per_pair,
+        needs_whole_step=True,
+        formula=f"{loss.formula}, beta = {loss.beta:g} * (1 + {options['alpha']:g} * (M - M0))",
+    )
+
+
+def _changed(
+    loss: BoundLoss, change: Callable[[Tensor, StepValues], Tensor], formula: str
+) -> BoundLoss:
+    """The loss with something done to its values, those of held-out pairs as well."""
 
     def after(function: PerPair) -> PerPair:
         return lambda values: change(function(values), values)
 
     held_out = None if loss.held_out is None else after(loss.held_out)
-    return {"per_pair": after(loss.per_pair), "held_out": held_out}
+    return replace(loss, per_pair=after(loss.per_pair), held_out=held_out, formula=formula)
 
 
 def _one_a_pair(function: Callable[[StepValues], Tensor], values: StepValues) -> Tensor:
