@@ -1,15 +1,17 @@
 """The report of other losses than DPO: no ln 2 that is not theirs, no reference that is none."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.report_runs import build_run
+from tests.support.report_runs import build_run, write_json
 
 from likelier.losses.registry import bind
 from likelier.report.charts import draw_charts
 from likelier.report.health import check_chosen
+from likelier.report.page import render
 from likelier.report.read import RunFolder, read_run
 from likelier.report.summary import log_ratio, reads_reference, starts_at_ln2
 
@@ -46,6 +48,15 @@ def test_what_is_known_of_a_loss(
     assert run.record.get("loss", {}).get("reward_scale") == scale
     change = log_ratio(run, [1.0])
     assert change == (1 / scale if scale and reference else None)
+
+
+def test_a_run_of_an_older_version_says_what_is_missing(tmp_path: Path) -> None:
+    path = build_run(tmp_path / "run")
+    record = json.loads((path / "run.json").read_text("utf-8"))
+    assert read_run(path).gaps == ()
+    write_json(path / "run.json", {key: record[key] for key in record if key != "loss"})
+    (gap,) = read_run(path).gaps
+    assert "an older version wrote it" in gap and gap in render(read_run(path))
 
 
 def test_a_loss_of_the_callers_own_is_not_taken_for_dpo() -> None:

@@ -87,6 +87,8 @@ def read_run(path: Path) -> RunFolder:
     gaps = [sentence for name, sentence in lost.items() if not (path / name).exists()]
     config, config_text = _read_config(path / "config.yaml", gaps)
     metrics = _read_rows(path / "metrics.jsonl", gaps)
+    if metrics and "loss" not in record:
+        gaps.append(text("report.gaps.no_loss"))
     return RunFolder(
         path=path,
         record=record,
