@@ -12,7 +12,7 @@ def main() -> None:
     case = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     import likelier.run
 
-    likelier.run.reference_column = timed("reference", likelier.run.reference_column)
+    likelier.run.reference_of_run = timed("reference", likelier.run.reference_of_run)
     steps = Steps()
     likelier.run._take_steps = steps.beginning(likelier.run._take_steps)
     run = likelier.run.train(

@@ -33,9 +33,9 @@ def peak_mib() -> float:
 def measure(head_name: str, answers: int, chunk: int | None) -> float:
     """MiB that one forward and backward of a head adds to the peak of a fresh process."""
     import torch
-
     from likelier.logprob import chunked, plain
-    from likelier.logprob.head import Head
+
+    from likelier.model.logprob import Head
 
     torch.manual_seed(0)
     rows = answers * TOKENS

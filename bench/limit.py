@@ -29,9 +29,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def useful_flop(pairs: Sequence[Any], shape: dict[str, Any]) -> dict[str, float]:
     """Operations that one step over TokenPairs needs, by part."""
-    from likelier.batching.layout import answers_of, tree_pass
+    from likelier.batching.batch import completions_of, tree_batch
 
-    batch = tree_pass([answer for pair in pairs for answer in answers_of(pair)])
+    batch = tree_batch([answer for pair in pairs for answer in completions_of(pair)])
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
     queries = shape["num_attention_heads"] * shape["head_dim"]
     keys = shape["num_key_value_heads"] * shape["head_dim"]

@@ -25,11 +25,10 @@ def child(shape_name: str, workload: str, tokens: int) -> dict[str, float]:
     """Two whole steps in this process, and what they held; MiB."""
     import torch
 
-    from likelier.batching.layout import Scored, tree_pass
+    from likelier.batching.batch import Scored, tree_batch
     from likelier.batching.pack import pack
     from likelier.config.schema import OptimConfig
     from likelier.model.load import load
-    from likelier.model.score import make_ready
     from likelier.training import budget
     from likelier.training.optimizer import MasterAdamW
 
@@ -43,21 +42,21 @@ def child(shape_name: str, workload: str, tokens: int) -> dict[str, float]:
         rows = workloads.draw(workloads.WORKLOADS[workload], PAIRS, shape["vocab_size"])
         units = [_unit(row, Scored) for row in rows]
         held = _status("VmRSS")
-        ready = make_ready(load(folder, dtype="float32"))
+        policy = load(folder, dtype="float32")
     batches = [
-        tree_pass(list(dict.fromkeys(one for i in places for one in units[i])))
-        for places in pack(units, tokens, ready.backend)
+        tree_batch(list(dict.fromkeys(one for i in places for one in units[i])))
+        for places in pack(units, tokens, policy.backend)
     ]
-    optimizer = MasterAdamW(ready.policy.model.named_parameters(), OptimConfig())
-    with ready.running() as scorer:
+    optimizer = MasterAdamW(policy.model.named_parameters(), OptimConfig())
+    with policy.running() as scorer:
         for _ in range(2):
             for batch in batches:
                 scorer(batch).sum().backward()
             optimizer.step(0.0)
         peak = _status("VmHWM")
         largest = max(batches, key=lambda batch: batch.num_tokens)
-        saved = budget.bytes_saved(ready, largest)
-    fixed = budget.memory_of(ready).fixed
+        saved = budget.bytes_saved(policy, largest)
+    fixed = budget.memory_of(policy).fixed
     torch.set_grad_enabled(False)
     must = (fixed + saved) / 2**20
     return {"tokens": largest.num_tokens, "must_mib": must, "took_mib": peak - held,

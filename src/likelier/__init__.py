@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from likelier.api import dpo_loss, kto_loss, preference_loss
     from likelier.config import Config
     from likelier.model.load import load
-    from likelier.model.score import get_logprob
+    from likelier.model.policy import get_logprob
     from likelier.run import train
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ __all__ = [
 _HOMES = {
     "Config": "likelier.config",
     "dpo_loss": "likelier.api",
-    "get_logprob": "likelier.model.score",
+    "get_logprob": "likelier.model.policy",
     "kto_loss": "likelier.api",
     "load": "likelier.model.load",
     "preference_loss": "likelier.api",

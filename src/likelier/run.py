@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,33 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from likelier.base.errors import LikelierError
-from likelier.base.files import read_lines
+from likelier.base.errors import ConfigError, LikelierError
+from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say
 from likelier.checks.inspector import Inspector
 from likelier.config import Config, config_from, learning_rate, live
+from likelier.data.encode import content_hash
 from likelier.data.load import Dataset, load, needs_of
 from likelier.data.order import Order, make_order
-from likelier.data.records import TokenPair
-from likelier.evaluation.heldout import HeldOut
-from likelier.evaluation.metrics import metrics
+from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.export.save import save_policy
 from likelier.losses.registry import BoundLoss, bind
-from likelier.model.heap import freed_memory_kept
-from likelier.model.score import Ready, make_ready
-from likelier.model.scorer import Scorer
-from likelier.reference.build import reference_column
-from likelier.reference.column import NoReference, Reference
-from likelier.start import adapt, encoder_of, handed_over, open_reference, open_start
-from likelier.training.determinism import deterministic
-from likelier.training.fitting import PassSize, gradients_that_fit
-from likelier.training.folder import RunFolder, open_folder
-from likelier.training.gate import pass_gate
-from likelier.training.ledger import Ledger
-from likelier.training.moving import MovingReference
+from likelier.model.adapters import adapt
+from likelier.model.load import initial_policy, parse_dtype, reference_policy
+from likelier.model.policy import Policy
+from likelier.model.running import deterministic, freed_memory_kept
+from likelier.reference.cache import NoReference, reference_of_run
+from likelier.reference.fingerprint import hash_of, model_identity
+from likelier.reference.moving import MovingReference, Reference
+from likelier.training.batches import Batcher
+from likelier.training.checkpoint import resume, save_checkpoint
+from likelier.training.memory import without_autos
 from likelier.training.optimizer import MasterAdamW, schedule
-from likelier.training.passes import PairPass, cut_passes
-from likelier.training.stopping import StopRequest, listening
-
-OnStep = Callable[[dict[str, float]], None]
+from likelier.training.pair_log import PairLog
+from likelier.training.preflight import preflight
+from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder
+from likelier.training.signals import StopRequest, listening
+from likelier.training.step import gradients_that_fit, step_values
 
 
 @dataclass(frozen=True)
@@ -69,60 +66,58 @@ def train(
     train: Iterable[Any] | None = None,
     eval: Iterable[Any] | None = None,
     loss: Callable[..., torch.Tensor] | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnRow | None = None,
 ) -> Run:
     """Train a policy by Direct Preference Optimization, from a config to a run folder.
 
     Objects replace the matching keys of the config: ``model`` with ``tokenizer``, rows of
     ``train`` and ``eval``, a ``loss(values) -> (P,)``. A model handed over is trained in place.
-    ``on_step(row)`` hears every row of the log. Run again, it goes on where it stopped, or says
+    ``on_step(row)`` hears every row of the log. Run again, it resumes where it stopped, or says
     that it is finished.
 
     Raises the errors of `likelier.base.errors`; nothing is written before the data is known to be
     good.
     """
-    config = config_from(config, handed_over(model, tokenizer, train, eval))
-    if RunFolder(config.out).finished(config):
+    config = config_from(config, _handed_over(model, tokenizer, train, eval))
+    if RunFolder(config).finished():
         return _nothing_to_do(config.out)
 
     objective = bind(live(config)["loss"], loss)
-    start = open_start(config, model, tokenizer)
-    encoder = encoder_of(config, start)
+    initial = initial_policy(config, _given_policy(config, model, tokenizer))
+    encoder = initial.encoder(config.data.template, config.data.today)
     needs = needs_of(config.loss)
     data = load(config.data, encoder, needs, config.train.seed, train, eval, Inspector())
     say(data.describe())
     say(f"loss: {objective.formula}")
-    other = open_reference(config, start)
-    policy = adapt(config, start)
-    ready = make_ready(policy)
-    if ready.backend_reason:
-        say(f"one row a sequence, because {ready.backend_reason}")
+    other = reference_policy(config, initial)
+    policy = adapt(config, initial)
+    if policy.backend_reason:
+        say(f"using padded batches (one sequence per row): {policy.backend_reason}")
 
-    with open_folder(config.out) as folder, deterministic(config.train.deterministic):
-        if folder.finished(config):  # by another process, meanwhile
+    with open_folder(config, on_step) as folder, deterministic(config.train.deterministic):
+        if folder.finished():  # by another process, meanwhile
             return _nothing_to_do(config.out)
-        budget = folder.settle(config, data, ready, objective)
-        own = other is None
-        fresh_adapter = policy is not start
-        column: Reference = NoReference()
+        folder.must_hold(**_inputs(config, data, policy, objective))
+        settings = folder.record.get("resolved") or without_autos(config, policy)
+        budget: int = settings["train"]["tokens_per_batch"]
+        reference: Reference = NoReference()
         if objective.needs("reference"):
-            column = reference_column(
-                other or ready, data.pairs, budget, folder.path,
-                base_only=own and fresh_adapter, goes_on=folder.goes_on,
+            reference = reference_of_run(
+                other or policy, data.pairs, budget, folder.path,
+                base_only=other is None and policy is not initial, resumes=folder.resumes,
             )  # fmt: skip
-        ready = replace(ready, compiled=config.train.compile)  # the column never is
+            folder.must_hold(reference=sha256(folder.path / "reference.safetensors"))
+        starts_equal = other is None and objective.needs("reference")
         del other  # a second model has said all that it is needed for
-        starts_equal = own and objective.needs("reference")
-        gate = pass_gate(ready, data.train, column, objective, budget, starts_equal)
+        batcher = Batcher(policy, reference, objective, budget)
+        report = preflight(batcher, data.train, starts_equal)
         order = make_order(data.train, config.train)
-        folder.begin(ready, data, column, gate, order.num_steps, objective)
+        facts = _facts(folder, data, batcher)
+        folder.begin(settings, steps=order.num_steps, preflight=asdict(report), **facts)
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
         with listening() as stop, closing(adamw) as optimizer:
-            with ready.running() as scorer, freed_memory_kept():
-                _take_steps(
-                    config, folder, ready, scorer, data, column, order, objective, budget,
-                    optimizer, stop, on_step or (lambda row: None),
-                )  # fmt: skip
+            with policy.running(), freed_memory_kept():
+                _take_steps(data, order, batcher, optimizer, folder, stop)
             optimizer.must_be_finite()
             save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
             folder.finish(order.num_steps)
@@ -131,63 +126,60 @@ def train(
 
 
 def _take_steps(
-    config: Config,
-    folder: RunFolder,
-    ready: Ready,
-    scorer: Scorer,
     data: Dataset,
-    column: Reference,
     order: Order,
-    objective: BoundLoss,
-    budget: int,
+    batcher: Batcher,
     optimizer: MasterAdamW,
+    folder: RunFolder,
     stop: StopRequest,
-    on_step: OnStep,
 ) -> None:
     """Every step from the last checkpoint on: gradient, update, log, now and then more."""
-    held = HeldOut.of(data.eval, column, ready, budget, objective.tokens)
+    config, policy, loss = folder.config, batcher.policy, batcher.loss
     rate = schedule(config.optim, learning_rate(config), order.num_steps)
-    ledger = Ledger(folder.path / "ledger", objective.beta)
-    moving = moving_reference(config, optimizer)
-    first = folder.go_on(optimizer, objective, moving)
-    size = PassSize(budget)
-    ledger.cut_back(first)
-
-    def log(row: dict[str, float]) -> None:
-        folder.log(row)
-        on_step(row)
+    held = batcher(data.eval)
+    moving = None
+    if config.reference.update_every is not None:
+        moving = MovingReference(batcher.reference, policy, optimizer.masters, config.reference)
+        batcher.reference = moving
+    pair_log = PairLog(folder.path / "pair_log", loss.beta)
+    checkpoints = folder.path / "checkpoints"
+    first = resume(checkpoints, folder.inputs, optimizer, batcher)
+    folder.cut_back(first)
+    pair_log.cut_back(first)
 
     def save(step: int) -> None:
         optimizer.must_be_finite()
-        ledger.write()
-        folder.save(step, optimizer, config.train.keep, objective, moving)
+        pair_log.write()
+        folder.sync_logs()
+        facts = {"figures": loss.state, **folder.inputs}
+        keep, reference = config.train.keep, batcher.moved_reference
+        save_checkpoint(checkpoints, step, optimizer, facts, keep, reference)
+        folder.write_record(step=step)
 
-    def evaluate(step: int, held: HeldOut) -> None:
-        if moving is not None:
-            held = replace(held, passes=tuple(moving.rescored(scorer, held.passes)))
-        log({"step": step, **held.evaluate(scorer, objective)})
+    def evaluate(step: int) -> None:
+        values = step_values(policy, batcher.rescored(held), loss)
+        folder.log({"step": step, **held_out_metrics(data.eval, values, loss.beta)})
 
     if held and first == 0:
-        evaluate(0, held)
+        evaluate(0)
     with bar("train", order.num_steps, first) as show:
         for step in range(first + 1, order.num_steps + 1):
             began = time.perf_counter()
             visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
-            step_pairs = [pair for _, pair in visits]
-            cut = partial(_passes, step_pairs, column, ready, scorer, objective, moving)
-            passes, values = gradients_that_fit(scorer, cut, size, objective, optimizer)
+            pairs = [pair for _, pair in visits]
+            batches, values = gradients_that_fit(batcher, pairs, optimizer)
             norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)
-            row = {"step": step, **metrics(values, objective.beta),
+            row = {"step": step, **metrics(values, loss.beta),
                    "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
-            ledger.add(step, visits, values)
-            folder.time(step, time.perf_counter() - began, passes, step_pairs)
+            pair_log.add(step, visits, values)
+            folder.time(step, time.perf_counter() - began, batches, pairs)
             last = step == order.num_steps
             if last or step % config.train.log_every == 0:
-                log(row)
+                folder.log(row)
             if held and (last or due(step, config.train.eval_every)):
-                evaluate(step, held)
+                evaluate(step)
             show(1, f"loss {row['loss']:.4f}  margin {row.get('rewards/margins', 0.0):.3f}")
             if stop:
                 save(step)
@@ -195,32 +187,93 @@ def _take_steps(
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
                 save(step)
-    ledger.write()
-
-
-def _passes(
-    pairs: list[TokenPair],
-    column: Reference,
-    ready: Ready,
-    scorer: Scorer,
-    objective: BoundLoss,
-    moving: MovingReference | None,
-    tokens: int,
-) -> list[PairPass]:
-    """The pairs of a step in passes of so many tokens; a moving reference is scored now."""
-    passes = cut_passes(pairs, column, ready.backend, tokens, ready.policy.device, objective.tokens)
-    return passes if moving is None else moving.rescored(scorer, passes)
-
-
-def moving_reference(config: Config, optimizer: MasterAdamW) -> MovingReference | None:
-    """The reference of TR-DPO, where the config asks for it."""
-    every, mix = config.reference.update_every, config.reference.update_mix
-    return None if every is None else MovingReference(optimizer, every, mix)
+    pair_log.write()
 
 
 def due(step: int, every: int | None) -> bool:
     """Whether something that happens every so many steps happens now; None is never."""
     return every is not None and step % every == 0
+
+
+def _handed_over(
+    model: nn.Module | None,
+    tokenizer: Tokenizer | None,
+    train: Iterable[Any] | None,
+    eval: Iterable[Any] | None,
+) -> list[str]:
+    """The config keys that Python objects replace.
+
+    Raises ConfigError for a model without a tokenizer, or the reverse.
+    """
+    if (model is None) != (tokenizer is None):
+        raise ConfigError(
+            "model and tokenizer go together",
+            where="likelier.train",
+            hint="hand over both, or neither and set model.path",
+        )
+    objects = {"model.path": model, "data.train": train, "data.eval": eval}
+    return [key for key, given in objects.items() if given is not None]
+
+
+def _given_policy(
+    config: Config, model: nn.Module | None, tokenizer: Tokenizer | None
+) -> Policy | None:
+    """The policy that was handed over, as it is: keys that say otherwise are an error."""
+    if model is None or tokenizer is None:
+        return None
+    policy = Policy(model.train(), tokenizer)
+    if policy.has_adapter and policy.causal_lm is policy.model:
+        raise ConfigError(
+            "the model handed over has adapters inside, as an earlier run leaves them",
+            where="model",
+            hint="hand over a fresh one, or load the run's adapter folder",
+        )
+    if config.model.revision is not None:
+        raise ConfigError(
+            "would not be read: the model was handed over",
+            where="model.revision",
+            hint="remove model.revision",
+        )
+    if parse_dtype(config.model.dtype) not in ("auto", policy.causal_lm.dtype):
+        raise ConfigError(
+            f"the model handed over computes in {policy.causal_lm.dtype}",
+            where=f"model.dtype: {config.model.dtype}",
+            hint="remove model.dtype, or hand over model.to(…)",
+        )
+    return policy
+
+
+def _inputs(config: Config, data: Dataset, policy: Policy, loss: BoundLoss) -> dict[str, str]:
+    """The content behind a run, by one hash each; ``policy`` is as it is before training."""
+    return {
+        "config": hash_of(**asked(config)),
+        "data": content_hash(data.pairs),
+        "model": model_identity(policy.causal_lm),
+        "loss": loss.name,
+    }
+
+
+def _facts(folder: RunFolder, data: Dataset, batcher: Batcher) -> dict[str, Any]:
+    """What the report must know of a run: it reads ``run.json`` and computes nothing of a loss."""
+    policy, loss, reference = batcher.policy, batcher.loss, batcher.reference
+    parameters = list(policy.model.parameters())
+    return {
+        "pairs": len(data.train),
+        "eval_pairs": len(data.eval),
+        "data": data.counts,
+        "device": str(policy.device),
+        "backend": policy.backend,
+        "backend_reason": policy.backend_reason,
+        "objective": loss.formula,
+        "loss": loss.as_record(),
+        "reference": {
+            "identity": reference.identity,
+            "column": folder.inputs.get("reference"),
+            "answers": len(reference.values),
+        },
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+    }
 
 
 def _nothing_to_do(out: Path) -> Run:

@@ -76,7 +76,7 @@ def test_after_a_step(place: Place, whole: Whole, tmp_path: Path, step: int) -> 
     assert child.wait() == KILLED, child.output
     said = go_on(settings, tmp_path / "second.log")
     saved = (step - 1) // 2 * 2  # the kill comes before the checkpoint of the step itself
-    assert (f"going on from step {saved}" in said) == bool(saved)
+    assert (f"resuming from step {saved}" in said) == bool(saved)
     assert differing(bytes_of(tmp_path / "out"), whole.bytes) == []
 
 

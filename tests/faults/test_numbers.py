@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.runs import Place, make_place
 
 from likelier.base.errors import DataError, RunFailed
-from likelier.batching.layout import Pass
+from likelier.batching.batch import Batch
 from likelier.model.load import load
 from likelier.run import train
 
@@ -110,15 +110,15 @@ def test_a_log_prob_of_minus_infinity(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sigmoid loss of such a rejected answer is 0, and so is its gradient."""
-    original = Pass.answer_logps
+    original = Batch.completion_logps
 
-    def underflows(self: Pass, logp_E: torch.Tensor) -> torch.Tensor:
+    def underflows(self: Batch, logp_E: torch.Tensor) -> torch.Tensor:
         logp_R = original(self, logp_E)
         if (tmp_path / "out" / "checkpoints").exists():
             logp_R[1] = -torch.inf
         return logp_R
 
-    monkeypatch.setattr(Pass, "answer_logps", underflows)
+    monkeypatch.setattr(Batch, "completion_logps", underflows)
     with pytest.raises(RunFailed, match=r"^a log-prob is not finite, so no update was made"):
         train(place.config(tmp_path / "out"))
     assert_finite_on_disk(tmp_path / "out", [2])

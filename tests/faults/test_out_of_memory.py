@@ -1,4 +1,4 @@
-"""Out of memory in the middle of a step: begun anew with half the passes, the same gradient."""
+"""Out of memory in the middle of a step: begun anew with half the batches, the same gradient."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from likelier.run import train
 
 
 def fails_at(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
-    """A device on which passes of more tokens than this do not fit while gradients are made."""
+    """A device on which batches of more tokens than this do not fit while gradients are made."""
     seen: list[int] = []
     forward = Scorer.forward
 
@@ -34,7 +34,7 @@ def fails_at(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loss", [{"name": "sigmoid"}, {"name": "bco"}])
-def test_the_same_run_in_smaller_passes(
+def test_the_same_run_in_smaller_batches(
     tmp_path: Path,
     loss: dict,
     dtype: torch.dtype,
@@ -48,12 +48,12 @@ def test_the_same_run_in_smaller_passes(
     capsys.readouterr()
     train(place.config("tight", train__tokens_per_batch=256, **changes))
     told = capsys.readouterr().err
-    assert told.count("out of memory: from here on passes of at most 128 tokens") == 1
+    assert told.count("out of memory: from here on batches of at most 128 tokens") == 1
     assert sum(tokens > 128 for tokens in seen) == 1
     small, tight = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("small", "tight"))
     assert len(small) == 3
-    # In bfloat16 another pass rounds otherwise, and first margins are near ties; what a broken step
-    # leaves behind is far larger.
+    # In bfloat16 another batch rounds otherwise, and first margins are near ties; what a broken
+    # step leaves behind is far larger.
     exact = dtype == torch.float32
     rounding = 1e-6 if exact else 2e-2
     for ours, theirs in zip(tight, small, strict=True):
@@ -65,7 +65,7 @@ def test_the_same_run_in_smaller_passes(
 def test_half_does_not_fit_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = make_place(tmp_path, rows=16)
     fails_at(monkeypatch, 8)
-    with pytest.raises(RunFailed, match="passes of 128 tokens do not fit"):
+    with pytest.raises(RunFailed, match="batches of 128 tokens do not fit"):
         train(place.config("tight", train__tokens_per_batch=256))
     record = json.loads((tmp_path / "tight" / "run.json").read_text())
     assert record["step"] == 0 and record["status"] == "running"

@@ -14,7 +14,7 @@ from tests.support.tiny import pair_rows, save_tiny, write_rows
 
 from likelier.base.errors import LikelierError, OutputError, RunFailed
 from likelier.base.files import MANIFEST, read_json, write_json
-from likelier.reference.column import Column, load_column
+from likelier.reference.cache import StoredReference, load_reference
 from likelier.run import due, train
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     DAMAGE[damage](checkpoint(crashed, 4))
     train(place.config(crashed))
-    assert "going on from step 2\n" in capsys.readouterr().err
+    assert "resuming from step 2\n" in capsys.readouterr().err
     assert differing(bytes_of(crashed), bytes_of(place.folder / "whole")) == []
 
 
@@ -148,10 +148,10 @@ def test_the_reference_column_is_made_again(
 
 def test_a_changed_reference_column_is_refused(place: Place, crashed: Path) -> None:
     """By less than the gate would see, in a file that is whole and says that it belongs here."""
-    column = load_column(crashed / "reference.safetensors")
+    column = load_reference(crashed / "reference.safetensors")
     assert column is not None
     key = next(iter(column.values))
-    Column(column.identity, {**column.values, key: column.values[key] + 1e-6}).save(
+    StoredReference(column.identity, {**column.values, key: column.values[key] + 1e-6}).save(
         crashed / "reference.safetensors"
     )
     with pytest.raises(OutputError, match="the reference changed since this run began"):
@@ -177,8 +177,8 @@ def test_logs_of_steps_to_come_are_forgotten(place: Place, crashed: Path) -> Non
     assert [row["step"] for row in rows] == [0, 1, 2, 2, 3]
     timing = [json.loads(x)["step"] for x in (crashed / "timing.jsonl").read_text().splitlines()]
     assert timing == [1, 2, 3]
-    ledger = sorted(p.name for p in (crashed / "ledger").iterdir())
-    assert ledger == ["steps-00000001-00000002.parquet"]
+    pair_rows = sorted(p.name for p in (crashed / "pair_log").iterdir())
+    assert pair_rows == ["steps-00000001-00000002.parquet"]
     train(place.config(crashed))
     assert differing(bytes_of(crashed), bytes_of(place.folder / "whole")) == []
 
@@ -187,7 +187,7 @@ def test_temporary_files_of_the_dead_are_swept(place: Place, crashed: Path) -> N
     half = crashed / "checkpoints" / ".step-00000006.99.tmp"
     half.mkdir()
     (half / "masters.safetensors").write_bytes(b"half")
-    (crashed / "ledger" / ".steps-00000005-00000005.parquet.99.tmp").write_bytes(b"half")
+    (crashed / "pair_log" / ".steps-00000005-00000005.parquet.99.tmp").write_bytes(b"half")
     (crashed / ".run.json.99.tmp").write_text("{")
     (crashed / "checkpoints" / ".step-00000002.99.trash").mkdir()
     train(place.config(crashed))
@@ -333,7 +333,7 @@ def test_other_threads_are_told(
     (crashed / "run.json").write_text(json.dumps(record))
     train(place.config(crashed))
     said = capsys.readouterr().err
-    assert "began with threads 7, goes on with 1: bits may differ\n" in said
+    assert "began with threads 7, resumes with 1: bits may differ\n" in said
     assert "began with torch 2.0.0, goes on with" in said
     assert said.count("bits may differ") == 2
 

@@ -21,9 +21,13 @@ from tests.support.runs import Place, bytes_of, differing, make_place
 from likelier.base.errors import StoppedEarly
 from likelier.base.files import read_manifest
 from likelier.run import train
-from likelier.training.stopping import listening
+from likelier.training.signals import listening
 
-SLOW_STEPS = {"likelier.run.cut_passes": partial(slowly, 0.5, "likelier.training.step.cut_passes")}
+SLOW_STEPS = {
+    "likelier.run.gradients_that_fit": partial(
+        slowly, 0.5, "likelier.training.step.gradients_that_fit"
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +71,16 @@ def stopped(child: Child, code: int) -> list[str]:
 
 
 def goes_on(config: Path, place: Place) -> None:
-    """The same command, to the same bytes; a stop cuts the ledger once more, its rows agree."""
+    """The same command, to the same bytes; a stop cuts the pair log once more, its rows agree."""
     child = start(command, "train", str(config), log=config.with_name("again.log"))
     assert child.wait() == 0, child.output
     ours, whole = bytes_of(config.with_name("out")), bytes_of(place.folder / "whole")
-    assert [name for name in differing(ours, whole) if "ledger/" not in name] == []
-    assert ledger(config.with_name("out")) == ledger(place.folder / "whole")
+    assert [name for name in differing(ours, whole) if "pair_log/" not in name] == []
+    assert pair_rows(config.with_name("out")) == pair_rows(place.folder / "whole")
 
 
-def ledger(run: Path) -> list[dict]:
-    tables = [pq.read_table(file) for file in sorted((run / "ledger").iterdir())]
+def pair_rows(run: Path) -> list[dict]:
+    tables = [pq.read_table(file) for file in sorted((run / "pair_log").iterdir())]
     return pa.concat_tables(tables).to_pylist()
 
 
@@ -136,7 +140,7 @@ def test_in_a_thread_nothing_is_heard() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_time(place: Place, config: Path, number: int) -> None:
     """Leaves at once, out of a step that would take minutes."""
-    forever = {"likelier.run.cut_passes": partial(slowly, 600.0, "builtins.list")}
+    forever = {"likelier.run.gradients_that_fit": partial(slowly, 600.0, "builtins.list")}
     child = start(command, "train", str(config), patches=forever, log=config.with_name("log"))
     child.wait_for(reached())
     child.send(number)
@@ -153,9 +157,9 @@ def test_a_second_time(place: Place, config: Path, number: int) -> None:
 @pytest.mark.parametrize(
     ("patched", "original"),
     [
-        ("likelier.start.load", "likelier.model.load.load"),
-        ("likelier.reference.build.score_sequences", "likelier.model.score.score_sequences"),
-        ("likelier.run.pass_gate", "likelier.training.gate.pass_gate"),
+        ("likelier.model.load._load_base", "likelier.model.load._load_base"),
+        ("likelier.reference.cache.score_sequences", "likelier.model.policy.score_sequences"),
+        ("likelier.run.preflight", "likelier.training.preflight.preflight"),
     ],
 )
 def test_before_the_first_step(

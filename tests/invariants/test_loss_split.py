@@ -1,4 +1,4 @@
-"""Every loss has one gradient: whatever the passes, the packing and the order of the pairs."""
+"""Every loss has one gradient: whatever the batches, the packing and the order of the pairs."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from tests.support.loss_runs import SECTIONS
 from tests.support.numerics import assert_near
 from tests.support.runs import exact_norms, make_place, token_pairs
 
-from likelier.batching.layout import answers_of
+from likelier.batching.batch import completions_of
 from likelier.config import config_from, live
 from likelier.data.encode import without_stops
 from likelier.data.records import TokenPair
@@ -19,11 +19,11 @@ from likelier.losses.declare import LOSSES
 from likelier.losses.modifiers import token_weights
 from likelier.losses.registry import BoundLoss, bind
 from likelier.losses.values import StepValues
-from likelier.model.load import Policy, load
-from likelier.model.score import make_ready
-from likelier.reference.build import cached_column
-from likelier.reference.column import Column, NoReference
-from likelier.training.step import PairValues, cut_passes, step_gradients
+from likelier.model.load import load
+from likelier.model.policy import Policy
+from likelier.reference.cache import NoReference, StoredReference, cached_reference
+from likelier.training.batches import cut_batches
+from likelier.training.step import loss_and_gradients
 
 Gradients = dict[str, torch.Tensor]
 BASE = {"model": {"path": "m"}, "data": {"train": "a"}, "out": "o"}
@@ -42,7 +42,7 @@ class Setting:
 
     policy: Policy
     pairs: list[TokenPair]
-    column: Column
+    column: StoredReference
     ends: tuple[int, ...]
 
 
@@ -56,12 +56,12 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     ]
     ends = tuple(build_encoder(policy.tokenizer).end_ids.values())
     every = [*pairs, *without_stops(pairs, ends)]
-    answers = {answer for pair in every for answer in answers_of(pair)}
+    answers = {answer for pair in every for answer in completions_of(pair)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
-        own = cached_column(make_ready(policy), "x", answers, 10_000, base_only=False)
+        own = cached_reference(policy, "x", answers, 10_000, base_only=False)
     shifted = {key: value + 0.3 * (key[0] / 255 - 0.5) for key, value in own.values.items()}
-    return Setting(policy, pairs, Column("x", shifted), ends)
+    return Setting(policy, pairs, StoredReference("x", shifted), ends)
 
 
 def bound(name: str) -> BoundLoss:
@@ -93,12 +93,12 @@ def undivided(setting: Setting, name: str) -> tuple[Gradients, torch.Tensor]:
     model = setting.policy.causal_lm.eval()
     policy, reference, length, wpo_log_weight = [], [], [], []
     for pair in pairs:
-        sides = answers_of(pair)
+        sides = completions_of(pair)
         counts = [side.num_scored for side in sides]
         weights: Sequence[Sequence[float] | None] = (None, None)
         if loss.tokens:
-            passes = cut_passes([pair], NoReference(), "padded", 10_000, tokens=loss.tokens)
-            drawn = passes[0].token_K
+            batches = cut_batches([pair], NoReference(), "padded", 10_000, tokens=loss.tokens)
+            drawn = batches[0].weight_K
             assert drawn is not None
             weights = [part.tolist() for part in drawn.split(counts)]
             if loss.tokens["kind"] != "sampo":
@@ -118,7 +118,7 @@ def undivided(setting: Setting, name: str) -> tuple[Gradients, torch.Tensor]:
             policy.append((own.double() * each).sum())
             length.append(float(own.sum()))
             given = setting.column if loss.needs("reference") else NoReference()
-            reference.append(given.answer_logp(side, weight))
+            reference.append(given.completion_logp(side, weight))
     chosen = torch.arange(0, 2 * len(pairs), 2)
     columns = {
         f"{column}_P": torch.tensor([getattr(p, column) for p in pairs], dtype=torch.float64)
@@ -129,7 +129,7 @@ def undivided(setting: Setting, name: str) -> tuple[Gradients, torch.Tensor]:
     values = StepValues(
         torch.stack(policy), known[0], known[1],
         chosen, chosen + 1, wpo_log_weight_R=torch.stack(wpo_log_weight),
-        mean_tokens=sum(answers_of(p)[0].num_scored for p in pairs) / len(pairs), **columns,
+        mean_tokens=sum(completions_of(p)[0].num_scored for p in pairs) / len(pairs), **columns,
     )  # fmt: skip
     if loss.observe is not None:
         loss.observe(values)
@@ -141,14 +141,14 @@ def undivided(setting: Setting, name: str) -> tuple[Gradients, torch.Tensor]:
 
 def divided(
     setting: Setting, name: str, backend: str, budget: int, shuffle: int
-) -> tuple[Gradients, PairValues, list[int]]:
+) -> tuple[Gradients, StepValues, list[int]]:
     loss, pairs = bound(name), rows_of(setting, name)
     order = list(range(len(pairs)))
     random.Random(shuffle).shuffle(order)
     column = setting.column if loss.needs("reference") else NoReference()
-    passes = cut_passes([pairs[i] for i in order], column, backend, budget, tokens=loss.tokens)
-    with make_ready(setting.policy).running(backend) as scorer:
-        values = step_gradients(scorer, passes, loss)
+    batches = cut_batches([pairs[i] for i in order], column, backend, budget, tokens=loss.tokens)
+    with setting.policy.running(backend):
+        values = loss_and_gradients(setting.policy, batches, loss)
     return taken(setting.policy.causal_lm), values, order
 
 
@@ -160,28 +160,30 @@ def test_any_cut_and_order_has_the_undivided_gradient(setting: Setting, name: st
     for backend, budget, shuffle in CUTS:
         ours, values, order = divided(setting, name, backend, budget, shuffle)
         assert_near(ours, wanted, 1e-10)
-        assert torch.allclose(values.loss, loss_P[order], rtol=1e-10, atol=1e-12)
+        assert torch.allclose(values.loss_P, loss_P[order], rtol=1e-10, atol=1e-12)
 
 
 def test_the_shift_of_bco_is_what_the_run_has_seen(setting: Setting) -> None:
-    """Two steps in passes of any size leave the mean of all rewards, and so does one of both."""
+    """Two steps in batches of any size leave the mean of all rewards, and so does one of both."""
     pairs, found = rows_of(setting, "bco"), []
     for budget in (16, 10_000):
         loss = bound("bco")
-        with make_ready(setting.policy).running() as scorer:
+        with setting.policy.running():
             for half in (pairs[:4], pairs[4:]):
-                passes = cut_passes(half, setting.column, "segments", budget)
-                values = step_gradients(scorer, passes, loss)
+                batches = cut_batches(half, setting.column, "segments", budget)
+                values = loss_and_gradients(setting.policy, batches, loss)
         taken(setting.policy.causal_lm)
         found.append(loss.state)
     assert found[0] == pytest.approx(found[1], rel=1e-12)
     assert found[0]["shift/count"] == 18
     whole = bound("bco")
-    with make_ready(setting.policy).running() as scorer:
-        values = step_gradients(scorer, cut_passes(pairs, setting.column, "segments", 90), whole)
+    with setting.policy.running():
+        values = loss_and_gradients(
+            setting.policy, cut_batches(pairs, setting.column, "segments", 90), whole
+        )
     taken(setting.policy.causal_lm)
-    ratios = torch.cat([values.policy_chosen - values.reference_chosen,
-                        values.policy_rejected - values.reference_rejected])  # fmt: skip
+    ratios = torch.cat([values.chosen.policy_P - values.chosen.reference_P,
+                        values.rejected.policy_P - values.rejected.reference_P])  # fmt: skip
     assert whole.state["shift/mean"] == pytest.approx(0.01 * float(ratios.mean()), rel=1e-10)
     assert found[0]["shift/mean"] == pytest.approx(whole.state["shift/mean"], rel=1e-10)
 
@@ -191,9 +193,9 @@ def test_limits_of_what_combines(setting: Setting) -> None:
     plain, _ = undivided(setting, "sigmoid")
     for rule in ({"kind": "ld", "alpha": 1.0}, {"kind": "decay", "gamma": 1.0}):
         loss = bind({"name": "sigmoid", "beta": 0.1, "tokens": rule})
-        passes = cut_passes(setting.pairs, setting.column, "segments", 90, tokens=rule)
-        with make_ready(setting.policy).running() as scorer:
-            step_gradients(scorer, passes, loss)
+        batches = cut_batches(setting.pairs, setting.column, "segments", 90, tokens=rule)
+        with setting.policy.running():
+            loss_and_gradients(setting.policy, batches, loss)
         assert_near(taken(setting.policy.causal_lm), plain, 1e-10)
     assert token_weights({"kind": "sampo"}, 3, 3, b"x") == ((1.0,) * 3, (1.0,) * 3)
     short, drawn = token_weights({"kind": "sampo"}, 3, 8, b"x")

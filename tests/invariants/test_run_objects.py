@@ -12,8 +12,7 @@ from tests.support.tiny import pair_rows, tiny_model, tiny_tokenizer, write_rows
 
 from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.config import Config, config_from
-from likelier.model.load import load
-from likelier.model.quiet import quietly
+from likelier.model.load import load, quietly
 from likelier.run import train
 from likelier.training.optimizer import MasterAdamW
 
@@ -55,12 +54,12 @@ def test_the_same_bytes_as_from_files(place: Place, tmp_path: Path, adapter: dic
         objects, policy.model, policy.tokenizer, train=iter(TRAIN), eval=tuple(HELD)
     )
     ours, theirs = bytes_of(from_objects.folder), bytes_of(from_files.folder)
-    # What names the source (config, ledger) or hashes what does (manifests) differs.
+    # What names the source (config, pair log) or hashes what does (manifests) differs.
     named = {name for name in differing(ours, theirs)}
     kept = {name for name in theirs if name.endswith((".safetensors", "metrics.jsonl"))}
     assert kept and not kept & named
     assert all(
-        name.startswith(("config.yaml", "ledger/", "adapter/adapter_config.json"))
+        name.startswith(("config.yaml", "pair_log/", "adapter/adapter_config.json"))
         or name.endswith("MANIFEST.json")
         for name in named
     ), named

@@ -15,8 +15,7 @@ from tests.support.runs import Place, exact_norms, make_place, token_pairs, trai
 
 from likelier.data.order import make_order
 from likelier.data.records import Completion, TokenPair
-from likelier.model.load import load
-from likelier.model.quiet import quietly
+from likelier.model.load import load, quietly
 from likelier.run import train
 
 STEPS, PAIRS, LR, WARMUP, BETA, DECAY, CLIP = 20, 6, 1e-3, 4, 0.3, 0.1, 2.5
@@ -187,7 +186,7 @@ def assert_same(run: Path, weights: dict[str, torch.Tensor], plain: Plain) -> No
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "padded":
         monkeypatch.setattr(
-            "likelier.model.score.choose_backend", lambda *_: ("padded", "the test says so")
+            "likelier.model.policy.choose_backend", lambda *_: ("padded", "the test says so")
         )
     return request.param
 

@@ -17,14 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from likelier.base.errors import ConfigError
 from likelier.base.files import read_json
-from likelier.batching.layout import answers_of
+from likelier.batching.batch import completions_of
 from likelier.data.records import TokenPair
 from likelier.model.adapters import attach_lora
-from likelier.model.load import Policy, load
-from likelier.model.quiet import quietly
-from likelier.model.score import make_ready, score_sequences
-from likelier.reference.build import reference_column
-from likelier.reference.column import load_column
+from likelier.model.load import load, quietly
+from likelier.model.policy import Policy, score_sequences
+from likelier.reference.cache import load_reference, reference_of_run
 from likelier.run import Run, train
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
@@ -158,8 +156,8 @@ def test_adapters_off_is_the_base(place: Place, tmp_path: Path) -> None:
 
 
 def own_logps(policy: Policy, pairs: Iterable[TokenPair]) -> dict:
-    answers = sorted({a for p in pairs for a in answers_of(p)}, key=lambda a: a.tokens)
-    found = score_sequences(make_ready(policy), answers)
+    answers = sorted({a for p in pairs for a in completions_of(p)}, key=lambda a: a.tokens)
+    found = score_sequences(policy, answers)
     return {answers[index]: logps for index, logps in found}
 
 
@@ -175,11 +173,9 @@ def test_a_fresh_adapter_is_no_part_of_the_reference(
             parameter.data.fill_(0.1)
     pairs = token_pairs(policy, place.data)
     trainable = [name for name, p in policy.model.named_parameters() if p.requires_grad]
-    column = reference_column(
-        make_ready(policy), pairs, 10_000, tmp_path, base_only=True, goes_on=False
-    )
-    bare = reference_column(
-        make_ready(load(place.base)), pairs, 10_000, tmp_path, base_only=False, goes_on=False
+    column = reference_of_run(policy, pairs, 10_000, tmp_path, base_only=True, resumes=False)
+    bare = reference_of_run(
+        load(place.base), pairs, 10_000, tmp_path, base_only=False, resumes=False
     )
     assert column.identity == bare.identity
     assert all(torch.equal(column.values[key], bare.values[key]) for key in bare.values)
@@ -195,14 +191,14 @@ def test_a_trained_adapter_is_its_own_reference(
     del settings["adapter"]
     run = train(settings)
     assert training_rows(run.folder)[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
-    column = load_column(run.folder / "reference.safetensors")
+    column = load_reference(run.folder / "reference.safetensors")
     assert column is not None
     pairs = token_pairs(load(place.base), place.data)
     with_adapter, bare = own_logps(load(first), pairs), own_logps(load(place.base), pairs)
     apart = 0.0
     for answer, logps in with_adapter.items():
-        assert column.answer_logp(answer) == pytest.approx(float(logps.sum()), abs=1e-4)
-        apart = max(apart, abs(float(bare[answer].sum()) - column.answer_logp(answer)))
+        assert column.completion_logp(answer) == pytest.approx(float(logps.sum()), abs=1e-4)
+        apart = max(apart, abs(float(bare[answer].sum()) - column.completion_logp(answer)))
     assert apart > 1.0
     before = load_file(first / "adapter_model.safetensors")
     after = load_file(run.model / "adapter_model.safetensors")
@@ -298,7 +294,7 @@ def test_the_folder_is_complete(runs: dict[str, Run]) -> None:
         assert run.model == run.folder / name
         found = {path.name for path in run.folder.iterdir()}
         assert found == {
-            name, ".lock", "checkpoints", "config.yaml", "ledger", "metrics.jsonl",
+            name, ".lock", "checkpoints", "config.yaml", "pair_log", "metrics.jsonl",
             "reference.safetensors", "run.json", "timing.jsonl",
         }  # fmt: skip
         record = read_json(run.folder / "run.json")

@@ -41,7 +41,7 @@ def test_what_is_compared(full: dict[str, bytes]) -> None:
     assert {"metrics.jsonl", "reference.safetensors", "config.yaml"} <= names
     assert "model/model.safetensors" in names
     assert {f"checkpoints/step-0000000{step}/exp_avg.safetensors" for step in (2, 4)} <= names
-    assert "ledger/steps-00000003-00000004.parquet" in names
+    assert "pair_log/steps-00000003-00000004.parquet" in names
     assert (
         full["checkpoints/step-00000002/masters.safetensors"]
         != (full["checkpoints/step-00000004/masters.safetensors"])
@@ -68,7 +68,7 @@ def test_whatever_was_scored_before(
 
 
 def learnt(found: dict[str, bytes]) -> dict[str, bytes]:
-    """What training made: weights, optimizer states and the ledger."""
+    """What training made: weights, optimizer states and the pair log."""
     return {n: b for n, b in found.items() if n.endswith((".safetensors", ".parquet"))}
 
 

@@ -12,18 +12,18 @@ from tests.support.numerics import assert_near
 from tests.support.runs import Place, exact_norms, make_place, token_pairs
 
 from likelier.base.errors import ConfigError
-from likelier.batching.layout import answers_of
+from likelier.batching.batch import completions_of
 from likelier.config.schema import OptimConfig
 from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss, bind
 from likelier.losses.values import StepValues
-from likelier.model.load import Policy, load
-from likelier.model.score import make_ready
-from likelier.reference.build import cached_column
-from likelier.reference.column import Column
+from likelier.model.load import load
+from likelier.model.policy import Policy
+from likelier.reference.cache import StoredReference, cached_reference
 from likelier.run import train
+from likelier.training.batches import cut_batches
 from likelier.training.optimizer import MasterAdamW
-from likelier.training.step import PairValues, cut_passes, step_gradients
+from likelier.training.step import loss_and_gradients
 
 BETA = 0.5
 Gradients = dict[str, torch.Tensor]
@@ -70,14 +70,14 @@ class Step:
     each loss. No dataclass: hypothesis prints its examples, and all the weights with them.
     """
 
-    def __init__(self, policy: Policy, pairs: Sequence[TokenPair], column: Column):
+    def __init__(self, policy: Policy, pairs: Sequence[TokenPair], column: StoredReference):
         self.policy, self.pairs, self.column = policy, pairs, column
         self.expected = {name: self.undivided(plain) for name, (_, plain) in LOSSES.items()}
 
     def undivided(self, loss: Callable) -> tuple[Gradients, torch.Tensor]:
         """One graph over all pairs: full logits, one sequence after the other, one backward."""
         model = self.policy.causal_lm.eval()
-        answers = [answer for pair in self.pairs for answer in answers_of(pair)]
+        answers = [answer for pair in self.pairs for answer in completions_of(pair)]
         logps = []
         for answer in answers:
             tokens = torch.tensor([answer.tokens])
@@ -85,7 +85,7 @@ class Step:
             picked = each.gather(1, tokens[0, 1:, None])[:, 0]
             logps.append(picked[torch.tensor(answer.scored[1:])].sum())
         reference = torch.tensor(
-            [self.column.answer_logp(answer) for answer in answers], dtype=torch.float64
+            [self.column.completion_logp(answer) for answer in answers], dtype=torch.float64
         )
         chosen = torch.arange(0, len(answers), 2)
         lengths = torch.ones(len(answers))
@@ -96,24 +96,24 @@ class Step:
 
     def divided(
         self, loss: BoundLoss, backend: str, budget: int
-    ) -> tuple[Gradients, PairValues, int]:
-        """Gradients, values and the number of passes."""
-        passes = cut_passes(self.pairs, self.column, backend, budget)
-        with make_ready(self.policy).running(backend) as scorer:
-            values = step_gradients(scorer, passes, loss)
-        return taken(self.policy.causal_lm), values, len(passes)
+    ) -> tuple[Gradients, StepValues, int]:
+        """Gradients, values and the number of batches."""
+        batches = cut_batches(self.pairs, self.column, backend, budget)
+        with self.policy.running(backend):
+            values = loss_and_gradients(self.policy, batches, loss)
+        return taken(self.policy.causal_lm), values, len(batches)
 
 
 @pytest.fixture(scope="module")
 def step(place: Place) -> Step:
     policy = load(place.base)
     pairs = token_pairs(policy, place.data)
-    answers = {answer for pair in pairs for answer in answers_of(pair)}
+    answers = {answer for pair in pairs for answer in completions_of(pair)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
-        own = cached_column(make_ready(policy), "x", answers, 10_000, base_only=False)
+        own = cached_reference(policy, "x", answers, 10_000, base_only=False)
     shifted = {key: value + 0.3 * (key[0] / 255 - 0.5) for key, value in own.values.items()}
-    return Step(policy, pairs, Column("x", shifted))
+    return Step(policy, pairs, StoredReference("x", shifted))
 
 
 @settings(max_examples=25)
@@ -128,7 +128,7 @@ def test_any_split_has_the_undivided_gradient(
     gradients, values, _ = step.divided(LOSSES[name][0], backend, budget)
     wanted, loss_P = step.expected[name]
     assert_near(gradients, wanted, 1e-9)
-    assert torch.allclose(values.loss, loss_P, rtol=1e-12)
+    assert torch.allclose(values.loss_P, loss_P, rtol=1e-12)
 
 
 def test_the_splits_are_splits(step: Step) -> None:
@@ -144,13 +144,13 @@ def test_the_splits_are_splits(step: Step) -> None:
 
 
 def test_values_come_in_the_order_of_the_step(step: Step) -> None:
-    """Padded passes take pairs by length; the ledger must not."""
+    """Padded passes take pairs by length; the pair log must not."""
     _, values, _ = step.divided(LOSSES["sigmoid"][0], "padded", 60)
     chosen = [float(sum(pair.chosen.scored)) for pair in step.pairs]
-    assert values.chosen_tokens.tolist() == chosen
+    assert values.chosen.tokens_P.tolist() == chosen
     assert chosen != sorted(chosen)
-    wanted = [step.column.answer_logp(answers_of(pair)[0]) for pair in step.pairs]
-    assert values.reference_chosen.tolist() == wanted
+    wanted = [step.column.completion_logp(completions_of(pair)[0]) for pair in step.pairs]
+    assert values.chosen.reference_P.tolist() == wanted
 
 
 def test_an_own_loss_that_averages_is_refused(place: Place, tmp_path: Path) -> None:

@@ -12,11 +12,9 @@ from tests.support.families import shared_model
 from tests.support.numerics import VOCAB, examples, scored_sets, sequence
 from torch import Tensor
 
-from likelier.batching.layout import Pass, Scored
-from likelier.batching.pack import layout
+from likelier.batching.batch import Batch, Scored, lay_out
 from likelier.batching.tree import common_length
-from likelier.model.load import Policy
-from likelier.model.score import Ready, make_ready
+from likelier.model.policy import Policy
 
 FAMILIES = ("exaone4", "exaone4-sliding", "llama", "qwen3", "mistral", "gemma3", "gpt2")
 KNOWN, NEW = range(3, 45), range(45, VOCAB)  # changed tokens are new, so no beginning is shared
@@ -48,13 +46,13 @@ def changed(sequences: list[Scored], index: int, seed: int) -> list[Scored] | No
 
 
 @torch.no_grad()
-def score(ready: Ready, batch: Pass, backend: str) -> tuple[Tensor, list[Tensor]]:
+def score(policy: Policy, batch: Batch, backend: str) -> tuple[Tensor, list[Tensor]]:
     """All hidden states of a pass by flat position, and each answer's log-probs."""
     kept = []
-    backbone = ready.policy.causal_lm.base_model
+    backbone = policy.causal_lm.base_model
     hook = backbone.register_forward_hook(lambda *call: kept.append(call[-1].last_hidden_state))
     try:
-        with ready.running(backend) as scorer:
+        with policy.running(backend) as scorer:
             logp_K = scorer(batch)[batch.entry_K]
     finally:
         hook.remove()
@@ -62,9 +60,9 @@ def score(ready: Ready, batch: Pass, backend: str) -> tuple[Tensor, list[Tensor]
 
 
 def check(
-    ready: Ready, sequences: list[Scored], others: list[Scored], index: int, backend: str
+    policy: Policy, sequences: list[Scored], others: list[Scored], index: int, backend: str
 ) -> None:
-    first, second = layout(backend)(sequences), layout(backend)(others)
+    first, second = lay_out(sequences, backend), lay_out(others, backend)
     assert torch.equal(first.depth_BL, second.depth_BL)
     assert torch.equal(first.predict_N, second.predict_N)
     if first.tree is not None and second.tree is not None:
@@ -74,8 +72,8 @@ def check(
     if first.tree is None:  # a changed token reaches the later ones of its own row
         row = first.token_BL.shape[1]
         same_T = same_T.view(-1, row).cumprod(1).bool().flatten()
-    hidden_TD, logps = score(ready, first, backend)
-    hidden_after_TD, logps_after = score(ready, second, backend)
+    hidden_TD, logps = score(policy, first, backend)
+    hidden_after_TD, logps_after = score(policy, second, backend)
     assert torch.equal(hidden_TD[same_T], hidden_after_TD[same_T])
     for place, (before, after) in enumerate(zip(logps, logps_after, strict=True)):
         assert torch.equal(before, after) == (place != index)
@@ -92,8 +90,8 @@ def test_other_tokens_leave_the_neighbours_bits(
     others = changed(sequences, index, seed)
     assume(others is not None)
     assert others is not None
-    ready = make_ready(Policy(shared_model(family, torch.float32), None))  # type: ignore[arg-type]
-    check(ready, sequences, others, index, backend)
+    policy = Policy(shared_model(family, torch.float32), None)  # type: ignore[arg-type]
+    check(policy, sequences, others, index, backend)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -106,8 +104,8 @@ def test_the_same_where_two_threads_really_share_the_work(backend: str, count: i
 
     prompts = [words(40) for _ in range(5)]
     sequences = [sequence(prompt, words(30)) for prompt in prompts for _ in range(4)]
-    ready = make_ready(Policy(shared_model("exaone4-sliding", torch.float32), None))  # type: ignore[arg-type]
+    policy = Policy(shared_model("exaone4-sliding", torch.float32), None)  # type: ignore[arg-type]
     others = changed(sequences, 9, seed=0)
     assert others is not None
     with threads(count):
-        check(ready, sequences, others, 9, backend)
+        check(policy, sequences, others, 9, backend)

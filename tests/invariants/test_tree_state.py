@@ -16,12 +16,10 @@ from tests.support.numerics import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from likelier.batching.layout import Pass, padded_pass, tree_pass
-from likelier.batching.pack import layout
-from likelier.model.adapters import attach_lora
+from likelier.batching.batch import Batch, lay_out, padded_batch, tree_batch
+from likelier.model.adapters import attach_lora, checkpoint_activations
 from likelier.model.attention import UnsupportedAttention, attention_backend
-from likelier.model.load import Policy, checkpoint_activations
-from likelier.model.score import Ready, make_ready
+from likelier.model.policy import Policy
 
 FAMILIES = ("exaone4-sliding", "llama", "gemma3", "gpt2")
 HALVES = (TELLING[:6], TELLING[3:])  # two trees of different size and shape
@@ -40,53 +38,53 @@ def tiny_policy(family: str, lora: bool, dtype: torch.dtype = torch.float64) -> 
     return policy
 
 
-def backward(ready: Ready, logp_E: Tensor, batch: Pass) -> None:
+def backward(policy: Policy, logp_E: Tensor, batch: Batch) -> None:
     weight_R = answer_weights(len(batch.length_R))
     logp_E.backward(batch.entry_gradients(weight_R).to(logp_E.dtype))
 
 
-def one_after_the_other(ready: Ready, backend: str) -> dict[str, Tensor]:
-    with ready.running(backend) as scorer:
+def one_after_the_other(policy: Policy, backend: str) -> dict[str, Tensor]:
+    with policy.running(backend) as scorer:
         for sequences in HALVES:
-            batch = layout(backend)(sequences)
-            backward(ready, scorer(batch), batch)
-    return gradients(ready.policy.model)
+            batch = lay_out(sequences, backend)
+            backward(policy, scorer(batch), batch)
+    return gradients(policy.model)
 
 
-def both_forwards_first(ready: Ready, backend: str, order: tuple[int, int]) -> dict[str, Tensor]:
-    with ready.running(backend) as scorer:
-        batches = [layout(backend)(sequences) for sequences in HALVES]
+def both_forwards_first(policy: Policy, backend: str, order: tuple[int, int]) -> dict[str, Tensor]:
+    with policy.running(backend) as scorer:
+        batches = [lay_out(sequences, backend) for sequences in HALVES]
         logps = [scorer(batch) for batch in batches]
         for place in order:
-            backward(ready, logps[place], batches[place])
-    return gradients(ready.policy.model)
+            backward(policy, logps[place], batches[place])
+    return gradients(policy.model)
 
 
-def loop(ready: Ready) -> dict[str, Tensor]:
-    with ready.running("padded"):
+def loop(policy: Policy) -> dict[str, Tensor]:
+    with policy.running("padded"):
         for sequences in HALVES:
-            sums = [logps.sum() for logps in plain_logps(ready.policy.model, sequences)]
+            sums = [logps.sum() for logps in plain_logps(policy.model, sequences)]
             torch.stack(sums).backward(answer_weights(len(sequences)))
-    return gradients(ready.policy.model)
+    return gradients(policy.model)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_layouts_in_flight_with_checkpointing(family: str, lora: bool) -> None:
-    ready = make_ready(tiny_policy(family, lora))
-    model = ready.policy.causal_lm
+    policy = tiny_policy(family, lora)
+    model = policy.causal_lm
     with in_own_dtype(model):
-        plain = loop(ready)
-        apart = one_after_the_other(ready, "segments")
+        plain = loop(policy)
+        apart = one_after_the_other(policy, "segments")
         assert_near(apart, plain, 1e-9)
         calls = count_calls(model, "mlp")
-        one_after_the_other(ready, "segments")
+        one_after_the_other(policy, "segments")
         assert calls() == 2 * model.config.num_hidden_layers
         checkpoint_activations(model)
         calls()
         for backend in ("segments", "dense"):
             for order in ((0, 1), (1, 0)):
-                together = both_forwards_first(ready, backend, order)
+                together = both_forwards_first(policy, backend, order)
                 # Every layer ran again in the backward, or this would prove nothing.
                 assert calls() == 2 * 2 * model.config.num_hidden_layers
                 assert_near(together, plain, 1e-9)
@@ -115,8 +113,7 @@ def count_calls(model: PreTrainedModel, name: str) -> Callable[[], int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_adapters_get_gradients(family: str) -> None:
     policy = tiny_policy(family, lora=True)
-    ready = make_ready(policy)
-    found = one_after_the_other(ready, "segments")
+    found = one_after_the_other(policy, "segments")
     assert found and all("lora_" in name and bool(grad.any()) for name, grad in found.items())
     frozen = [p for name, p in policy.model.named_parameters() if "lora_" not in name]
     assert frozen and all(p.grad is None for p in frozen)
@@ -124,17 +121,17 @@ def test_only_adapters_get_gradients(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_pass_leaves_a_trace(family: str) -> None:
-    ready = make_ready(tiny_policy(family, lora=True, dtype=torch.float32))
-    model = ready.policy.model
+    policy = tiny_policy(family, lora=True, dtype=torch.float32)
+    model = policy.model
     tokens = torch.tensor([TELLING[0].tokens])
 
     def plain() -> Tensor:
-        with torch.no_grad(), ready.running("padded"):
+        with torch.no_grad(), policy.running("padded"):
             return model(input_ids=tokens, use_cache=False).logits
 
     def values(sequences: tuple, backend: str) -> Tensor:
-        with ready.running(backend) as scorer:
-            return scorer(layout(backend)(sequences))
+        with policy.running(backend) as scorer:
+            return scorer(lay_out(sequences, backend))
 
     before = plain()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -167,9 +164,9 @@ def test_a_tree_backend_without_a_tree_is_refused() -> None:
 
 def test_passes_of_one_sequence_agree_bit_for_bit_in_float64() -> None:
     """Without anything shared a tree is a row: the smallest case of all."""
-    ready = make_ready(tiny_policy("llama", lora=False))
-    with torch.no_grad(), ready.running("padded") as scorer:
-        row = scorer(padded_pass(TELLING[:1]))
-    with torch.no_grad(), ready.running("segments") as scorer:
-        tree = scorer(tree_pass(TELLING[:1]))
+    policy = tiny_policy("llama", lora=False)
+    with torch.no_grad(), policy.running("padded") as scorer:
+        row = scorer(padded_batch(TELLING[:1]))
+    with torch.no_grad(), policy.running("segments") as scorer:
+        tree = scorer(tree_batch(TELLING[:1]))
     torch.testing.assert_close(tree, row, rtol=1e-14, atol=0)

@@ -13,7 +13,7 @@ from transformers import Exaone4Config, Exaone4ForCausalLM, PreTrainedTokenizerF
 
 import likelier
 from likelier.api import preference_loss
-from likelier.model.score import get_logprob
+from likelier.model.policy import get_logprob
 
 # Eight actions: random rewards, a random reference, every pair with the labels of Bradley-Terry.
 K, BETA, TAU, FLIPS = 8, 0.5, 0.5, 0.2

@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from likelier.base.errors import DataError
-from likelier.batching.layout import Scored, padded_pass
-from likelier.model.load import Policy
+from likelier.batching.batch import Scored, padded_batch
+from likelier.model.policy import Policy, score_sequences
 from likelier.model.rotary import RotaryTables, rotary_tables
-from likelier.model.score import Ready, make_ready, score_sequences
 
 ORIGINAL = 16
 SMALL = {
@@ -38,7 +37,7 @@ LONGROPE = {
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 
 
-def ready_model(kind: str) -> Ready:
+def ready_model(kind: str) -> Policy:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "longrope":
@@ -56,7 +55,7 @@ def ready_model(kind: str) -> Ready:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
-    return make_ready(Policy(model.double().train(), None))  # type: ignore[arg-type]
+    return Policy(model.double().train(), None)  # type: ignore[arg-type]
 
 
 def of_length(inputs: int, seed: int) -> Scored:
@@ -69,59 +68,59 @@ def of_length(inputs: int, seed: int) -> Scored:
 MIXED = [of_length(length, seed) for seed, length in enumerate((10, 24, 16, 17, 30, 12))]
 
 
-def loop(ready: Ready, sequences: list[Scored]) -> list[Tensor]:
+def loop(policy: Policy, sequences: list[Scored]) -> list[Tensor]:
     """One forward a sequence over what must be computed, so that its length is the same."""
     logps = []
     for one in sequences:
         tokens = torch.tensor(one.tokens)
-        logits_TV = ready.policy.model(input_ids=tokens[None, :-1], use_cache=False).logits[0]
+        logits_TV = policy.model(input_ids=tokens[None, :-1], use_cache=False).logits[0]
         logp_T = torch.log_softmax(logits_TV, -1).gather(1, tokens[1:, None])[:, 0]
         logps.append(logp_T[torch.tensor(one.scored[1:])])
     return logps
 
 
 def test_longrope_rows_on_both_sides_of_the_original_length() -> None:
-    ready = ready_model("longrope")
-    assert ready.backend == "padded" and "longrope" in str(ready.backend_reason)
-    expected = loop(ready, MIXED)
+    policy = ready_model("longrope")
+    assert policy.backend == "padded" and "longrope" in str(policy.backend_reason)
+    expected = loop(policy, MIXED)
     torch.stack([logps.sum() for logps in expected]).sum().backward()
-    wanted = gradients(ready.policy.model)
-    with ready.running() as scorer:
-        batch = padded_pass(MIXED)
+    wanted = gradients(policy.model)
+    with policy.running() as scorer:
+        batch = padded_batch(MIXED)
         logp_E = scorer(batch)
-        batch.answer_logps(logp_E).sum().backward()
+        batch.completion_logps(logp_E).sum().backward()
     assert distance(logp_E[batch.entry_K], torch.cat(expected)) < 1e-6
-    found = gradients(ready.policy.model)
+    found = gradients(policy.model)
     assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-6
-    for place, logps in score_sequences(ready, MIXED, budget=64):
+    for place, logps in score_sequences(policy, MIXED, budget=64):
         assert distance(logps, expected[place]) < 1e-6
 
 
 def test_the_two_tables_differ_or_this_would_prove_nothing() -> None:
-    ready = ready_model("longrope")
-    ready.scorer.tables = RotaryTables()
-    with torch.no_grad(), ready.running() as scorer:
-        batch = padded_pass(MIXED)
+    policy = ready_model("longrope")
+    policy.scorer.tables = RotaryTables()
+    with torch.no_grad(), policy.running() as scorer:
+        batch = padded_batch(MIXED)
         together = scorer(batch)[batch.entry_K]
-    assert distance(together, torch.cat(loop(ready, MIXED))) > 1e-2
+    assert distance(together, torch.cat(loop(policy, MIXED))) > 1e-2
 
 
 def test_dynamic_tables_serve_the_tree_up_to_the_original_length() -> None:
-    ready = ready_model("dynamic")
-    assert (ready.backend, ready.backend_reason) == ("segments", None)
+    policy = ready_model("dynamic")
+    assert (policy.backend, policy.backend_reason) == ("segments", None)
     short = [of_length(length, 0) for length in (6, 11, ORIGINAL)]
     with torch.no_grad():
-        expected = loop(ready, short)
-    for place, logps in score_sequences(ready, short):
+        expected = loop(policy, short)
+    for place, logps in score_sequences(policy, short):
         assert distance(logps, expected[place]) < 1e-6
 
 
 @pytest.mark.parametrize("backend", ["segments", "padded"])
 def test_dynamic_tables_refuse_what_they_would_not_give_twice(backend: str) -> None:
-    ready = ready_model("dynamic")
+    policy = ready_model("dynamic")
     long = sequence([3] * 10, [4] * (ORIGINAL - 8))
     with pytest.raises(DataError, match="a sequence of 17 tokens: beyond 16") as caught:
-        list(score_sequences(ready, [sequence([3], [4]), long]))
+        list(score_sequences(policy, [sequence([3], [4]), long]))
     assert "data.max_length: 16" in str(caught.value)
 
 

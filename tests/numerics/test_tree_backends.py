@@ -27,10 +27,8 @@ from tests.support.numerics import (
     scored_sets,
 )
 
-from likelier.batching.layout import Scored
-from likelier.batching.pack import layout
-from likelier.model.load import Policy
-from likelier.model.score import Ready, make_ready
+from likelier.batching.batch import Scored, lay_out
+from likelier.model.policy import Policy
 
 ALL = (*TREE_FAMILIES, *EXPERT_FAMILIES, *PADDED_FAMILIES)
 EXACT = 1e-9
@@ -49,23 +47,23 @@ def backends(family: str) -> tuple[str, ...]:
     return ("padded",) if family in PADDED_FAMILIES else ("segments", "dense", "padded")
 
 
-def compare(ready: Ready, sequences: Sequence[Scored], backend: str, tolerance: float) -> None:
+def compare(policy: Policy, sequences: Sequence[Scored], backend: str, tolerance: float) -> None:
     """One backend against the loop, with an arbitrary weight for every answer."""
-    model, weight_R = ready.policy.model, answer_weights(len(sequences))
-    with ready.running("padded"):  # the model's own attention, without dropout
+    model, weight_R = policy.model, answer_weights(len(sequences))
+    with policy.running("padded"):  # the model's own attention, without dropout
         each = plain_logps(model, sequences)
         torch.stack([logps.double().sum() for logps in each]).backward(weight_R)
     expected = gradients(model)
-    with ready.running(backend) as scorer:
-        batch = layout(backend)(sequences)
+    with policy.running(backend) as scorer:
+        batch = lay_out(sequences, backend)
         logp_E = scorer(batch)
         logp_E.backward(batch.entry_gradients(weight_R).to(logp_E.dtype))
     assert distance(logp_E[batch.entry_K], torch.cat(each)) <= tolerance
     assert_near(gradients(model), expected, tolerance)
 
 
-def ready_model(family: str, dtype: torch.dtype = torch.float64) -> Ready:
-    return make_ready(Policy(shared_model(family, dtype), None))  # type: ignore[arg-type]
+def ready_model(family: str, dtype: torch.dtype = torch.float64) -> Policy:
+    return Policy(shared_model(family, dtype), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -73,10 +71,10 @@ def ready_model(family: str, dtype: torch.dtype = torch.float64) -> Ready:
 @given(sequences=scored_sets())
 @example(sequences=TELLING)
 def test_exactly_equal_without_float32_modules(family: str, sequences: list[Scored]) -> None:
-    ready = ready_model(family)
-    with in_own_dtype(ready.policy.model, ALSO_FLOAT32.get(family, "Norm|Router")):
+    policy = ready_model(family)
+    with in_own_dtype(policy.model, ALSO_FLOAT32.get(family, "Norm|Router")):
         for backend in backends(family):
-            compare(ready, sequences, backend, EXACT)
+            compare(policy, sequences, backend, EXACT)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -84,29 +82,29 @@ def test_exactly_equal_without_float32_modules(family: str, sequences: list[Scor
 @given(sequences=scored_sets())
 @example(sequences=TELLING)
 def test_equal_with_modules_as_they_are(family: str, sequences: list[Scored]) -> None:
-    ready = ready_model(family)
+    policy = ready_model(family)
     # Recurrent layers compute in float32 throughout, so the padding of a row reaches its sums.
     tolerance = 1e-5 if family in ("qwen3-next", "falcon-h1") else STOCK
     # Gemma 2's eager softmax in float32 makes the lowest float64 of the mask infinite.
-    with in_own_dtype(ready.policy.model, "^Gemma2Attention$"):
+    with in_own_dtype(policy.model, "^Gemma2Attention$"):
         for backend in backends(family):
-            compare(ready, sequences, backend, tolerance)
+            compare(policy, sequences, backend, tolerance)
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_the_backend_is_chosen_by_itself(family: str) -> None:
-    ready = ready_model(family)
+    policy = ready_model(family)
     if family not in PADDED_FAMILIES:
-        assert (ready.backend, ready.backend_reason) == ("segments", None)
+        assert (policy.backend, policy.backend_reason) == ("segments", None)
     else:
-        assert ready.backend == "padded"
+        assert policy.backend == "padded"
         word = {
             "gemma2": "softcap",
             "qwen3-next": "linear_attention",
             "falcon-h1": "hybrid",
             "lfm2": "conv",
         }[family]
-        assert ready.backend_reason is not None and word in ready.backend_reason
+        assert policy.backend_reason is not None and word in policy.backend_reason
 
 
 @pytest.mark.parametrize("family", ["qwen3-next", "falcon-h1", "lfm2"])
@@ -119,12 +117,12 @@ def test_layers_with_a_state_would_be_wrong_in_a_tree(family: str) -> None:
 @pytest.mark.parametrize("backend", ["segments", "dense", "padded"])
 def test_experts_by_grouped_products_in_float32(backend: str) -> None:
     """As users run them: the grouped product takes no float64, and rounding may flip a route."""
-    ready = ready_model("qwen3-moe", torch.float32)
-    model = ready.policy.causal_lm
+    policy = ready_model("qwen3-moe", torch.float32)
+    model = policy.causal_lm
     before = model.config._experts_implementation
     model.set_experts_implementation("grouped_mm")
     try:
-        compare(ready, TELLING, backend, 1e-4)
+        compare(policy, TELLING, backend, 1e-4)
     finally:
         model.set_experts_implementation(before)
 
@@ -132,18 +130,18 @@ def test_experts_by_grouped_products_in_float32(backend: str) -> None:
 @pytest.mark.parametrize("family", ["exaone4-sliding", "gpt2"])
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_chunks_of_the_head_change_nothing(family: str, chunk: int) -> None:
-    ready = ready_model(family)
-    ready.scorer.chunk = chunk
-    with in_own_dtype(ready.policy.model):
-        compare(ready, TELLING, "segments", EXACT)
+    policy = ready_model(family)
+    policy.scorer.chunk = chunk
+    with in_own_dtype(policy.model):
+        compare(policy, TELLING, "segments", EXACT)
 
 
 def test_the_loop_would_notice_one_wrong_token() -> None:
     """The comparison itself: one changed input token, and no tolerance hides it."""
-    ready = ready_model("llama")
+    policy = ready_model("llama")
     changed = [Scored((*one.tokens[:-2], 60, one.tokens[-1]), one.scored) for one in TELLING]
-    with ready.running() as scorer:
-        batch = layout("segments")(changed)
+    with policy.running() as scorer:
+        batch = lay_out(changed, "segments")
         ours = scorer(batch)[batch.entry_K]
-    theirs = torch.cat(plain_logps(ready.policy.model, TELLING))
+    theirs = torch.cat(plain_logps(policy.model, TELLING))
     assert distance(ours, theirs) > 1e-2

@@ -31,7 +31,7 @@ def test_counts_are_those_of_the_run(place: Place, tmp_path: Path) -> None:
     assert planned.plain_tokens == record["tokens"]["plain"]
     assert planned.tokens_per_batch == record["resolved"]["train"]["tokens_per_batch"]
     written = [p for p in run.folder.rglob("*") if p.is_file() and p.name != "report.html"]
-    kept = sum(p.stat().st_size for p in written if "ledger" not in p.parts)
+    kept = sum(p.stat().st_size for p in written if "pair_log" not in p.parts)
     assert 0.5 * kept < planned.disk < 2 * kept
     assert planned.seconds > planned.seconds_per_step * 6 > 0
 
@@ -72,7 +72,7 @@ def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_does_not_fit_is_said_before_it_is_tried(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("likelier.training.budget._memory", lambda device: 2**20)
+    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 2**20)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
     assert main(["plan", str(file)]) == 2

@@ -18,7 +18,7 @@ from tests.support.tiny import pair_rows, write_rows
 
 from likelier.cli import main
 from likelier.run import train
-from likelier.training.folder import open_folder
+from likelier.training.run_folder import open_folder
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from likelier.batching.layout import Scored
+from likelier.batching.batch import Scored
 
 VOCAB = 61  # of every tiny model
 

@@ -16,7 +16,7 @@ from transformers.models.exaone4.modeling_exaone4 import Exaone4RMSNorm
 from likelier.data.encode import encode_pairs
 from likelier.data.records import TokenPair
 from likelier.data.tokenizer import build_encoder
-from likelier.model.load import Policy
+from likelier.model.policy import Policy
 
 
 @dataclass(frozen=True)

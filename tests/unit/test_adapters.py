@@ -13,7 +13,7 @@ from torch import Tensor
 
 from likelier.base.errors import ConfigError
 from likelier.model.adapters import adapters_off, attach_lora
-from likelier.model.load import Policy
+from likelier.model.policy import Policy
 
 
 def make_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **lora: Any) -> Policy:

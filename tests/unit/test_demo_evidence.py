@@ -16,7 +16,7 @@ from likelier.demo.base import Recipe, base_model
 from likelier.demo.evidence import interrogate, judge, outcome, share_of
 from likelier.demo.make import settings
 from likelier.demo.world import interview, topics
-from likelier.evaluation.heldout import wilson
+from likelier.evaluation.metrics import wilson
 from likelier.report.read import read_run
 
 TINY = Recipe(rounds=1, vocabulary=700, hidden=32, inner=32, layers=1, lr=1e-2)

@@ -21,11 +21,10 @@ from transformers import (
     PersimmonForCausalLM,
 )
 
-from likelier.batching.layout import tree_pass
-from likelier.model.dropout import without_dropout
-from likelier.model.load import Policy
-from likelier.model.quiet import quietly
-from likelier.model.score import make_ready
+from likelier.batching.batch import tree_batch
+from likelier.model.load import quietly
+from likelier.model.policy import Policy
+from likelier.model.running import without_dropout
 
 
 def gpt2() -> nn.Module:
@@ -175,17 +174,17 @@ def test_the_random_numbers_of_others_are_not_used_up() -> None:
 @pytest.mark.parametrize("make", [gpt2, exaone, with_adapter])
 def test_training_passes_are_silent(make: Any) -> None:
     """Through the one door that training and scoring use, gradients included."""
-    ready = make_ready(Policy(make(), None))  # type: ignore[arg-type]
-    batch = tree_pass(TELLING)
+    policy = Policy(make(), None)  # type: ignore[arg-type]
+    batch = tree_batch(TELLING)
 
     def run() -> list[Tensor]:
-        with ready.running() as scorer:
+        with policy.running() as scorer:
             logp_E = scorer(batch)
             logp_E.sum().backward()
-        grads = [p.grad.clone() for p in ready.policy.model.parameters() if p.grad is not None]
-        ready.policy.model.zero_grad()
+        grads = [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+        policy.model.zero_grad()
         return [logp_E.detach(), *grads]
 
     first, second = run(), run()
-    assert ready.policy.model.training and len(first) > 1
+    assert policy.model.training and len(first) > 1
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

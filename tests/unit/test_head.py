@@ -9,11 +9,10 @@ from tests.support.numerics import TELLING, distance, gradients, plain_logps
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from likelier.batching.layout import tree_pass
-from likelier.logprob.head import Head, at_least_float32, head_logits
+from likelier.batching.batch import tree_batch
 from likelier.model.adapters import attach_lora
-from likelier.model.load import Policy
-from likelier.model.score import make_ready
+from likelier.model.logprob import Head, at_least_float32, head_logits
+from likelier.model.policy import Policy
 from likelier.model.scorer import HeadRule, Scorer, find_head_rule
 
 RULES = {
@@ -50,45 +49,49 @@ def test_a_wrong_rule_would_be_seen(name: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(type(model), "forward", changed)
     rule = find_head_rule(model)
-    assert rule.own and rule.reason is not None and "differ from head(hidden)" in rule.reason
+    assert (
+        rule.use_model_head
+        and rule.reason is not None
+        and "differ from head(hidden)" in rule.reason
+    )
 
 
 def backward(scorer: Scorer) -> tuple[Tensor, dict[str, Tensor]]:
-    batch = tree_pass(TELLING)
+    batch = tree_batch(TELLING)
     logp_E = scorer(batch)
     logp_E.backward(torch.linspace(1, 2, len(logp_E), dtype=logp_E.dtype))
     return logp_E.detach(), gradients(scorer.model)
 
 
 def test_the_models_own_head_gives_the_same_values_and_gradients() -> None:
-    ready = make_ready(Policy(shared_model("granite"), None))  # type: ignore[arg-type]
-    own = Scorer(ready.scorer.model, HeadRule(own=True))
-    with ready.running():
-        (ours, our_grads), (theirs, their_grads) = backward(ready.scorer), backward(own)
+    policy = Policy(shared_model("granite"), None)  # type: ignore[arg-type]
+    own = Scorer(policy.scorer.model, HeadRule(use_model_head=True))
+    with policy.running():
+        (ours, our_grads), (theirs, their_grads) = backward(policy.scorer), backward(own)
     assert distance(ours, theirs) < 1e-14
     assert max(distance(our_grads[name], their_grads[name]) for name in our_grads) < 1e-12
 
 
 def test_log_probs_of_the_own_head_are_never_half_precision() -> None:
     model = shared_model("llama", torch.bfloat16)
-    ready = make_ready(Policy(model, None))  # type: ignore[arg-type]
-    for rule in (HeadRule(), HeadRule(own=True)):
-        with ready.running():
-            assert Scorer(model, rule)(tree_pass(TELLING)).dtype is torch.float32
+    policy = Policy(model, None)  # type: ignore[arg-type]
+    for rule in (HeadRule(), HeadRule(use_model_head=True)):
+        with policy.running():
+            assert Scorer(model, rule)(tree_batch(TELLING)).dtype is torch.float32
 
 
 def test_a_head_that_is_no_plain_linear_layer_is_the_models_own() -> None:
     policy = Policy(tiny_model("llama"), None)  # type: ignore[arg-type]
     adapted = attach_lora(policy, r=2, alpha=4, targets=["q_proj", "lm_head"], seed=0)
     rule = find_head_rule(adapted.causal_lm)
-    assert rule.own and rule.reason == "its output layer is a Linear"
+    assert rule.use_model_head and rule.reason == "its output layer is a Linear"
     with torch.no_grad():
         for name, parameter in adapted.model.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.1)
-        ready = make_ready(adapted)
-        with ready.running() as scorer:
-            batch = tree_pass(TELLING)
+        policy = adapted
+        with policy.running() as scorer:
+            batch = tree_batch(TELLING)
             ours = scorer(batch)[batch.entry_K]
         theirs = torch.cat(plain_logps(adapted.model, TELLING))
     assert distance(ours, theirs) < 1e-6
@@ -98,16 +101,16 @@ def test_a_model_that_is_its_own_backbone(monkeypatch: pytest.MonkeyPatch) -> No
     model = tiny_model("llama")
     monkeypatch.setattr(type(model), "base_model_prefix", "nothing")
     rule = find_head_rule(model)
-    assert rule.own and rule.reason == "its backbone is not a module of its own"
+    assert rule.use_model_head and rule.reason == "its backbone is not a module of its own"
 
 
 def test_a_head_with_a_bias() -> None:
     model = tiny_model("llama")
     model.lm_head = nn.Linear(32, 61, dtype=torch.float64)
-    ready = make_ready(Policy(model, None))  # type: ignore[arg-type]
-    assert ready.scorer.rule == HeadRule()
-    batch = tree_pass(TELLING)
-    with torch.no_grad(), ready.running() as scorer:
+    policy = Policy(model, None)  # type: ignore[arg-type]
+    assert policy.scorer.rule == HeadRule()
+    batch = tree_batch(TELLING)
+    with torch.no_grad(), policy.running() as scorer:
         ours = scorer(batch)[batch.entry_K]
         assert float(model.lm_head.bias.abs().min()) > 0
     theirs = torch.cat(plain_logps(model, TELLING))

@@ -1,4 +1,4 @@
-"""Metrics by hand, ties, and held-out means that no cut into passes changes."""
+"""Metrics by hand, ties, and held-out means that no cut into batches changes."""
 
 import math
 from pathlib import Path
@@ -8,24 +8,37 @@ import torch
 from tests.support.runs import make_place, token_pairs
 
 from likelier.base.errors import RunFailed
-from likelier.batching.layout import answers_of
+from likelier.batching.batch import completions_of
 from likelier.data.records import Completion, TokenPair
-from likelier.evaluation.heldout import HeldOut, accuracy_interval, wilson
-from likelier.evaluation.metrics import TIE, hits, metrics, rewards
+from likelier.evaluation.metrics import (
+    TIE,
+    accuracy_interval,
+    held_out_metrics,
+    hits,
+    metrics,
+    rewards,
+    wilson,
+)
 from likelier.losses.registry import BoundLoss, bind
+from likelier.losses.values import StepValues
 from likelier.model.load import load
-from likelier.model.score import make_ready
-from likelier.reference.build import cached_column
-from likelier.reference.column import Column
-from likelier.training.step import PairValues
+from likelier.reference.cache import StoredReference, cached_reference
+from likelier.training.batches import cut_batches
+from likelier.training.step import step_values
 
 
-def values_of(rows: list[tuple[float, float, float, float]], beta: float = 0.5) -> PairValues:
+def values_of(rows: list[tuple[float, float, float, float]], beta: float = 0.5) -> StepValues:
     """Rows of (policy chosen, policy rejected, reference chosen, reference rejected)."""
     pc, pr, rc, rr = torch.tensor(rows, dtype=torch.float64).T
-    ones = torch.ones(len(rows), dtype=torch.float64)
-    loss = -torch.nn.functional.logsigmoid(beta * ((pc - rc) - (pr - rr)))
-    return PairValues(loss, pc, pr, rc, rr, ones, ones)
+    index = torch.arange(2 * len(rows))
+    return StepValues(
+        policy_R=torch.cat([pc, pr]),
+        reference_R=torch.cat([rc, rr]),
+        length_R=torch.ones(2 * len(rows)),
+        chosen_P=index[: len(rows)],
+        rejected_P=index[len(rows) :],
+        loss_P=-torch.nn.functional.logsigmoid(beta * ((pc - rc) - (pr - rr))),
+    )
 
 
 THREE = values_of([(-10, -20, -12, -19), (-5, -5, -4, -7), (-8, -9, -8, -9)])
@@ -90,26 +103,25 @@ def held(tmp_path_factory: pytest.TempPathFactory):
     place = make_place(tmp_path_factory.mktemp("place"), rows=13, dtype=torch.float64)
     policy = load(place.base)
     pairs = token_pairs(policy, place.data)
-    ready = make_ready(policy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
-        answers = {answer for pair in pairs for answer in answers_of(pair)}
-        column = cached_column(ready, "x", answers, 10_000, base_only=False)
+        answers = {answer for pair in pairs for answer in completions_of(pair)}
+        column = cached_reference(policy, "x", answers, 10_000, base_only=False)
     shifted = {key: value + 0.2 * (key[0] / 255 - 0.5) for key, value in column.values.items()}
-    return ready, pairs, Column("x", shifted)
+    return policy, pairs, StoredReference("x", shifted)
 
 
 def test_means_run_over_pairs(held) -> None:
-    """Thirteen pairs in passes of uneven size: a mean of the passes' means is another number."""
-    ready, pairs, column = held
+    """Thirteen pairs in batches of uneven size: a mean of the batches' means is another number."""
+    policy, pairs, column = held
     loss = bind({"name": "sigmoid", "beta": 0.5})
     found = []
     for budget in (16, 60, 200, 10_000):
-        data = HeldOut.of(pairs, column, ready, budget)
-        assert data is not None
-        sizes = {len(item.place_P) for item in data.passes}
-        with ready.running() as scorer:
-            found.append((data.evaluate(scorer, loss), len(data.passes), sizes))
+        batches = cut_batches(pairs, column, policy.backend, budget)
+        sizes = {len(batch.place_P) for batch in batches}
+        with policy.running():
+            values = step_values(policy, batches, loss)
+        found.append((held_out_metrics(pairs, values, loss.beta), len(batches), sizes))
     assert found[0][1] == 13
     assert found[-1][1] == 1
     assert len(found[1][2]) > 1
@@ -122,16 +134,15 @@ def test_means_run_over_pairs(held) -> None:
     assert row["eval_rewards/accuracies"] < row["eval_rewards/accuracies_high"]
 
 
-def test_no_pairs_no_evaluation(held) -> None:
-    ready, _, column = held
-    assert HeldOut.of([], column, ready, 100) is None
+def test_no_pairs_no_batches(held) -> None:
+    policy, _, column = held
+    assert cut_batches([], column, policy.backend, 100) == []
 
 
 def test_a_held_out_number_that_is_not_finite_stops_the_run(held, tmp_path: Path) -> None:
     """It would not even be JSON."""
-    ready, pairs, column = held
-    data = HeldOut.of(pairs, column, ready, 10_000)
-    assert data is not None
+    policy, pairs, column = held
+    batches = cut_batches(pairs, column, policy.backend, 10_000)
     bad = BoundLoss("bad", lambda values: values.log_ratio_margin_P / 0, 0.1)
-    with ready.running() as scorer, pytest.raises(RunFailed, match="a loss is not finite"):
-        data.evaluate(scorer, bad)
+    with policy.running(), pytest.raises(RunFailed, match="a loss is not finite"):
+        step_values(policy, batches, bad)

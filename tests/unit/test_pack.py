@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.support.numerics import sequence
 
-from likelier.batching.layout import Scored, padded_pass, tree_pass
-from likelier.batching.pack import Unit, layout, pack
+from likelier.batching.batch import Scored, lay_out, padded_batch, tree_batch
+from likelier.batching.pack import Unit, pack
 from likelier.batching.tree import build_tree
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
@@ -31,7 +32,7 @@ def two(prompt: tuple[int, ...], *answers: tuple[int, ...]) -> Unit:
 
 def tokens_of(given_units: Sequence[Unit], places: Sequence[int], backend: str) -> int:
     sequences: list[Scored] = [s for place in places for s in given_units[place]]
-    return layout(backend)(sequences).num_tokens
+    return lay_out(sequences, backend).num_tokens
 
 
 @given(units, st.integers(1, 60))
@@ -87,8 +88,12 @@ def test_nothing_needs_no_pass(backend: str) -> None:
 
 
 def test_layouts_by_name() -> None:
-    assert layout("padded") is padded_pass
-    assert layout("segments") is layout("dense") is layout("flex") is tree_pass
+    sequences = [Scored((1, 2, 3), (False, True, True)), Scored((1, 4), (False, True))]
+    padded, tree = padded_batch(sequences), tree_batch(sequences)
+    assert torch.equal(lay_out(sequences, "padded").token_BL, padded.token_BL)
+    for backend in ("segments", "dense", "flex"):
+        assert torch.equal(lay_out(sequences, backend).token_BL, tree.token_BL)
+    assert padded.token_BL.shape != tree.token_BL.shape
 
 
 def _group(prompt: int, answers: int) -> list[tuple[Scored, Scored]]:

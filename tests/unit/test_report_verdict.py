@@ -224,7 +224,7 @@ def test_a_strong_drift_is_told_from_a_small_one(tmp_path: Path) -> None:
     small = next(check for check in health(read_run(run)) if check.state == "warning")
     assert "That is +0.126 nats a training token." in small.reason
     # The same fall with few tokens an answer is a large one.
-    for part in sorted((run / "ledger").iterdir()):
+    for part in sorted((run / "pair_log").iterdir()):
         table = pq.read_table(part)
         fallen = pc.subtract(table["reference_chosen_logp"], 6.0)
         at = table.schema.get_field_index("chosen_logp")

@@ -14,7 +14,8 @@ from likelier.data.records import Pair
 from likelier.data.tokenizer import build_encoder
 from likelier.generation.sample import Sample, decoding, prompt_ids, sample
 from likelier.model.adapters import attach_lora
-from likelier.model.load import Policy, load
+from likelier.model.load import load
+from likelier.model.policy import Policy
 
 PROMPTS = ["서울은", "What is Python? Python is a", "파이썬이 뭐야? 파이썬은 배우기 쉽고,"]
 

@@ -20,8 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from likelier.batching.tree import build_tree
 from likelier.model.attention import TREE_BACKENDS, UnsupportedAttention, tree_obstacle
-from likelier.model.load import Policy
-from likelier.model.score import make_ready, score_sequences
+from likelier.model.policy import Policy, score_sequences
 
 TREE, _ = build_tree([(1, 2, 3), (1, 2, 4)])
 
@@ -109,12 +108,12 @@ def test_the_rest_goes_padded_and_says_why(make: Any, reason: str) -> None:
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.2)
     before = model.config._attn_implementation
-    ready = make_ready(Policy(model, None))  # type: ignore[arg-type]
-    assert ready.backend == "padded"
-    assert ready.backend_reason is not None and ready.backend_reason.startswith(reason)
+    policy = Policy(model, None)  # type: ignore[arg-type]
+    assert policy.backend == "padded"
+    assert policy.backend_reason is not None and policy.backend_reason.startswith(reason)
     assert model.config._attn_implementation == before
-    found = dict(score_sequences(ready, TELLING))
-    with ready.running():
+    found = dict(score_sequences(policy, TELLING))
+    with policy.running():
         expected = plain_logps(model, TELLING)
     for place, logps in enumerate(expected):
         assert distance(found[place], logps.detach()) < 1e-4
@@ -123,8 +122,8 @@ def test_the_rest_goes_padded_and_says_why(make: Any, reason: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_half_precision_is_no_reason(dtype: torch.dtype) -> None:
     for family in ("exaone4", "qwen3-moe"):
-        ready = make_ready(Policy(shared_model(family, dtype), None))  # type: ignore[arg-type]
-        assert (ready.backend, ready.backend_reason) == ("segments", None)
+        policy = Policy(shared_model(family, dtype), None)  # type: ignore[arg-type]
+        assert (policy.backend, policy.backend_reason) == ("segments", None)
 
 
 @pytest.mark.parametrize(
@@ -169,15 +168,15 @@ def test_no_obstacle_in_what_the_tree_serves() -> None:
 @pytest.mark.parametrize("family", ["exaone4-sliding", "gemma2"])
 @pytest.mark.parametrize("budget", [1, 30, 8192])
 def test_many_sequences_in_any_passes(family: str, budget: int) -> None:
-    ready = make_ready(Policy(shared_model(family, torch.float32), None))  # type: ignore[arg-type]
+    policy = Policy(shared_model(family, torch.float32), None)  # type: ignore[arg-type]
     finished: list[int] = []
-    found = list(score_sequences(ready, TELLING, budget, finished.append))
+    found = list(score_sequences(policy, TELLING, budget, finished.append))
     assert sorted(place for place, _ in found) == list(range(len(TELLING)))
     assert sum(finished) == len(TELLING)
     assert len(finished) == {1: len(TELLING), 8192: 1}.get(budget, len(finished))
     assert 1 < len(finished) < len(TELLING) or budget != 30
-    with ready.running("padded"), torch.no_grad():
-        expected = plain_logps(ready.policy.model, TELLING)
+    with policy.running("padded"), torch.no_grad():
+        expected = plain_logps(policy.model, TELLING)
     for place, logps in found:
         assert not logps.requires_grad
         assert len(logps) == TELLING[place].num_scored
@@ -185,5 +184,5 @@ def test_many_sequences_in_any_passes(family: str, budget: int) -> None:
 
 
 def test_no_sequences_no_passes() -> None:
-    ready = make_ready(Policy(shared_model("llama"), None))  # type: ignore[arg-type]
-    assert list(score_sequences(ready, [])) == []
+    policy = Policy(shared_model("llama"), None)  # type: ignore[arg-type]
+    assert list(score_sequences(policy, [])) == []

@@ -12,8 +12,7 @@ from torch import Tensor
 import likelier
 from likelier.base.errors import DataError
 from likelier.model.adapters import attach_lora
-from likelier.model.load import Policy
-from likelier.model.score import get_logprob
+from likelier.model.policy import Policy, get_logprob
 
 TOKENIZER = tiny_tokenizer()
 QUESTION = "파이썬이 뭐야?"

@@ -1,1 +1,1 @@
-"""From sequences to passes: the prefix tree, and which pairs share one."""
+"""From sequences to batches: the prefix tree, and which pairs share one."""

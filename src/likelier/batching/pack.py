@@ -1,22 +1,17 @@
-"""Which pairs share a pass: fill a token budget, keep a prompt's pairs together, cut no pair."""
+"""Which pairs share a batch: fill a token budget, keep a prompt's pairs together, cut no pair."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from likelier.batching.layout import Pass, Scored, padded_pass, tree_pass
+from likelier.batching.batch import Scored
 from likelier.batching.tree import Trie, common_length
 
-Unit = tuple[Scored, ...]  # sequences that must share a pass: the two answers of a pair, or one
-
-
-def layout(backend: str) -> Callable[[Sequence[Scored]], Pass]:
-    """How a backend lays sequences out."""
-    return padded_pass if backend == "padded" else tree_pass
+Unit = tuple[Scored, ...]  # sequences that must share a batch: both of a pair, or one
 
 
 def pack(units: Sequence[Unit], budget: int, backend: str) -> list[list[int]]:
-    """Cut units into passes of at most ``budget`` computed tokens; returns their indices.
+    """Cut units into batches of at most ``budget`` computed tokens; returns their indices.
 
-    A unit that exceeds the budget by itself gets a pass of its own. Trees take units in the
+    A unit that exceeds the budget by itself gets a batch of its own. Trees take units in the
     given order, so that units of one prompt should stand together; padded rows are taken by
     length.
     """
@@ -24,24 +19,24 @@ def pack(units: Sequence[Unit], budget: int, backend: str) -> list[list[int]]:
 
 
 def _pack_trees(units: Sequence[Unit], budget: int) -> list[list[int]]:
-    passes: list[list[int]] = []
+    batches: list[list[int]] = []
     trie = Trie()
     for group in _of_one_prompt(units):
-        # A prompt that is cut is computed twice, and so are answers that stand in pairs on both
-        # sides of the cut: a pass that has too little room for all of it is left as it is.
-        begins = not passes or (
-            trie.num_tokens + (whole := _size(units, group)) > budget
-            and whole <= budget < _size(units, passes[-1] + group)
+        # A prompt that is cut is computed twice, and so are completions that stand in pairs on both
+        # sides of the cut: a batch that has too little room for all of it is left as it is.
+        begins = not batches or (
+            trie.num_tokens + (whole := _tree_size(units, group)) > budget
+            and whole <= budget < _tree_size(units, batches[-1] + group)
         )
         for index in group:
             if begins or trie.num_tokens + _new_tokens(trie, units[index]) > budget:
-                passes.append([])
+                batches.append([])
                 trie = Trie()
                 begins = False
-            passes[-1].append(index)
+            batches[-1].append(index)
             for sequence in units[index]:
                 trie.insert(sequence.inputs)
-    return passes
+    return batches
 
 
 def _of_one_prompt(units: Sequence[Unit]) -> list[list[int]]:
@@ -58,7 +53,7 @@ def _of_one_prompt(units: Sequence[Unit]) -> list[list[int]]:
     return groups
 
 
-def _size(units: Sequence[Unit], chosen: Sequence[int]) -> int:
+def _tree_size(units: Sequence[Unit], chosen: Sequence[int]) -> int:
     """Tokens of a tree of some units."""
     trie = Trie()
     for index in chosen:
@@ -81,12 +76,12 @@ def _new_tokens(trie: Trie, unit: Unit) -> int:
 
 def _pack_rows(units: Sequence[Unit], budget: int) -> list[list[int]]:
     lengths = [max(len(sequence.inputs) for sequence in unit) for unit in units]
-    passes: list[list[int]] = []
+    batches: list[list[int]] = []
     rows = 0
     for index in sorted(range(len(units)), key=lambda i: (lengths[i], i)):
         rows += len(units[index])
-        if not passes or rows * lengths[index] > budget:
-            passes.append([])
+        if not batches or rows * lengths[index] > budget:
+            batches.append([])
             rows = len(units[index])
-        passes[-1].append(index)
-    return passes
+        batches[-1].append(index)
+    return batches

@@ -1,4 +1,4 @@
-"""The prefix tree of a pass: every distinct prefix stands once, in one flat row of T tokens.
+"""The prefix tree of a batch: every distinct prefix stands once, in one flat row of T tokens.
 
 A hidden state depends only on the tokens before it, so sequences that begin alike share the
 states of their common beginning. The tree is a radix tree written down depth first; a token may

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from likelier.base.errors import DataError
-from likelier.batching.layout import Scored, answers_of
+from likelier.batching.batch import Scored, completions_of
 from likelier.checks.examine import Question
 from likelier.checks.shortcuts import share
 from likelier.checks.summary import Examination, ModelView, Tally
@@ -20,9 +20,9 @@ from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.data.workers import Task, process_rows
 from likelier.generation.sample import sample
 from likelier.model.load import load
-from likelier.model.score import Ready, make_ready
-from likelier.reference.build import cached_column
-from likelier.reference.identity import reference_identity
+from likelier.model.policy import Policy
+from likelier.reference.cache import cached_reference
+from likelier.reference.fingerprint import reference_identity
 
 TOKENS_PER_BATCH = 2048
 NUM_OWN = 16  # prompts that the model answers itself
@@ -46,8 +46,7 @@ def add_model_view(found: Examination, question: Question) -> Examination:
     if not pairs:
         hint = "look at the findings; labelled answers are not scored"
         raise DataError("no pair can be scored", where=str(question.data), hint=hint)
-    ready = make_ready(policy)
-    means = _means(ready, [answer for pair in pairs for answer in answers_of(pair)]).reshape(-1, 2)
+    means = _means(policy, [one for pair in pairs for one in completions_of(pair)]).reshape(-1, 2)
     gap = means[:, 0] - means[:, 1]
     prompts = np.unique([str(pair.prompt) for pair in pairs], return_inverse=True)[1]
     odd = _odd(gap)
@@ -57,7 +56,7 @@ def add_model_view(found: Examination, question: Question) -> Examination:
         prefers_chosen=share(np.where(gap == 0, 0.5, gap > 0), prompts),
         chosen=float(means[:, 0].mean()),
         rejected=float(means[:, 1].mean()),
-        own=_own(ready, encoder, answered),
+        own=_own(policy, encoder, answered),
         suspects=dict(Counter(origins[pairs[index].source] for index in odd)),
     )
     tally = Tally()
@@ -82,11 +81,11 @@ def _samples(question: Question, rows: int, counts: Sequence[int]) -> list[list[
     return found
 
 
-def _means(ready: Ready, answers: Sequence[Scored]) -> np.ndarray:
+def _means(policy: Policy, answers: Sequence[Scored]) -> np.ndarray:
     """(n,): the mean log-prob of a scored token of each answer."""
-    identity = reference_identity(ready, base_only=False)
-    scores = cached_column(ready, identity, set(answers), TOKENS_PER_BATCH, base_only=False)
-    return np.array([scores.answer_logp(answer) / answer.num_scored for answer in answers])
+    identity = reference_identity(policy, base_only=False)
+    scores = cached_reference(policy, identity, set(answers), TOKENS_PER_BATCH, base_only=False)
+    return np.array([scores.completion_logp(answer) / answer.num_scored for answer in answers])
 
 
 def _noise(source: str, gap: float, median: float) -> Finding:
@@ -105,14 +104,15 @@ def _odd(gap: np.ndarray) -> list[int]:
     return np.flatnonzero((gap < 0) & (gap < middle - MAX_DEVIATIONS * spread)).tolist()
 
 
-def _own(ready: Ready, encoder: Encoder, asked: Sequence[Pair]) -> float | None:
+def _own(policy: Policy, encoder: Encoder, asked: Sequence[Pair]) -> float | None:
     """The mean log-prob of a token of answers that the model samples itself."""
     prompts = [pair.prompt for pair in asked]
-    policy = ready.policy
     drawn = sample(policy.model, policy.tokenizer, prompts, max_new_tokens=MAX_OWN_TOKENS, seed=0)
     pairs = []
     for prompt, answer in zip(prompts, drawn, strict=True):
         with suppress(DataError):  # nothing was said, or a character that no row may hold
             ids, own = encode_completion(encoder, prompt, answer.text, stop=answer.stopped)
             pairs.append(TokenPair(ids, own, own, "own"))
-    return float(_means(ready, [answers_of(pair)[0] for pair in pairs]).mean()) if pairs else None
+    return (
+        float(_means(policy, [completions_of(pair)[0] for pair in pairs]).mean()) if pairs else None
+    )

@@ -5,45 +5,45 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import mean
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from likelier.base.errors import ConfigError
 from likelier.base.terminal import say
-from likelier.batching.layout import Scored, answers_of
-from likelier.batching.pack import layout, pack
+from likelier.batching.batch import Batch, Scored, completions_of, lay_out
+from likelier.batching.pack import pack
 from likelier.config import Config, live
 from likelier.data.load import Dataset, load, needs_of
 from likelier.data.order import Order, make_order
 from likelier.data.records import TokenPair
-from likelier.losses.registry import BoundLoss, bind
-from likelier.model.heap import freed_memory_kept
-from likelier.model.score import Ready, make_ready, score_sequences
-from likelier.reference.column import Column, NoReference, Reference, answer_key
-from likelier.start import adapt, encoder_of, open_start
-from likelier.training.budget import Memory, memory_of, settled
-from likelier.training.determinism import deterministic
-from likelier.training.gate import pass_gate, telling_pairs
+from likelier.losses.registry import bind
+from likelier.model.adapters import adapt
+from likelier.model.load import initial_policy
+from likelier.model.policy import Policy, score_sequences
+from likelier.model.running import deterministic, freed_memory_kept
+from likelier.reference.cache import NoReference, StoredReference, completion_key
+from likelier.training.batches import Batcher
+from likelier.training.memory import Memory, device_memory, memory_of, tokens_for, work_of
 from likelier.training.optimizer import MasterAdamW
-from likelier.training.passes import PairPass, cut_passes
-from likelier.training.step import step_gradients
-from likelier.training.work import work_of
+from likelier.training.preflight import preflight, telling_pairs
+from likelier.training.step import loss_and_gradients
 
 SAMPLED_STEPS = 32
 _REPEATS = 2  # after one that warms up; their mean, because a run has its slow steps, too
+
+Steps = Sequence[tuple[list[TokenPair], list[Batch]]]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run will take. Times in seconds, sizes in bytes, ``tokens`` summed over the run.
 
-    ``plain_tokens`` is what one row a sequence would compute, without padding. The gate,
-    the reference pass and the evaluations are part of ``seconds``.
+    ``plain_tokens`` is what one row a sequence would compute, without padding. The
+    preflight, the reference and the evaluations are part of ``seconds``.
     """
 
     steps: int
@@ -62,7 +62,7 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Measure two steps on the passes of a run and reckon the whole from them.
+    """Measure two steps on the batches of a run and reckon the whole from them.
 
     The model is loaded and the data read as `train` does; nothing is written and no weight
     changes.
@@ -72,22 +72,19 @@ def plan(config: Config) -> Plan:
     """
     began = time.perf_counter()
     objective = bind(live(config)["loss"])
-    start = open_start(config, None, None)
-    needs = needs_of(config.loss)
-    data = load(config.data, encoder_of(config, start), needs, config.train.seed)
-    ready = make_ready(adapt(config, start))
-    memory = memory_of(ready)
-    budget = settled(config, ready, memory)
+    initial = initial_policy(config)
+    encoder = initial.encoder(config.data.template, config.data.today)
+    data = load(config.data, encoder, needs_of(config.loss), config.train.seed)
+    policy = adapt(config, initial)
+    memory = memory_of(policy)
+    batcher = Batcher(policy, NoReference(), objective, tokens_for(config, policy, memory))
     order = make_order(data.train, config.train)
-    steps = _sampled(order, data.train)
-    cut = [_cut(pairs, ready, budget, objective) for pairs in steps]
-    _must_fit(memory, max(item.batch.num_tokens for passes in cut for item in passes), config)
+    steps = [(pairs, batcher(pairs)) for pairs in _sampled(order, data.train)]
+    _must_fit(memory, max(batch.num_tokens for _, batches in steps for batch in batches), config)
     opened = time.perf_counter() - began
     with deterministic(config.train.deterministic), freed_memory_kept():
-        compiled = replace(ready, compiled=config.train.compile)
-        pace = _measure(config, data.train, compiled, objective, steps, cut, budget)
-    read = objective.needs("reference")
-    return _reckoned(config, data, ready, order, steps, cut, budget, memory, pace, opened, read)
+        pace = _measure(config, data.train, batcher, steps)
+    return _reckoned(config, data, batcher, order, steps, pace, opened)
 
 
 def _sampled(order: Order, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
@@ -97,22 +94,11 @@ def _sampled(order: Order, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
     return [[pairs[index] for _, index in order.step(number)] for number in numbers]
 
 
-def _cut(
-    pairs: Sequence[TokenPair],
-    ready: Ready,
-    budget: int,
-    loss: BoundLoss,
-    column: Reference | None = None,
-) -> list[PairPass]:
-    reference = column or NoReference()
-    return cut_passes(pairs, reference, ready.backend, budget, ready.policy.device, loss.tokens)
-
-
 def _must_fit(memory: Memory, tokens: int, config: Config) -> None:
     if memory.needs(tokens) <= memory.total:
         return
     raise ConfigError(
-        f"the largest pass has {tokens:,} tokens and a step would need "
+        f"the largest batch has {tokens:,} tokens and a step would need "
         f"{_size(memory.needs(tokens))} of the {_size(memory.total)} there are",
         where="train.tokens_per_batch",
         hint="set a shorter data.max_length, or a smaller model"
@@ -123,65 +109,60 @@ def _must_fit(memory: Memory, tokens: int, config: Config) -> None:
 
 @dataclass(frozen=True)
 class _Pace:
-    """Seconds: ``fixed + work * slope`` for a pass of a step, ``forward`` per operation of a
-    pass without gradient, ``update`` for the optimizer, ``cutting`` to lay a step out, ``gate``
-    for the comparison before the first step."""
+    """Seconds: ``fixed + work * slope`` for a batch of a step, ``forward`` per operation of a
+    batch without gradient, ``update`` for the optimizer, ``cutting`` to lay a step out,
+    ``preflight`` for the comparison before the first step."""
 
     fixed: float
     slope: float
     forward: float
     update: float
     cutting: float
-    gate: float
+    preflight: float
 
     def of(self, work: float) -> float:
-        """Seconds of a pass with gradient."""
+        """Seconds of a batch with gradient."""
         return self.fixed + self.slope * work
 
 
 def _measure(
-    config: Config,
-    pairs_of_run: Sequence[TokenPair],
-    ready: Ready,
-    loss: BoundLoss,
-    steps: Sequence[Sequence[TokenPair]],
-    cut: Sequence[Sequence[PairPass]],
-    budget: int,
+    config: Config, pairs_of_run: Sequence[TokenPair], batcher: Batcher, steps: Steps
 ) -> _Pace:
-    """The gate, then the median and the longest pass as steps of their own; updates at a rate of 0.
+    """The preflight, then the median and the longest batch as steps of their own.
 
-    Raises what the gate raises.
+    Updates are at a rate of 0. Raises what the preflight raises.
     """
-    model = ready.policy.causal_lm
+    policy = batcher.policy
     found = [
-        (work_of(item.batch, model).total, [pairs[place] for place in item.place_P.tolist()])
-        for pairs, passes in zip(steps, cut, strict=True)
-        for item in passes
+        (work_of(batch, policy.causal_lm).total, [pairs[at] for at in batch.place_P.tolist()])
+        for pairs, batches in steps
+        for batch in batches
     ]
     found.sort(key=lambda one: one[0])
-    # The longest last: in a run, too, smaller passes came before and left the memory in pieces.
+    # The longest last: in a run, too, smaller batches came before and left the memory in pieces.
     chosen = [found[len(found) // 2], found[-1]]
     began = time.perf_counter()
-    _cut(steps[0], ready, budget, loss)
+    batcher(steps[0][0])
     cutting = time.perf_counter() - began
     looked_at = [*telling_pairs(pairs_of_run), *(pair for _, pairs in chosen for pair in pairs)]
-    sequences = list(dict.fromkeys(answer for pair in looked_at for answer in answers_of(pair)))
-    column, forward = _scored(replace(ready, compiled=False), sequences, budget)
-    began = _now(ready)
-    pass_gate(ready, pairs_of_run, column, loss, budget, start_is_reference=False)
-    gate = _now(ready) - began
+    sequences = list(dict.fromkeys(one for pair in looked_at for one in completions_of(pair)))
+    reference, forward = _scored(policy, sequences, batcher.tokens_per_batch)
+    with_reference = Batcher(policy, reference, batcher.loss, batcher.tokens_per_batch)
+    began = _now(policy)
+    preflight(with_reference, pairs_of_run, initial_is_reference=False)
+    compared = _now(policy) - began
     updates, seconds = [], []
-    adamw = MasterAdamW(ready.policy.model.named_parameters(), config.optim)
-    with closing(adamw) as optimizer, ready.running() as scorer:
+    adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
+    with closing(adamw) as optimizer, policy.running():
         for _, pairs in chosen:
-            passes = _cut(pairs, ready, budget, loss, column)
+            batches = with_reference(pairs)
             took = []
             for _ in range(1 + _REPEATS):
-                began = _now(ready)
-                step_gradients(scorer, passes, loss)
-                halfway = _now(ready)
+                began = _now(policy)
+                loss_and_gradients(policy, batches, batcher.loss)
+                halfway = _now(policy)
                 optimizer.step(0.0)
-                updates.append(_now(ready) - halfway)
+                updates.append(_now(policy) - halfway)
                 took.append(halfway - began)
             seconds.append(mean(took[1:]))
     (middle, _), (most, _) = chosen
@@ -189,30 +170,29 @@ def _measure(
     if most > 1.2 * middle:  # nearer to each other, two points say nothing of a line
         slope = max(0.0, (seconds[1] - seconds[0]) / (most - middle))
         fixed = max(0.0, seconds[0] - slope * middle)
-    return _Pace(fixed, slope, forward, mean(updates[1:]), cutting, gate)
+    return _Pace(fixed, slope, forward, mean(updates[1:]), cutting, compared)
 
 
-def _scored(ready: Ready, sequences: Sequence[Scored], budget: int) -> tuple[Column, float]:
-    """The reference of some answers, and seconds an operation of scoring them."""
+def _scored(
+    policy: Policy, sequences: Sequence[Scored], budget: int
+) -> tuple[StoredReference, float]:
+    """The reference of some completions, and seconds an operation of scoring them."""
     for _ in range(2):  # the first warms up
-        began = _now(ready)
-        values: dict[bytes, Tensor] = {
-            answer_key(sequences[index]): logps
-            for index, logps in score_sequences(ready, sequences, budget)
+        began = _now(policy)
+        values = {
+            completion_key(sequences[index]): logps
+            for index, logps in score_sequences(policy, sequences, budget)
         }
-        took = _now(ready) - began
-    return Column("plan", values), took / _forward_work(ready, sequences, budget)
-
-
-def _forward_work(ready: Ready, sequences: Sequence[Scored], budget: int) -> float:
-    return sum(
-        work_of(layout(ready.backend)([sequences[i] for i in places]), ready.policy.causal_lm).total
-        for places in pack([(one,) for one in sequences], budget, ready.backend)
+        took = _now(policy) - began
+    work = sum(
+        work_of(lay_out([sequences[i] for i in places], policy.backend), policy.causal_lm).total
+        for places in pack([(one,) for one in sequences], budget, policy.backend)
     )
+    return StoredReference("plan", values), took / work
 
 
-def _now(ready: Ready) -> float:
-    if ready.policy.device.type == "cuda":
+def _now(policy: Policy) -> float:
+    if policy.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
@@ -220,66 +200,65 @@ def _now(ready: Ready) -> float:
 def _reckoned(
     config: Config,
     data: Dataset,
-    ready: Ready,
+    batcher: Batcher,
     order: Order,
-    steps: Sequence[Sequence[TokenPair]],
-    cut: Sequence[Sequence[PairPass]],
-    budget: int,
-    memory: Memory,
+    steps: Steps,
     pace: _Pace,
     opened: float,
-    reads_reference: bool,
 ) -> Plan:
-    model = ready.policy.causal_lm
-    visited = sum(map(len, steps))
+    policy = batcher.policy
+    visited = sum(len(pairs) for pairs, _ in steps)
     share = order.total / visited  # visits of the run for each one looked at
-    works = [work_of(item.batch, model).total for passes in cut for item in passes]
-    in_passes = sum(map(pace.of, works)) * share
-    seconds_per_step = in_passes / order.num_steps + pace.update + pace.cutting
+    every_batch = [batch for _, batches in steps for batch in batches]
+    works = [work_of(batch, policy.causal_lm).total for batch in every_batch]
+    in_batches = sum(map(pace.of, works)) * share
+    seconds_per_step = in_batches / order.num_steps + pace.update + pace.cutting
     forward_per_pair = pace.forward * sum(works) / visited
     every = config.train.eval_every
     evaluations = 1 + (-(-order.num_steps // every) if every else 1) if data.eval else 0
+    reads_reference = batcher.loss.needs("reference")
     reference = forward_per_pair * len(data.pairs) if reads_reference else 0.0
     evaluating = forward_per_pair * len(data.eval) * evaluations
     plain = sum(
         2 * len(pair.prompt) + len(pair.chosen.tokens) + len(pair.rejected.tokens)
-        for pairs in steps
+        for pairs, _ in steps
         for pair in pairs
     )
-    tokens = [item.batch.num_tokens for passes in cut for item in passes]
+    tokens = [batch.num_tokens for batch in every_batch]
+    before = opened + pace.preflight + reference
     return Plan(
         steps=order.num_steps,
         pairs=order.total,
         passes_per_step=len(works) / len(steps),
         tokens=round(sum(tokens) * share),
         plain_tokens=round(plain * share),
-        tokens_per_batch=budget,
+        tokens_per_batch=batcher.tokens_per_batch,
         longest_pass=max(tokens),
         seconds_per_step=seconds_per_step,
         seconds_reference=reference,
-        seconds=opened + pace.gate + reference + evaluating + seconds_per_step * order.num_steps,
-        peak_memory=_peak(ready),
-        memory=memory.total,
-        disk=_disk(config, ready, data),
+        seconds=before + evaluating + seconds_per_step * order.num_steps,
+        peak_memory=_peak(policy),
+        memory=device_memory(policy.device),
+        disk=_disk(config, policy, data),
     )
 
 
-def _peak(ready: Ready) -> int:
+def _peak(policy: Policy) -> int:
     """The most that the device, or on a CPU this process, has held so far."""
-    if ready.policy.device.type == "cuda":
+    if policy.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _disk(config: Config, ready: Ready, data: Dataset) -> int:
-    """Checkpoints (masters and two averages, one more while it is written), model and column."""
-    trainable = sum(p.numel() for p in ready.policy.model.parameters() if p.requires_grad)
+def _disk(config: Config, policy: Policy, data: Dataset) -> int:
+    """Checkpoints (masters, two averages, one more while it is written), model and reference."""
+    trainable = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
     kept = config.train.keep + 1 if config.train.save_every is not None else 0
-    saved = trainable * (4 if ready.policy.has_adapter else 0)
-    if not ready.policy.has_adapter:
-        saved = sum(p.nbytes for p in ready.policy.model.parameters())
-    column = 4 * sum(a.num_scored for pair in data.pairs for a in answers_of(pair))
-    return 12 * trainable * kept + saved + column
+    saved = trainable * (4 if policy.has_adapter else 0)
+    if not policy.has_adapter:
+        saved = sum(p.nbytes for p in policy.model.parameters())
+    reference = 4 * sum(one.num_scored for pair in data.pairs for one in completions_of(pair))
+    return 12 * trainable * kept + saved + reference
 
 
 def print_plan(planned: Plan, as_json: bool) -> None:
@@ -292,7 +271,7 @@ def print_plan(planned: Plan, as_json: bool) -> None:
         ("steps", f"{planned.steps:,} of {planned.pairs / planned.steps:.0f} pairs"),
         ("tokens", f"{planned.tokens:,}; {shared:.0%} of {planned.plain_tokens:,} saved by "
                    "sharing"),
-        ("passes", f"{planned.passes_per_step:.1f} a step, of at most "
+        ("batches", f"{planned.passes_per_step:.1f} a step, of at most "
                    f"{planned.longest_pass:,} tokens"),
         ("a step", _duration(planned.seconds_per_step)),
         ("reference", f"{_duration(planned.seconds_reference)}, less where the cache holds it"),

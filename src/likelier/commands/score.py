@@ -7,15 +7,14 @@ from pathlib import Path
 
 from likelier.base.files import write_text
 from likelier.base.terminal import say
-from likelier.batching.layout import answers_of
+from likelier.batching.batch import completions_of
 from likelier.config.schema import DataConfig
 from likelier.data.load import load as load_data
 from likelier.data.tokenizer import build_encoder
 from likelier.model.load import load, load_tokenizer
-from likelier.model.score import make_ready
-from likelier.reference.build import cached_column
-from likelier.reference.identity import reference_identity
-from likelier.training.budget import memory_of, tokens_per_batch
+from likelier.reference.cache import cached_reference
+from likelier.reference.fingerprint import reference_identity
+from likelier.training.memory import memory_of, tokens_per_batch
 
 
 def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) -> None:
@@ -29,20 +28,19 @@ def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) 
     asked = asked.model_copy(update={"columns": columns})  # a wrong key is named by `load_data`
     pairs = load_data(asked, build_encoder(*load_tokenizer(model))).train
     policy = load(model)
-    ready = make_ready(policy)
-    if ready.backend_reason:
-        say(f"one row a sequence, because {ready.backend_reason}")
-    answers = {answer for pair in pairs for answer in answers_of(pair)}
-    identity = reference_identity(ready, base_only=False)
-    budget = tokens_per_batch(memory_of(ready), policy.device)
-    column = cached_column(ready, identity, answers, budget, base_only=False)
+    if policy.backend_reason:
+        say(f"using padded batches (one sequence per row): {policy.backend_reason}")
+    completions = {completion for pair in pairs for completion in completions_of(pair)}
+    identity = reference_identity(policy, base_only=False)
+    budget = tokens_per_batch(memory_of(policy), policy.device)
+    scored = cached_reference(policy, identity, completions, budget, base_only=False)
     lines = []
     for pair in pairs:
-        chosen, rejected = answers_of(pair)
+        chosen, rejected = completions_of(pair)
         row = {
             "source": pair.source,
-            "chosen_logp": column.answer_logp(chosen),
-            "rejected_logp": column.answer_logp(rejected),
+            "chosen_logp": scored.completion_logp(chosen),
+            "rejected_logp": scored.completion_logp(rejected),
             "chosen_tokens": chosen.num_scored,
             "rejected_tokens": rejected.num_scored,
         }

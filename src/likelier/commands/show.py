@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.files import write_text
 from likelier.base.terminal import say, visible
-from likelier.batching.layout import answers_of, tree_pass
+from likelier.batching.batch import completions_of, tree_batch
 from likelier.batching.tree import common_length
 from likelier.data.formats import Reading, recognised
 from likelier.data.load import no_row, refuse
@@ -90,7 +90,7 @@ def _first_pairs(data: Path, encoder: Encoder, reading: Reading, number: int) ->
 
 def _shown(pair: TokenPair, tokenizer: Tokenizer) -> dict[str, Any]:
     """A pair as it is shown: runs of tokens of the prompt and of each answer, and the counts."""
-    chosen, rejected = answers_of(pair)
+    chosen, rejected = completions_of(pair)
     if pair.label is not None:
         sides = {text("show.good") if pair.label else text("show.bad"): pair.chosen}
         same = 0
@@ -98,7 +98,7 @@ def _shown(pair: TokenPair, tokenizer: Tokenizer) -> dict[str, Any]:
     else:
         sides = {text("show.chosen"): pair.chosen, text("show.rejected"): pair.rejected}
         same = common_length(pair.chosen.tokens, pair.rejected.tokens)
-        together = tree_pass([chosen, rejected]).num_tokens
+        together = tree_batch([chosen, rejected]).num_tokens
         apart = len(chosen.inputs) + len(rejected.inputs)
         tokens = {"together": together, "apart": apart, "shared": 1 - together / apart}
         summary = text("show.two_answers", n=same, **tokens)

@@ -22,14 +22,12 @@ from transformers import (
 from likelier.base.errors import OutputError
 from likelier.base.files import cache_dir, read_manifest, remove_folder, write_folder
 from likelier.base.terminal import bar, say
-from likelier.batching.layout import Scored, tree_pass
+from likelier.batching.batch import Scored, tree_batch
 from likelier.config.schema import OptimConfig
 from likelier.demo.world import Example, corpus
-from likelier.model.heap import freed_memory_kept
-from likelier.model.load import Policy
-from likelier.model.quiet import quietly
-from likelier.model.score import make_ready
-from likelier.training.determinism import deterministic
+from likelier.model.load import quietly
+from likelier.model.policy import Policy
+from likelier.model.running import deterministic, freed_memory_kept
 from likelier.training.optimizer import MasterAdamW, schedule
 
 PAD, END, USER, ASSISTANT = SPECIALS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
@@ -195,16 +193,16 @@ def train_base(
     starts = range(0, len(sequences), recipe.examples_per_step)
     optimizer = MasterAdamW(model.named_parameters(), recipe.optim)
     rate = schedule(recipe.optim, recipe.lr, len(starts))
-    ready = make_ready(Policy(model, tokenizer))
+    policy = Policy(model, tokenizer)
     with (
         deterministic(True),
         freed_memory_kept(),
-        ready.running() as scorer,
+        policy.running() as scorer,
         bar("base model", len(starts)) as show,
     ):
         for step, start in enumerate(starts, start=1):
-            batch = tree_pass(sequences[start : start + recipe.examples_per_step])
-            logp_R = batch.answer_logps(scorer(batch))
+            batch = tree_batch(sequences[start : start + recipe.examples_per_step])
+            logp_R = batch.completion_logps(scorer(batch))
             loss = -logp_R.sum() / batch.length_R.sum()
             loss.backward()
             optimizer.step(rate(step))

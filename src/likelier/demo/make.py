@@ -13,7 +13,7 @@ from likelier.demo.evidence import interrogate, outcome
 from likelier.demo.world import PairText, Split, pairs
 from likelier.report.page import write_report
 from likelier.run import train
-from likelier.training.folder import RunFolder
+from likelier.training.run_folder import RunFolder
 
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "heldout.jsonl"
 PAIRS_EACH = 6  # about each topic that pairs name, in each language
@@ -30,7 +30,7 @@ def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
     recipe = recipe or Recipe(seed=seed)
     files = out.with_name(f"{out.name}-pairs")
     config = config_from(settings(base_folder(recipe), files, out, seed))
-    RunFolder(out).finished(config)  # refuses a folder of something else at once
+    RunFolder(config).finished()  # refuses a folder of something else at once
     base = base_model(recipe)
     make_folder(files)
     write_pairs(files / TRAIN_FILE, "train", seed)

@@ -1,30 +1,31 @@
 """Metrics of a set of pairs, by the names the field logs them under."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from likelier.training.step import PairValues
-
-
-def rewards(values: PairValues, beta: float) -> tuple[Tensor, Tensor]:
-    """Implicit rewards of chosen and rejected, ``beta * log-ratio`` in nats, shape (P,) each."""
-    chosen = beta * (values.policy_chosen - values.reference_chosen)
-    rejected = beta * (values.policy_rejected - values.reference_rejected)
-    return chosen, rejected
-
+from likelier.data.records import TokenPair
+from likelier.evaluation.intervals import wilson
+from likelier.losses.values import StepValues
 
 TIE = 1e-4  # nats of log-ratio margin: below, float32 rounding decides which side is ahead
 
 
-def hits(values: PairValues, beta: float) -> Tensor:
+def rewards(values: StepValues, beta: float) -> tuple[Tensor, Tensor]:
+    """Implicit rewards of chosen and rejected, ``beta * log-ratio`` in nats, shape (P,) each."""
+    return beta * values.chosen.ratio_P, beta * values.rejected.ratio_P
+
+
+def hits(values: StepValues, beta: float) -> Tensor:
     """1 where the chosen answer has the larger reward, 0 where the rejected, a tie one half.
 
-    Of single answers with a thumb: 1 where the reward has the sign of the thumb.
+    Of unpaired examples: 1 where the reward has the sign of the binary label.
     """
     chosen, rejected = rewards(values, beta)
     margin = chosen - rejected
-    if values.label is not None:
-        margin = torch.where(values.label > 0, chosen, -chosen)
+    if values.label_P is not None:
+        margin = torch.where(values.label_P > 0, chosen, -chosen)
     return _hits(margin, beta * TIE)
 
 
@@ -32,50 +33,72 @@ def _hits(margin: Tensor, tie: float) -> Tensor:
     return torch.where(margin.abs() < tie, 0.5, (margin > 0).double())
 
 
-def metrics(values: PairValues, beta: float) -> dict[str, float]:
+def metrics(values: StepValues, beta: float) -> dict[str, float]:
     """Means over the pairs: loss and log-probs in nats, rewards in beta x nats, accuracy 0 to 1.
 
     ``scores/*`` stand beside ``rewards/*`` where the loss optimises another figure.
     """
-    if values.label is not None:
-        return _of_thumbs(values, beta)
+    if values.label_P is not None:
+        return _of_labelled(values, beta)
     chosen, rejected = rewards(values, beta)
+    assert values.loss_P is not None  # the step made it
     columns = {
-        "loss": values.loss,
+        "loss": values.loss_P,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
         "rewards/accuracies": hits(values, beta),
-        "logps/chosen": values.policy_chosen,
-        "logps/rejected": values.policy_rejected,
+        "logps/chosen": values.chosen.policy_P,
+        "logps/rejected": values.rejected.policy_P,
     }
-    if values.score_chosen is not None and values.score_rejected is not None:
-        margin = values.score_chosen - values.score_rejected
+    if values.score_chosen_P is not None and values.score_rejected_P is not None:
+        margin = values.score_chosen_P - values.score_rejected_P
         columns |= {
-            "scores/chosen": values.score_chosen,
-            "scores/rejected": values.score_rejected,
+            "scores/chosen": values.score_chosen_P,
+            "scores/rejected": values.score_rejected_P,
             "scores/margins": margin,
-            "scores/accuracies": _hits(margin, beta * TIE / float(values.chosen_tokens.max())),
+            "scores/accuracies": _hits(margin, beta * TIE / float(values.chosen.tokens_P.max())),
         }
     return {name: float(column.mean()) for name, column in columns.items()}
 
 
-def _of_thumbs(values: PairValues, beta: float) -> dict[str, float]:
-    """Of single answers: ``chosen`` are those with thumbs up, ``rejected`` those with down.
+def _of_labelled(values: StepValues, beta: float) -> dict[str, float]:
+    """Of unpaired examples: ``chosen`` are those labelled good, ``rejected`` the others.
 
     Where a step has one kind only, the figures of the other are left out.
     """
-    assert values.label is not None
+    assert values.label_P is not None and values.loss_P is not None
     reward, _ = rewards(values, beta)
-    row = {"loss": float(values.loss.mean())}
-    for name, which in (("chosen", values.label > 0), ("rejected", values.label <= 0)):
+    row = {"loss": float(values.loss_P.mean())}
+    for name, which in (("chosen", values.label_P > 0), ("rejected", values.label_P <= 0)):
         if which.any():
             row[f"rewards/{name}"] = float(reward[which].mean())
-            row[f"logps/{name}"] = float(values.policy_chosen[which].mean())
+            row[f"logps/{name}"] = float(values.chosen.policy_P[which].mean())
     if "rewards/chosen" in row and "rewards/rejected" in row:
         row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
     row["rewards/accuracies"] = float(hits(values, beta).mean())
-    if not torch.equal(values.policy_rejected, values.policy_chosen):
-        mismatched = values.policy_rejected - values.reference_rejected
-        row["kl"] = max(0.0, float(mismatched.mean()))  # KTO's z0
+    if not torch.equal(values.rejected.policy_P, values.chosen.policy_P):
+        row["kl"] = max(0.0, float(values.rejected.ratio_P.mean()))  # KTO's z0
     return row
+
+
+def held_out_metrics(
+    pairs: Sequence[TokenPair], values: StepValues, beta: float
+) -> dict[str, float]:
+    """The metrics of pairs that no step sees, prefixed ``eval_``, with an interval of the accuracy.
+
+    Means run over pairs, never over batches.
+    """
+    low, high = accuracy_interval(pairs, values, beta)
+    row = {f"eval_{name}": value for name, value in metrics(values, beta).items()}
+    row["eval_rewards/accuracies_low"], row["eval_rewards/accuracies_high"] = low, high
+    row["eval_pairs"] = len(pairs)
+    return row
+
+
+def accuracy_interval(
+    pairs: Sequence[TokenPair], values: StepValues, beta: float
+) -> tuple[float, float]:
+    """95 % interval of the accuracy. Pairs of one prompt hang together: prompts are the trials."""
+    prompts = {pair.prompt for pair in pairs}
+    return wilson(float(hits(values, beta).mean()), len(prompts))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from likelier.base.files import remove_folder, write_folder, write_json
-from likelier.model.load import Policy
-from likelier.model.quiet import quietly
+from likelier.model.load import quietly
+from likelier.model.policy import Policy
 
 
 def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, run: Path) -> None:

@@ -15,7 +15,7 @@ from likelier.data.chat import as_text, render
 from likelier.data.messages import Unfit, read_messages
 from likelier.data.records import Message
 from likelier.data.tokenizer import Encoder, build_encoder
-from likelier.model.load import Policy
+from likelier.model.policy import Policy
 
 
 @dataclass(frozen=True)

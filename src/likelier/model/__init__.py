@@ -1,1 +1,1 @@
-"""Loading, adapters, attention, and the one forward that turns a pass into log-probs."""
+"""Loading, adapters, attention, and the one forward that turns a batch into log-probs."""

@@ -1,15 +1,63 @@
-"""LoRA by peft: attach, switch off, and what a start that already has an adapter means."""
+"""What of the initial policy is trained: everything, a fresh LoRA adapter, or its own adapter."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from likelier.base.errors import ConfigError
-from likelier.model.load import Policy
-from likelier.model.quiet import quietly
+from likelier.config import Config
+from likelier.model.load import quietly
+from likelier.model.policy import Policy
+
+
+def adapt(config: Config, initial: Policy) -> Policy:
+    """The policy with what is to be trained: everything, a fresh adapter, or its own adapter.
+
+    It is ``initial`` itself unless a fresh adapter was attached, which changes the layers of
+    ``initial`` in place.
+
+    Raises ConfigError for a key that would have no effect on this initial policy.
+    """
+    policy = initial
+    if config.adapter.kind == "none":
+        if initial.has_adapter:
+            raise ConfigError(
+                "model.path holds an adapter, so its weights cannot all be trained",
+                where="adapter.kind",
+                hint="merge the adapter into its base first, or use adapter.kind: lora",
+            )
+        initial.model.requires_grad_(True)
+    else:
+        if config.model.save_dtype != "auto":
+            raise ConfigError(
+                "would not be read: adapters are saved in float32",
+                where="model.save_dtype",
+                hint="remove model.save_dtype",
+            )
+        if not initial.has_adapter:
+            wanted = config.adapter
+            targets = wanted.targets if isinstance(wanted.targets, str) else list(wanted.targets)
+            policy = attach_lora(initial, wanted.r, wanted.alpha, targets, config.train.seed)
+        elif given := sorted(config.adapter.model_fields_set - {"kind"}):
+            raise ConfigError(
+                "has no effect: model.path already holds a trained adapter, which training "
+                "continues",
+                where=f"adapter.{given[0]}",
+                hint=f"remove adapter.{given[0]}",
+            )
+    if not any(parameter.requires_grad for parameter in policy.model.parameters()):
+        raise ConfigError(
+            "the adapter of the model handed over is frozen, so nothing would be trained",
+            where="model",
+            hint="load it with is_trainable=True",
+        )
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(policy.causal_lm)
+    return policy
 
 
 def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], seed: int) -> Policy:
@@ -60,3 +108,12 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a transformers model recompute activations in the backward.
+
+    The method got a new name in transformers 5.2x; the old one warns there.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

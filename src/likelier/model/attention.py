@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from likelier.batching.tree import Tree, ancestor_mask_TT
-from likelier.model.blocks import segments
-from likelier.model.flex import flex
+from likelier.model.attention_cpu import segments
+from likelier.model.attention_cuda import flex
 from likelier.model.rotary import rotary_tables
 
 
@@ -70,8 +70,7 @@ def _attend(
         output = attention(query, key, value, tree, scaling, sliding_window)
         return output.transpose(1, 2).contiguous(), None
 
-    # In compiled layers: a tree is other blocks in every pass, and would be compiled every time.
-    return torch.compiler.disable(forward)
+    return forward
 
 
 def dense(
@@ -96,9 +95,11 @@ def attention_backend(model: PreTrainedModel, backend: str) -> Iterator[None]:
 
     ``padded`` is the model's own attention and changes nothing.
     """
+    if backend == "padded":
+        yield
+        return
     before = model.config._attn_implementation
-    wanted = f"likelier_{backend}" if backend in TREE_BACKENDS else before
-    model.set_attn_implementation(wanted)
+    model.set_attn_implementation(f"likelier_{backend}")
     try:
         yield
     finally:
@@ -109,7 +110,7 @@ def tree_obstacle(config: object) -> str | None:
     """Why a model of this configuration cannot use a tree backend, or None where it can.
 
     Read from the configuration; what only the attention call reveals (soft-caps, sinks, position
-    bias) raises `UnsupportedAttention` on the first pass instead.
+    bias) raises `UnsupportedAttention` on the first batch instead.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])

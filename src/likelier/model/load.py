@@ -1,9 +1,13 @@
-"""Loading a model: a local folder or a Hub id, a full model or an adapter on its base."""
+"""Loading a model: a local folder or a Hub id, a full model or an adapter on its base.
+
+What can be wrong with such a folder is said in one line each.
+"""
 
 import json
+import re
 import warnings
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +17,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils import find_adapter_config_file, has_file
+from transformers.utils import find_adapter_config_file, has_file, logging
 
-from likelier.base.errors import ConfigError, DataError, InputMissing
-from likelier.model.quiet import quietly
-from likelier.model.trouble import all_weights_came, must_exist, told_plainly
+from likelier.base.environment import multiplies_bfloat16
+from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
+from likelier.base.terminal import say
+from likelier.config import Config
+from likelier.model.policy import Policy
 
-
-@dataclass(frozen=True)
-class Policy:
-    """A causal language model and its tokenizer.
-
-    ``model`` is a transformers model, or a peft model where the folder holds an adapter.
-    ``path`` is where it came from, None for objects handed over in memory.
-    """
-
-    model: nn.Module
-    tokenizer: Tokenizer
-    path: str | None = None
-
-    @property
-    def causal_lm(self) -> PreTrainedModel:
-        """The transformers model; adapters, where there are any, are inside its layers."""
-        inner = getattr(self.model, "get_base_model", None)
-        model = inner() if inner is not None else self.model
-        assert isinstance(model, PreTrainedModel)
-        return model
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether adapters are attached."""
-        return hasattr(self.model, "peft_config")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the first layers' inputs belong."""
-        weight = self.causal_lm.get_input_embeddings().weight
-        assert isinstance(weight, torch.Tensor)
-        return weight.device
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load(
@@ -74,7 +48,7 @@ def load(
     """
     where = _place(path)
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    with told_plainly(where), quietly():
+    with _in_one_line(where), quietly():
         base, base_revision = _base_of_adapter(where, revision) or (where, revision)
         wanted = parse_dtype(dtype) if isinstance(dtype, str) else dtype
         try:
@@ -95,6 +69,45 @@ def load(
     return Policy(model.train(), tokenizer, where)
 
 
+def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
+    """The policy as it is before training: loaded, or the one that was handed over.
+
+    Raises DataError where a weight is not finite, and what `load` raises.
+    """
+    policy = handed_over or load(
+        config.model.path, dtype=config.model.dtype, revision=config.model.revision
+    )
+    for name, parameter in policy.model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise DataError(
+                f"{name} holds values that are not finite",
+                where=f"model.path: {config.model.path}",
+                hint="the weights are damaged; get them again",
+            )
+    is_half = policy.causal_lm.dtype in (torch.bfloat16, torch.float16)
+    if is_half and policy.device.type == "cpu" and not multiplies_bfloat16():
+        say("this processor has no bfloat16 products: model.dtype=float32 is several times faster")
+    return policy
+
+
+def reference_policy(config: Config, initial: Policy) -> Policy | None:
+    """Another model as the reference; None where the initial policy is the reference.
+
+    Raises DataError where its tokenizer is not the policy's: ids would mean other text.
+    """
+    if config.reference.path is None:
+        return None
+    reference = load(config.reference.path, dtype=config.model.dtype)
+    if reference.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
+        raise DataError(
+            "the reference has another vocabulary than the policy",
+            where="reference.path",
+            hint="give a model with the same tokenizer",
+        )
+    reference.model.requires_grad_(False)
+    return reference
+
+
 def load_tokenizer(
     path: str, revision: str | None = None
 ) -> tuple[Tokenizer, GenerationConfig | None]:
@@ -103,7 +116,7 @@ def load_tokenizer(
     What an adapter lacks comes from its base. Raises as `load`.
     """
     where = _place(path)
-    with told_plainly(where):
+    with _in_one_line(where):
         base = _base_of_adapter(where, revision)
         homes = [(where, revision), *([base] if base else [])]
         own = len(homes) == 1 or has_file(where, "tokenizer_config.json", revision)
@@ -119,14 +132,14 @@ def _place(path: str | Path) -> str:
     """A folder, ``~`` written out, or a Hub id."""
     folder = Path(path).expanduser()
     where = str(folder) if folder.exists() else str(path)
-    must_exist(where)
+    _must_exist(where)
     return where
 
 
 def _load_base(
     base: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
 ) -> nn.Module:
-    with told_plainly(base):
+    with _in_one_line(base):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=dtype,
@@ -134,12 +147,12 @@ def _load_base(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `all_weights_came` says which, and stops
+            ignore_mismatched_sizes=True,  # `_all_weights_came` says which, and stops
             **placed,
         )
     model: nn.Module
     model, report = loaded
-    all_weights_came(base, report)
+    _all_weights_came(base, report)
     return model
 
 
@@ -196,10 +209,85 @@ def parse_dtype(name: str) -> str | torch.dtype:
     return found
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Let a transformers model recompute activations in the backward.
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No progress bars of transformers' own, and none of peft's warnings that ask nothing of us."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            # GPT-2 stores its weights the other way round; peft sees that and says so each time.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
-    The method got a new name in transformers 5.2x; the old one warns there.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+def _must_exist(where: str) -> None:
+    """Say early, and without a network, that a local folder is not there or not a model."""
+    folder = Path(where)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise InputMissing(
+                "this folder holds no model: neither config.json nor adapter_config.json",
+                where=where,
+                hint="give the folder that save_pretrained wrote, or a Hub id",
+            )
+        pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
+        if pickled and not any(folder.glob("*.safetensors")):
+            raise DataError(
+                f"only pickled weights here ({pickled[0]}), which can run code when read",
+                where=where,
+                hint="convert them: load with transformers and save_pretrained(…)",
+            )
+    elif folder.is_file():
+        raise InputMissing("this is a file, not a model folder", where=where)
+    elif not _HUB_ID.fullmatch(where) or where.startswith("."):
+        raise InputMissing(
+            "no such folder", where=where, hint="give a model folder or a Hub id such as org/name"
+        )
+
+
+@contextmanager
+def _in_one_line(where: str) -> Iterator[None]:
+    """Turn the many ways in which reading others' files fails into one line each."""
+    try:
+        yield
+    except LikelierError:
+        raise
+    except OSError as error:
+        if Path(where).is_dir():
+            raise DataError(_first_line(error), where=where) from error
+        raise InputMissing(
+            "no such folder here, and no such model could be had from the Hub",
+            where=where,
+            hint="check the spelling, the network and, for gated models, HF_TOKEN",
+        ) from error
+    except Exception as error:  # each format and library has its own kind
+        damaged = "safetensor" in type(error).__name__.lower()
+        what = "damaged weights" if damaged else "this model cannot be loaded"
+        raise DataError(f"{what}: {_first_line(error)}", where=where) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return repr(error)
+    if isinstance(error, KeyError):
+        return f"unknown or missing: {error}"
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def _all_weights_came(where: str, report: dict[str, Any]) -> None:
+    """transformers fills what does not come with random numbers; that must not pass silently."""
+    hint = "the weights do not fit config.json; get the folder again"
+    for name, found, wanted in sorted(report.get("mismatched_keys") or []):
+        sizes = f"{tuple(found)} where config.json asks for {tuple(wanted)}"
+        raise DataError(f"{name} has the shape {sizes}", where=where, hint=hint)
+    missing = sorted(report.get("missing_keys") or [])
+    if missing:
+        what = f"{len(missing)} tensors are not in the checkpoint, the first {missing[0]}"
+        raise DataError(what, where=where, hint=hint)

@@ -1,7 +1,7 @@
-"""One module forward: a pass in, log-probs of its (position, token) entries out.
+"""One module forward: a batch in, log-probs of its (position, token) entries out.
 
-Backbone and head run inside this one forward, so that checkpointing, adapters, compilation and
-sharding can wrap it; nothing calls a submodule from outside.
+Backbone and head run inside this one forward, so that checkpointing, adapters and sharding can
+wrap it; nothing calls a submodule from outside.
 """
 
 from dataclasses import dataclass
@@ -12,31 +12,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from likelier.batching.layout import Pass
+from likelier.batching.batch import Batch
 from likelier.batching.tree import Tree
-from likelier.logprob.chunked import token_logps
-from likelier.logprob.collision import collision_logps, collisions_of
-from likelier.logprob.head import Head, at_least_float32, head_logits
-from likelier.model.dropout import without_dropout
+from likelier.model.logprob import (
+    Head,
+    at_least_float32,
+    collision_logps,
+    collisions_of,
+    head_logits,
+    token_logps,
+)
 from likelier.model.rotary import check_length, rotary_tables, rows_by_table
+from likelier.model.running import without_dropout
 
 
 @dataclass(frozen=True)
 class HeadRule:
     """How this model's own forward turns hidden states into logits, as far as we could verify.
 
-    ``own`` means that it could not be reproduced: the model's own forward then makes all logits.
-    ``reason`` says why.
+    ``use_model_head`` means that it could not be reproduced, ``reason`` why: the model's own
+    forward then makes all logits.
     """
 
     scale: float = 1.0
     softcap: float | None = None
-    own: bool = False
+    use_model_head: bool = False
     reason: str | None = None
 
 
 class Scorer(nn.Module):
-    """Scores passes with one causal language model (bare, or with adapters inside).
+    """Scores batches with one causal language model (bare, or with adapters inside).
 
     ``chunk`` is the number of predicting positions whose logits exist at once (None: by
     vocabulary size).
@@ -47,8 +52,8 @@ class Scorer(nn.Module):
         self.model, self.rule, self.chunk = model, rule, chunk
         self.tables = rotary_tables(model.config.get_text_config())
 
-    def forward(self, batch: Pass, collisions: bool = False) -> Any:
-        """Log-probs of the entries of a pass, in nats, shape (E,), at least float32.
+    def forward(self, batch: Batch, collisions: bool = False) -> Any:
+        """Log-probs of the entries of a batch, in nats, shape (E,), at least float32.
 
         With ``collisions`` a second tensor says how concentrated each prediction is: the log-prob
         that two draws there give one token, without gradient, shape (E,).
@@ -63,7 +68,7 @@ class Scorer(nn.Module):
         else:
             states_BLD = self._states(batch.token_BL, batch.depth_BL, attention_mask=batch.keep_BL)
         states_ND = states_BLD.flatten(0, 1).index_select(0, batch.predict_N)
-        if self.rule.own:
+        if self.rule.use_model_head:
             logits_NV = at_least_float32(states_ND)
             logp_E = torch.log_softmax(logits_NV, dim=-1)[batch.row_E, batch.token_E]
             if collisions:
@@ -74,7 +79,7 @@ class Scorer(nn.Module):
             return logp_E, collision_logps(states_ND, self._head(), self.chunk)[batch.row_E]
         return logp_E
 
-    def _states_by_table(self, batch: Pass) -> Tensor:
+    def _states_by_table(self, batch: Batch) -> Tensor:
         """Padded rows through the model, those that share a rotary table together."""
         assert batch.keep_BL is not None
         groups = rows_by_table(self.tables, batch.keep_BL)
@@ -90,7 +95,7 @@ class Scorer(nn.Module):
         """Hidden states, or the logits of the model's own head, shape (B, L, D or V)."""
         inputs = {"input_ids": token_BL, "position_ids": depth_BL, "use_cache": False, **layout}
         states: Tensor
-        if self.rule.own:
+        if self.rule.use_model_head:
             states = self.model(**inputs).logits
         else:
             states = self.model.base_model(**inputs).last_hidden_state
@@ -104,11 +109,11 @@ class Scorer(nn.Module):
 def find_head_rule(model: PreTrainedModel) -> HeadRule:
     """Read the head's scale and soft-cap from the configuration and check them on one row.
 
-    Where head(hidden) is not the model's own logits, the rule says ``own``.
+    Where head(hidden) is not the model's own logits, the rule says ``use_model_head``.
     """
     layer = model.get_output_embeddings()
     if type(layer) is not nn.Linear:
-        return HeadRule(own=True, reason=f"its output layer is a {type(layer).__name__}")
+        return HeadRule(use_model_head=True, reason=f"its output layer is a {type(layer).__name__}")
     text = model.config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0)
     if divisor := getattr(text, "logits_scaling", None):
@@ -120,11 +125,12 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
         expected = model(input_ids=tokens_BL, use_cache=False).logits[0].double()
         hidden_BLD = getattr(backbone, "last_hidden_state", None)
         if hidden_BLD is None:
-            return HeadRule(own=True, reason="its backbone is not a module of its own")
+            return HeadRule(use_model_head=True, reason="its backbone is not a module of its own")
         head = Head(layer.weight, layer.bias, rule.scale, rule.softcap)
         found = head_logits(hidden_BLD[0], head).double()
     tolerance = 1e-2 if layer.weight.dtype in (torch.bfloat16, torch.float16) else 1e-5
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         worst = float((found - expected).abs().max())
-        return HeadRule(own=True, reason=f"its logits differ from head(hidden) by {worst:.2g}")
+        reason = f"its logits differ from head(hidden) by {worst:.2g}"
+        return HeadRule(use_model_head=True, reason=reason)
     return rule

@@ -1,1 +1,1 @@
-"""The reference model as a column of the data: log-probs per token, computed once."""
+"""The reference model: its log-probs per token, computed once, or live where it moves."""

@@ -1,55 +1,215 @@
-"""Filling a column: what the cache holds is read, what it lacks is scored and added.
+"""Reference log-probs: per token of each completion, computed once and found by content.
 
-The same answer differs in its last bits when it shares a pass with others. A cached value is
-therefore found by its answer and by all the answers of the pass that made it: a run then gets
-the bits that it would have made itself, whatever was scored here before.
+The same completion differs in its last bits when it shares a batch with others. The cache therefore
+finds a value by its completion and by all the completions of the batch that made it: a run then
+gets the bits that it would have made itself, whatever was scored here before.
 
-The cache is a folder per identity with one file per batch of new values, each written whole;
+The cache is a folder per fingerprint with one file for each set of new values, each written whole;
 nothing in it is ever changed. A file that cannot be read is passed over.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from likelier.base.errors import OutputError, RunFailed
-from likelier.base.files import cache_dir
-from likelier.batching.layout import Scored
-from likelier.reference.column import KEY_BYTES, Column, answer_key, load_column
+from likelier.base.files import cache_dir, write_file
+from likelier.base.terminal import bar
+from likelier.batching.batch import Scored, completions_of
+from likelier.batching.pack import pack
+from likelier.data.records import TokenPair
+from likelier.model.adapters import adapters_off
+from likelier.model.policy import Policy, score_sequences
+from likelier.model.running import freed_memory_kept
+from likelier.reference.fingerprint import hash_of, reference_identity
 
-Passes = Sequence[Sequence[Scored]]
-Score = Callable[[Passes], Iterator[tuple[Scored, Tensor]]]
+Groups = Sequence[Sequence[Scored]]  # completions that are scored in one batch
+Score = Callable[[Groups], Iterator[tuple[Scored, Tensor]]]
 
-_ANSWERS_PER_FILE = 4096
+KEY_BYTES = 16
+_COMPLETIONS_PER_FILE = 4096
 _SPOT_CHECKS = 8
+# Mean nats a token between a cached value and a live batch: rounding, in other batches. Norms
+# compute in float32 inside float64 models, too.
+_TOLERANCE, _HALF_TOLERANCE = 1e-4, 0.1
+
+
+def completion_key(sequence: Scored) -> bytes:
+    """The content address of a sequence to score."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    digest.update(np.asarray(sequence.tokens, dtype=np.int64).tobytes())
+    digest.update(np.asarray(sequence.scored, dtype=np.bool_).tobytes())
+    return digest.digest()
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """Log-probs of one identity, the weights and settings that made them.
+
+    ``values[key]`` holds one log-prob in nats per scored token, float32 (float64 where the model
+    computes in it). A key is a hash of token ids and of which are scored, never a row or a path.
+    """
+
+    identity: str
+    values: Mapping[bytes, Tensor]
+
+    def completion_logp(self, sequence: Scored, weights: Sequence[float] | None = None) -> float:
+        """Log-prob of a whole completion in nats, summed in float64.
+
+        ``weights`` is what each scored token counts, None where all count alike.
+
+        Raises KeyError where this completion is not there.
+        """
+        logps = self.values[completion_key(sequence)].double()
+        if weights is not None:
+            logps = logps * torch.tensor(weights, dtype=torch.float64)
+        return float(logps.sum())
+
+    def holds(self, sequences: Iterable[Scored]) -> bool:
+        """Whether these are all the completions it has values of."""
+        return {completion_key(sequence) for sequence in sequences} == self.values.keys()
+
+    def save(self, path: Path) -> None:
+        """Write it as one safetensors file, in the order of the keys: same content, same bytes."""
+        keys = sorted(self.values)
+        flat = b"".join(keys)
+        tensors = {
+            "keys": torch.frombuffer(bytearray(flat), dtype=torch.uint8).view(-1, KEY_BYTES),
+            "lengths": torch.tensor([len(self.values[key]) for key in keys], dtype=torch.int32),
+            "values": torch.cat([self.values[key] for key in keys]),
+        }
+        # One entry: safetensors writes several in an order of its own each time.
+        sealed = {"identity": f"{self.identity} {_seal(tensors)}"}
+        write_file(path, lambda file: save_file(tensors, file, sealed))
+
+
+class NoReference:
+    """The reference of losses that read none: nothing is scored, every value is 0.
+
+    Rewards are then beta times the policy's own log-probs, as trainers log them for such losses.
+    """
+
+    identity = "none"
+    values: Mapping[bytes, Tensor] = MappingProxyType({})
+
+    def completion_logp(self, sequence: Scored, weights: Sequence[float] | None = None) -> float:
+        """0: the log-ratio is the log-prob."""
+        return 0.0
+
+
+def load_reference(path: Path, identity: str | None = None) -> StoredReference | None:
+    """Read stored log-probs; None where the file is damaged or belongs to another identity."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            of, _, seal = (file.metadata() or {}).get("identity", "").partition(" ")
+            if identity is not None and of != identity:
+                return None
+            tensors = {name: file.get_tensor(name) for name in ("keys", "lengths", "values")}
+        if _seal(tensors) != seal:
+            return None
+        flat = tensors["keys"].numpy().tobytes()
+        values = tensors["values"].split(tensors["lengths"].tolist())
+    except (SafetensorError, OSError, RuntimeError, ValueError):
+        return None
+    keys = [flat[i : i + KEY_BYTES] for i in range(0, len(flat), KEY_BYTES)]
+    return StoredReference(of, dict(zip(keys, values, strict=True)))
+
+
+def _seal(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def reference_of_run(
+    policy: Policy,
+    pairs: Sequence[TokenPair],
+    budget: int,
+    run: Path,
+    *,
+    base_only: bool,
+    resumes: bool,
+) -> StoredReference:
+    """The reference log-probs of a run's pairs, made before any update, and kept in the run.
+
+    ``policy`` is the initial policy, or another model. ``base_only`` switches adapters off while
+    it scores: a fresh one is no part of the initial policy, a trained one is. A run that
+    ``resumes`` reads what it kept; in a new one's folder nothing is read.
+
+    Raises RunFailed where log-probs are not finite or the cache disagrees with a live batch.
+    """
+    sequences = {completion for pair in pairs for completion in completions_of(pair)}
+    kept = run / "reference.safetensors"
+    identity = reference_identity(policy, base_only)
+    before = load_reference(kept, identity) if resumes else None
+    if before is not None and before.holds(sequences):
+        return before
+    reference = cached_reference(policy, identity, sequences, budget, base_only)
+    reference.save(kept)
+    return reference
+
+
+def cached_reference(
+    policy: Policy, identity: str, sequences: set[Scored], budget: int, base_only: bool
+) -> StoredReference:
+    """The log-probs of some sequences: from the cache, and scored now where it lacks them."""
+    # In the order of their tokens, neighbours share the most, and the file's order is nothing.
+    ordered = sorted(sequences, key=lambda completion: (completion.tokens, completion.scored))
+    batches = pack([(sequence,) for sequence in ordered], budget, policy.backend)
+    groups = [[ordered[index] for index in indices] for indices in batches]
+
+    def score(wanted: Groups) -> Iterator[tuple[Scored, Tensor]]:
+        with ExitStack() as stack:
+            stack.enter_context(freed_memory_kept())
+            if base_only:
+                stack.enter_context(adapters_off(policy.model))
+            advance = stack.enter_context(bar("log-probs", sum(map(len, wanted))))
+            for completions in wanted:
+                for index, logps in score_sequences(policy, completions, budget):
+                    yield completions[index], logps
+                advance(len(completions), "")
+
+    is_half = policy.causal_lm.dtype in (torch.bfloat16, torch.float16)
+    tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE
+    # Another torch or number of threads rounds otherwise.
+    made_by = hash_of(identity=identity, torch=torch.__version__, threads=torch.get_num_threads())
+    return StoredReference(identity, fill(made_by, groups, score, tolerance).values)
 
 
 def cached_values(identity: str) -> dict[bytes, Tensor]:
     """All values that the cache holds for an identity."""
     values: dict[bytes, Tensor] = {}
     for file in sorted(_folder(identity).glob("*.safetensors")):
-        column = load_column(file, identity)
-        if column is not None:
-            values.update(column.values)
+        stored = load_reference(file, identity)
+        if stored is not None:
+            values.update(stored.values)
     return values
 
 
-def fill(identity: str, passes: Passes, score: Score, tolerance: float) -> Column:
-    """The column of some passes under an identity; only those that the cache lacks are scored.
+def fill(identity: str, groups: Groups, score: Score, tolerance: float) -> StoredReference:
+    """The log-probs of some groups under an identity; only what the cache lacks is scored.
 
-    ``score`` yields (answer, log-probs per token). New values are added to the cache as they
-    come, so that a stopped work is not lost. Some of the values that were there are scored
+    ``score`` yields (completion, log-probs per token). New values are added to the cache as they
+    come, so that stopped work is not lost. Some of the values that were there are scored
     again: ``tolerance`` is the mean difference per token, in nats, that is let pass.
 
-    Raises RunFailed where a log-prob is not finite, or a cached value is not what a live pass
+    Raises RunFailed where a log-prob is not finite, or a cached value is not what a live batch
     gives.
     """
     values = cached_values(identity)
-    keys = {s: key for answers in passes for s, key in zip(answers, _keys(answers), strict=True)}
-    missing = [answers for answers in passes if any(keys[s] not in values for s in answers)]
-    there = [s for answers in passes for s in answers if keys[s] in values]
+    keys = {s: key for group in groups for s, key in zip(group, _keys(group), strict=True)}
+    missing = [group for group in groups if any(keys[s] not in values for s in group)]
+    there = [s for group in groups for s in group if keys[s] in values]
     _spot_check(there, [values[keys[s]] for s in there], score, tolerance)
     fresh: dict[bytes, Tensor] = {}
     for sequence, logps in score(missing):
@@ -59,19 +219,19 @@ def fill(identity: str, passes: Passes, score: Score, tolerance: float) -> Colum
                 hint="the weights may be damaged, or overflow in this model.dtype",
             )
         fresh[keys[sequence]] = logps
-        if len(fresh) == _ANSWERS_PER_FILE:
-            _keep(Column(identity, fresh))
+        if len(fresh) == _COMPLETIONS_PER_FILE:
+            _keep(StoredReference(identity, fresh))
             values.update(fresh)
             fresh = {}
     if fresh:
-        _keep(Column(identity, fresh))
+        _keep(StoredReference(identity, fresh))
         values.update(fresh)
-    return Column(identity, {answer_key(s): values[key] for s, key in keys.items()})
+    return StoredReference(identity, {completion_key(s): values[key] for s, key in keys.items()})
 
 
-def _keys(answers: Sequence[Scored]) -> list[bytes]:
-    """Where the cache keeps the answers of a pass."""
-    alone = [answer_key(answer) for answer in answers]
+def _keys(group: Sequence[Scored]) -> list[bytes]:
+    """Where the cache keeps the completions of a group."""
+    alone = [completion_key(one) for one in group]
     together = hashlib.sha256(b"".join(alone)).digest()
     return [hashlib.blake2b(key + together, digest_size=KEY_BYTES).digest() for key in alone]
 
@@ -85,7 +245,7 @@ def _spot_check(
         difference = float((logps - some[sequence]).abs().mean())
         if not difference <= tolerance:
             raise RunFailed(
-                f"cached reference log-probs differ from a live pass by {difference:.2g} nats a "
+                f"cached reference log-probs differ from a live batch by {difference:.2g} nats a "
                 f"token; {tolerance:.2g} is allowed",
                 hint=f"delete {cache_dir() / 'reference'}, which is then made again",
             )
@@ -95,12 +255,12 @@ def _folder(identity: str) -> Path:
     return cache_dir() / "reference" / identity[:32]
 
 
-def _keep(column: Column) -> None:
+def _keep(stored: StoredReference) -> None:
     """Add values to the cache. A cache that cannot be written costs time later, not the run."""
-    name = hashlib.sha256(b"".join(sorted(column.values))).hexdigest()[:32]
-    folder = _folder(column.identity)
+    name = hashlib.sha256(b"".join(sorted(stored.values))).hexdigest()[:32]
+    folder = _folder(stored.identity)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        column.save(folder / f"{name}.safetensors")
+        stored.save(folder / f"{name}.safetensors")
     except (OSError, OutputError):
         return

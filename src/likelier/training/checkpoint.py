@@ -1,7 +1,7 @@
 """Checkpoints: taken between steps, written whole with hashes, nothing pickled.
 
 A checkpoint is a folder ``step-00000040`` with safetensors files and a manifest. It is
-valid only where every hash holds; the latest valid one by step number is gone on from.
+valid only where every hash holds; a run resumes from the latest valid one by step number.
 """
 
 import re
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from likelier.base.errors import RunFailed
 from likelier.base.files import read_manifest, remove_folder, write_folder
+from likelier.base.terminal import say
+from likelier.reference.moving import MovingReference
+from likelier.training.batches import Batcher
 from likelier.training.optimizer import MasterAdamW
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -24,13 +27,12 @@ def save_checkpoint(
     optimizer: MasterAdamW,
     facts: dict[str, Any],
     keep: int,
-    figures: dict[str, float] | None = None,
     reference: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write the state after ``step`` steps, then delete all but the newest ``keep`` valid ones.
 
-    ``facts`` go into the manifest (hash of the reference column, identity of the run), and so do
-    the running ``figures`` of a loss. ``reference`` are the weights of one that moves.
+    ``facts`` go into the manifest: hashes of what the run reads, the running ``figures`` of a
+    loss. ``reference`` are the weights of one that has moved.
 
     Raises OutputError where the disk refuses; earlier checkpoints then still stand.
     """
@@ -43,9 +45,9 @@ def save_checkpoint(
             save_file(tensors, target / f"{name}.safetensors")
 
     folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():  # a damaged one: a valid one of this step would have been gone on from
+    if path.exists():  # a damaged one: the run would have resumed from a valid one
         remove_folder(path)
-    write_folder(path, write, {"format": 1, "step": step, "figures": figures or {}, **facts})
+    write_folder(path, write, {"format": 1, "step": step, **facts})
     _prune(folder, keep)
     return path
 
@@ -96,15 +98,22 @@ def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
     optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in names})
 
 
-def load_figures(path: Path) -> dict[str, float]:
-    """The running figures of a loss in a checkpoint."""
-    return dict((read_manifest(path) or {}).get("figures", {}))
+def resume(folder: Path, facts: dict[str, Any], optimizer: MasterAdamW, batcher: Batcher) -> int:
+    """Load the newest valid checkpoint: optimizer, model, the loss's own figures, the reference.
 
-
-def load_reference(path: Path) -> dict[str, Tensor] | None:
-    """The weights of a moving reference in a checkpoint; None before it first moved."""
-    file = path / "reference.safetensors"
-    return load_file(file) if file.exists() else None
+    Returns its step, 0 where there is no checkpoint at all. Raises as `latest_checkpoint`.
+    """
+    found = latest_checkpoint(folder, facts)
+    if found is None:
+        return 0
+    step, path = found
+    load_checkpoint(path, optimizer)
+    batcher.loss.state.update((read_manifest(path) or {}).get("figures", {}))
+    moved = path / "reference.safetensors"  # not there before it first moved
+    if isinstance(batcher.reference, MovingReference) and moved.exists():
+        batcher.reference.restore(load_file(moved))
+    say(f"resuming from step {step}")
+    return step
 
 
 def _prune(folder: Path, keep: int) -> None:

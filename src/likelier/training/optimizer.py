@@ -38,8 +38,8 @@ def schedule(config: OptimConfig, peak: float, num_steps: int) -> Callable[[int]
 class MasterAdamW:
     """AdamW on the masters of the trainable parameters of a model.
 
-    Gradients of half-precision parameters are moved to their float32 masters after every pass,
-    so that sums over passes are float32 sums. Weight decay applies to matrices, not to biases,
+    Gradients of half-precision parameters are moved to their float32 masters after every batch,
+    so that sums over batches are float32 sums. Weight decay applies to matrices, not to biases,
     norms and other vectors. `close` lets go of the model.
     """
 

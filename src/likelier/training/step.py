@@ -1,127 +1,127 @@
-"""The gradient of one step, however it is cut into passes, and the values of its pairs.
+"""The gradient of one step, however it is cut into batches, and the values of its pairs.
 
-A pass gives the log-probs of its answers; the loss, a pure function of the step's log-probs,
-gives ``g_R = dL/d logp_R``; each pass back-propagates ``sum(g_R * logp_R)``. Losses that look at
-one pair at a time need one sweep; those that couple pairs get a sweep without gradient first.
+A batch gives the log-probs of its completions; the loss, a pure function of the step's log-probs,
+gives ``g_R = dL/d logp_R``; each batch back-propagates ``sum(g_R * logp_R)``. Losses that look at
+one pair at a time need one sweep; those that need the whole step get one without gradient first.
 The loss is divided by the pairs of the whole step, so the cut does not matter.
 
-Axis letters: E entries of a pass, R answers of a pass or step, P pairs.
+Axis letters: E entries of a batch, R completions of a batch or step, P pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from likelier.base.errors import RunFailed
+from likelier.batching.batch import Batch
+from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues
-from likelier.model.scorer import Scorer
-from likelier.training.passes import PairPass, cut_passes, joined
+from likelier.model.policy import Policy
+from likelier.training.batches import Batcher, joined, values_of
+from likelier.training.optimizer import MasterAdamW
 
-__all__ = ["PairPass", "PairValues", "cut_passes", "step_gradients", "step_values"]
 
+def gradients_that_fit(
+    batcher: Batcher, pairs: Sequence[TokenPair], optimizer: MasterAdamW
+) -> tuple[list[Batch], StepValues]:
+    """`loss_and_gradients` of a step's pairs; out of memory, it begins anew with half the size.
 
-@dataclass(frozen=True)
-class PairValues:
-    """Per pair, in the order of the step: float64 on the CPU, log-probs and loss in nats.
+    The gradient is the same for any size.
 
-    ``score_chosen`` and ``score_rejected`` are what the loss optimises, None where that is the
-    reward. ``label`` is 1 or 0 for rows of one answer, whose rejected side is a mismatched one.
+    Raises RunFailed where half the size does not fit either.
     """
+    loss = batcher.loss
+    before = dict(loss.state)
+    try:
+        batches = batcher(pairs)
+        return batches, loss_and_gradients(batcher.policy, batches, loss)
+    except torch.OutOfMemoryError as error:
+        batcher.halve(error)
+    # Outside of the handler: the error holds the frames, and they hold the tensors.
+    loss.state.clear()
+    loss.state.update(before)
+    optimizer.forget_gradients()
+    torch.cuda.empty_cache()  # nothing where there is no GPU
+    return gradients_that_fit(batcher, pairs, optimizer)
 
-    loss: Tensor
-    policy_chosen: Tensor
-    policy_rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    chosen_tokens: Tensor
-    rejected_tokens: Tensor
-    score_chosen: Tensor | None = None
-    score_rejected: Tensor | None = None
-    label: Tensor | None = None
 
-
-def step_gradients(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> PairValues:
+def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> StepValues:
     """Add the gradient of the mean loss of a step's pairs to the trainable parameters.
 
-    Raises RunFailed where a log-prob or the loss is not finite; no gradient of that pass has
+    Returns the values in the order of the step, on the CPU. Called inside `Policy.running`.
+
+    Raises RunFailed where a log-prob or the loss is not finite; no gradient of that batch has
     then been added.
     """
-    num_pairs = sum(len(item.place_P) for item in passes)
+    num_pairs = sum(len(batch.place_P) for batch in batches)
     if loss.needs_whole_step:
-        whole = _swept(scorer, passes, loss)
+        whole = joined([_scored(policy, batch, loss)[0] for batch in batches])
         if loss.observe is not None:
             loss.observe(whole)
-        grad_R, loss_P = _with_gradient(scorer, whole, loss, num_pairs)
-        grads = grad_R.split([len(item.reference_R) for item in passes])
-        for item, part_R in zip(passes, grads, strict=True):
-            _backward(scorer(item.batch), item, part_R)
-        return _in_step_order(passes, whole, loss_P, loss)
-    policy, wpo_log_weight, losses = [], [], []
-    for item in passes:
-        logp_E, wpo_log_weight_R = _scored(scorer, item, loss)
-        policy_R = item.answer_logps(logp_E.detach())
-        values = item.values(policy_R, wpo_log_weight_R)
-        grad_R, loss_P = _with_gradient(scorer, values, loss, num_pairs)
-        _backward(logp_E, item, grad_R)
-        policy.append(policy_R)
-        wpo_log_weight.append(wpo_log_weight_R)
-        losses.append(loss_P)
-    return _in_step_order(passes, joined(passes, policy, wpo_log_weight), torch.cat(losses), loss)
+        grad_R, loss_P = _gradient_of_loss(policy, whole, loss, num_pairs)
+        parts = grad_R.split([len(batch.scored_R) for batch in batches])
+        for batch, part_R in zip(batches, parts, strict=True):
+            _backward(policy.scorer(batch), batch, part_R)
+        return _in_step_order(batches, replace(whole, loss_P=loss_P), loss)
+    done = []
+    for batch in batches:
+        values, logp_E = _scored(policy, batch, loss, with_gradient=True)
+        grad_R, loss_P = _gradient_of_loss(policy, values, loss, num_pairs)
+        _backward(logp_E, batch, grad_R)
+        done.append(replace(values, loss_P=loss_P))
+    return _in_step_order(batches, joined(done), loss)
 
 
 @torch.no_grad()
-def step_values(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> PairValues:
+def step_values(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> StepValues:
     """The same values without any gradient, and without any change to the loss's own state.
 
     Raises RunFailed where a log-prob or the loss is not finite.
     """
-    values = _swept(scorer, passes, loss)
+    values = joined([_scored(policy, batch, loss)[0] for batch in batches])
     loss_P = (loss.held_out or loss.per_pair)(values)
-    _must_be_finite(scorer, values.policy_R, loss_P)
-    return _in_step_order(passes, values, loss_P, loss)
+    _must_be_finite(policy, values.policy_R, loss_P)
+    return _in_step_order(batches, replace(values, loss_P=loss_P), loss)
 
 
-@torch.no_grad()
-def _swept(scorer: Scorer, passes: Sequence[PairPass], loss: BoundLoss) -> StepValues:
-    """The values of all passes, without gradient."""
-    policy, wpo_log_weight = [], []
-    for item in passes:
-        logp_E, wpo_log_weight_R = _scored(scorer, item, loss)
-        policy.append(item.answer_logps(logp_E))
-        wpo_log_weight.append(wpo_log_weight_R)
-    return joined(passes, policy, wpo_log_weight)
+def _scored(
+    policy: Policy, batch: Batch, loss: BoundLoss, with_gradient: bool = False
+) -> tuple[StepValues, Tensor]:
+    """The values of a batch, and the log-probs of its entries, with their graph where asked."""
+    wpo_log_weight_R = None
+    with torch.set_grad_enabled(with_gradient):
+        if loss.reads_wpo_log_weight:
+            logp_E, collision_E = policy.scorer(batch, collisions=True)
+            surprise_K = (logp_E.detach() - collision_E)[batch.entry_K]
+            wpo_log_weight_R = batch.mean_over_tokens(surprise_K)
+        else:
+            logp_E = policy.scorer(batch)
+    policy_R = batch.completion_logps(logp_E.detach())
+    return values_of(batch, policy_R, wpo_log_weight_R), logp_E
 
 
-def _scored(scorer: Scorer, item: PairPass, loss: BoundLoss) -> tuple[Tensor, Tensor | None]:
-    """Log-probs of the entries of a pass, and how sure the policy is of each answer if asked."""
-    if not loss.reads_wpo_log_weight:
-        return scorer(item.batch), None
-    logp_E, collision_E = scorer(item.batch, collisions=True)
-    surprise_K = (logp_E.detach() - collision_E)[item.batch.entry_K]
-    return logp_E, item.mean_over_tokens(surprise_K)
-
-
-def _with_gradient(
-    scorer: Scorer, values: StepValues, loss: BoundLoss, num_pairs: int
+def _gradient_of_loss(
+    policy: Policy, values: StepValues, loss: BoundLoss, num_pairs: int
 ) -> tuple[Tensor, Tensor]:
     """dL/d logp_R for L = sum of the pairs' losses / num_pairs, and the losses."""
     policy_R = values.policy_R.detach().requires_grad_()
     with torch.enable_grad():
         loss_P = loss.per_pair(replace(values, policy_R=policy_R))
         (grad_R,) = torch.autograd.grad(loss_P.sum() / num_pairs, policy_R)
-    _must_be_finite(scorer, values.policy_R, loss_P, grad_R)
+    _must_be_finite(policy, values.policy_R, loss_P, grad_R)
     return grad_R, loss_P.detach()
 
 
-def _must_be_finite(scorer: Scorer, logp_R: Tensor, *loss: Tensor) -> None:
+def _must_be_finite(policy: Policy, logp_R: Tensor, *loss: Tensor) -> None:
     """A log-prob of -inf can have a loss of 0, so both are looked at."""
     for what, values in (("log-prob", logp_R), *(("loss", values) for values in loss)):
         if not bool(values.isfinite().all()):
-            model = scorer.model
-            weights = (name for name, p in model.named_parameters() if not p.isfinite().all())
+            named = policy.scorer.model.named_parameters()
+            weights = (name for name, p in named if not p.isfinite().all())
             because = next((f" because {name} is not" for name in weights), "")
             raise RunFailed(
                 f"a {what} is not finite{because}, so no update was made",
@@ -129,29 +129,21 @@ def _must_be_finite(scorer: Scorer, logp_R: Tensor, *loss: Tensor) -> None:
             )
 
 
-def _backward(logp_E: Tensor, item: PairPass, grad_R: Tensor) -> None:
-    logp_E.backward(item.entry_gradients(grad_R).to(logp_E.dtype))
+def _backward(logp_E: Tensor, batch: Batch, grad_R: Tensor) -> None:
+    logp_E.backward(batch.entry_gradients(grad_R).to(logp_E.dtype))
 
 
 @torch.no_grad()
-def _in_step_order(
-    passes: Sequence[PairPass], step: StepValues, loss_P: Tensor, loss: BoundLoss
-) -> PairValues:
-    order = torch.argsort(torch.cat([item.place_P for item in passes]))
-
-    def ordered(value_P: Tensor) -> Tensor:
-        return value_P.double().cpu()[order]
-
-    scores = (None, None) if loss.scores is None else tuple(map(ordered, loss.scores(step)))
-    return PairValues(
-        loss=ordered(loss_P),
-        policy_chosen=ordered(step.chosen.policy_P),
-        policy_rejected=ordered(step.rejected.policy_P),
-        reference_chosen=ordered(step.chosen.reference_P),
-        reference_rejected=ordered(step.rejected.reference_P),
-        chosen_tokens=ordered(step.chosen.tokens_P),
-        rejected_tokens=ordered(step.rejected.tokens_P),
-        score_chosen=scores[0],
-        score_rejected=scores[1],
-        label=None if step.label_P is None else ordered(step.label_P),
-    )
+def _in_step_order(batches: Sequence[Batch], values: StepValues, loss: BoundLoss) -> StepValues:
+    """The values with the scores of the loss, pairs in the order of the step, on the CPU."""
+    if loss.scores is not None:
+        chosen_P, rejected_P = loss.scores(values)
+        values = replace(values, score_chosen_P=chosen_P, score_rejected_P=rejected_P)
+    order_P = torch.argsort(torch.cat([batch.place_P for batch in batches])).cpu()
+    moved: dict[str, Any] = {}
+    for name, value in vars(values).items():
+        if isinstance(value, Tensor):
+            there = value.detach().cpu()
+            there = there.double() if there.is_floating_point() else there
+            moved[name] = there[order_P] if name.endswith("_P") else there
+    return replace(values, **moved)

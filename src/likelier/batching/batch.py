@@ -1,0 +1,203 @@
+"""A batch: sequences laid out for one forward, where their scored tokens are predicted, and pairs.
+
+Two layouts with one face: `tree_batch` (every distinct prefix once, one row) and `padded_batch`
+(one sequence per row, for models that the tree cannot serve).
+
+Axis letters: B rows, L row length, N distinct predicting positions, E distinct (position, token)
+entries, K scored tokens of all completions in order, R completions, P pairs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likelier.batching.tree import Tree, build_tree
+from likelier.data.records import Completion, TokenPair
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One sequence to score: all token ids, and for each whether its log-prob is wanted."""
+
+    tokens: tuple[int, ...]
+    scored: tuple[bool, ...]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The tokens that a forward needs: those before the last scored one."""
+        last = max(i for i, wanted in enumerate(self.scored) if wanted)
+        return self.tokens[:last]
+
+    @property
+    def num_scored(self) -> int:
+        """How many tokens are scored."""
+        return sum(self.scored)
+
+
+def scored(prompt: tuple[int, ...], completion: Completion) -> Scored:
+    """The sequence of a prompt and one completion; the prompt is context.
+
+    Raises ValueError where the first scored token has no token before it to predict it, or
+    nothing is scored.
+    """
+    if not any(completion.scored):
+        raise ValueError("an answer needs at least one scored token")
+    if not prompt and completion.scored[0]:
+        raise ValueError("an answer needs a prompt of at least one token to predict its first")
+    return Scored(prompt + completion.tokens, (False,) * len(prompt) + completion.scored)
+
+
+def completions_of(pair: TokenPair) -> tuple[Scored, Scored]:
+    """The two sequences of a pair."""
+    return scored(pair.prompt, pair.chosen), scored(pair.prompt, pair.rejected)
+
+
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward reads, what its log-probs mean, and the pairs that they form.
+
+    ``token_BL``, ``depth_BL`` (position ids) and ``keep_BL`` (1 where a token stands; None for a
+    tree, which has no padding) are the model's input. ``predict_N`` are flat positions of the
+    predicting tokens in ascending order; ``row_E`` (index into N, ascending) and ``token_E`` the
+    entries; ``entry_K`` the entry of every scored token, completion after completion;
+    ``scored_R`` how many scored tokens each completion has.
+
+    The rest is there where the completions form pairs of a training step: ``chosen_P`` and
+    ``rejected_P`` index into R, ``place_P`` is each pair's place in the step, ``reference_R``
+    summed log-probs (float64), ``columns`` what the data brings of each pair (margin, weight,
+    label; shape (P,)), ``weight_K`` what each scored token counts, None where all count alike,
+    ``mean_tokens`` the mean length of the chosen completions of the whole step.
+    """
+
+    token_BL: Tensor
+    depth_BL: Tensor
+    keep_BL: Tensor | None
+    tree: Tree | None
+    predict_N: Tensor
+    row_E: Tensor
+    token_E: Tensor
+    entry_K: Tensor
+    scored_R: Tensor
+    reference_R: Tensor = field(default_factory=_none)
+    chosen_P: Tensor = field(default_factory=_none)
+    rejected_P: Tensor = field(default_factory=_none)
+    place_P: Tensor = field(default_factory=_none)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    weight_K: Tensor | None = None
+    mean_tokens: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the forward computes, padding included."""
+        return self.token_BL.numel()
+
+    @property
+    def completion_K(self) -> Tensor:
+        """The completion of every scored token."""
+        index_R = torch.arange(len(self.scored_R), device=self.scored_R.device)
+        return index_R.repeat_interleave(self.scored_R, output_size=len(self.entry_K))
+
+    @property
+    def length_R(self) -> Tensor:
+        """How many tokens each completion counts as."""
+        return self.scored_R if self.weight_K is None else self._summed(self.weight_K)
+
+    def completion_logps(self, logp_E: Tensor) -> Tensor:
+        """Log-prob of each completion in nats, shape (R,): its tokens' summed in float64."""
+        logp_K = logp_E.double()[self.entry_K]
+        return self._summed(logp_K if self.weight_K is None else self.weight_K * logp_K)
+
+    def entry_gradients(self, grad_R: Tensor) -> Tensor:
+        """The gradient of every entry, shape (E,), from that of every completion's log-prob."""
+        grad_K = grad_R.double()[self.completion_K]
+        if self.weight_K is not None:
+            grad_K = grad_K * self.weight_K
+        return grad_K.new_zeros(len(self.row_E)).index_add(0, self.entry_K, grad_K)
+
+    def mean_over_tokens(self, value_K: Tensor) -> Tensor:
+        """The mean over each completion's scored tokens, shape (R,)."""
+        return self._summed(value_K) / self.scored_R
+
+    def _summed(self, value_K: Tensor) -> Tensor:
+        total_R = value_K.new_zeros(len(self.scored_R), dtype=torch.float64)
+        return total_R.index_add(0, self.completion_K, value_K.double())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | Tree)
+        }
+        moved["columns"] = {name: value.to(device) for name, value in self.columns.items()}
+        return replace(self, **moved)
+
+
+def lay_out(sequences: Sequence[Scored], backend: str) -> Batch:
+    """Sequences as an attention backend reads them."""
+    return padded_batch(sequences) if backend == "padded" else tree_batch(sequences)
+
+
+def tree_batch(sequences: Sequence[Scored]) -> Batch:
+    """Lay sequences out as a prefix tree. The last token of each is a target, never an input."""
+    tree, spans = build_tree([sequence.inputs for sequence in sequences])
+    places = [[p for start, stop in path for p in range(start, stop)] for path in spans]
+    return Batch(
+        token_BL=tree.token_T[None],
+        depth_BL=tree.depth_T[None],
+        keep_BL=None,
+        tree=tree,
+        **_entries(sequences, places),
+    )
+
+
+def padded_batch(sequences: Sequence[Scored]) -> Batch:
+    """Lay sequences out one a row, padded on the right; equal sequences share a row."""
+    row_of: dict[tuple[int, ...], int] = {}
+    for sequence in sequences:
+        row_of.setdefault(sequence.inputs, len(row_of))
+    length = max(len(inputs) for inputs in row_of)
+    token_BL = torch.zeros(len(row_of), length, dtype=torch.long)
+    keep_BL = torch.zeros(len(row_of), length, dtype=torch.long)
+    for inputs, row in row_of.items():
+        token_BL[row, : len(inputs)] = torch.tensor(inputs)
+        keep_BL[row, : len(inputs)] = 1
+    places = [range(row_of[s.inputs] * length, (row_of[s.inputs] + 1) * length) for s in sequences]
+    return Batch(
+        token_BL=token_BL,
+        depth_BL=torch.arange(length).expand(len(row_of), -1),
+        keep_BL=keep_BL,
+        tree=None,
+        **_entries(sequences, places),
+    )
+
+
+def _entries(sequences: Sequence[Scored], places: Iterable[Sequence[int]]) -> dict[str, Any]:
+    """Number the distinct (predicting position, target token) entries of sequences.
+
+    ``places[i][p]`` is the flat position of token p of sequence i.
+    """
+    wanted = [
+        (place[position - 1], sequence.tokens[position])
+        for sequence, place in zip(sequences, places, strict=True)
+        for position, is_scored in enumerate(sequence.scored)
+        if is_scored
+    ]
+    entries = sorted(set(wanted))
+    number = {entry: i for i, entry in enumerate(entries)}
+    predict_E = torch.tensor([position for position, _ in entries])
+    predict_N, row_E = torch.unique_consecutive(predict_E, return_inverse=True)
+    return {
+        "predict_N": predict_N,
+        "row_E": row_E,
+        "token_E": torch.tensor([token for _, token in entries]),
+        "entry_K": torch.tensor([number[entry] for entry in wanted]),
+        "scored_R": torch.tensor([sequence.num_scored for sequence in sequences]),
+    }

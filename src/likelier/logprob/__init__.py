@@ -1,1 +1,0 @@
-"""Hidden states to log-probs of chosen tokens: the plain twin and the chunked one."""

@@ -1,0 +1,217 @@
+"""The policy: a model with its tokenizer, the backend that serves it, and how it is scored."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from likelier.batching.batch import Scored, lay_out, padded_batch, scored
+from likelier.batching.pack import pack
+from likelier.data.encode import encode_completion
+from likelier.data.records import Message
+from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.model.attention import UnsupportedAttention, attention_backend, tree_obstacle
+from likelier.model.running import without_dropout
+from likelier.model.scorer import Scorer, find_head_rule
+
+DEFAULT_TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model and its tokenizer, ready to be scored and trained.
+
+    ``model`` is a transformers model, or a peft model where the folder holds an adapter.
+    ``path`` is where it came from, None for objects handed over in memory.
+    """
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    path: str | None = None
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model; adapters, where there are any, are inside its layers."""
+        inner = getattr(self.model, "get_base_model", None)
+        model = inner() if inner is not None else self.model
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether adapters are attached."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first layers' inputs belong."""
+        weight = self.causal_lm.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        return weight.device
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The module that turns batches into log-probs, with the head as this model has it."""
+        return Scorer(self.causal_lm, find_head_rule(self.causal_lm))
+
+    @property
+    def backend(self) -> str:
+        """What runs the attention: a tree backend, or ``padded``."""
+        return self._backend_and_reason[0]
+
+    @property
+    def backend_reason(self) -> str | None:
+        """Why the tree cannot serve this model, None where it does."""
+        return self._backend_and_reason[1]
+
+    @cached_property
+    def _backend_and_reason(self) -> tuple[str, str | None]:
+        backend = _tree_backend(self)
+        reason = tree_obstacle(self.causal_lm.config) or _failed_probe(self, backend)
+        return ("padded", reason) if reason else (backend, None)
+
+    def encoder(
+        self, template: Mapping[str, Any] | None = None, today: str | None = None
+    ) -> Encoder:
+        """The tokenizer made ready for data, with settings of the chat template."""
+        return build_encoder(self.tokenizer, self.causal_lm.generation_config, template, today)
+
+    @contextmanager
+    def running(self, backend: str | None = None) -> Iterator[Scorer]:
+        """The scorer, with dropout silent and attention run by a backend (default: its own).
+
+        The backward belongs inside, too: layers that are checkpointed run again there.
+        """
+        scorer, chosen = self.scorer, backend or self.backend
+        with without_dropout(self.model), attention_backend(self.causal_lm, chosen):
+            yield scorer
+
+
+def _tree_backend(policy: Policy) -> str:
+    """``segments`` is made of a CPU's kernels; FlexAttention knows no float64."""
+    if policy.device.type == "cpu":
+        return "segments"
+    is_cuda = policy.device.type == "cuda"
+    return "flex" if is_cuda and policy.causal_lm.dtype != torch.float64 else "dense"
+
+
+# Five branches on one stem. Their first tokens are left out: the stem predicts those, and it is
+# right even in a model that takes the row for one long text.
+_PROBE = [
+    Scored((*range(6), *range(branch, branch + 4)), (False,) * 7 + (True,) * 3)
+    for branch in range(6, 26, 4)
+]
+# Nats a token. Far above rounding and far below what attention to the wrong tokens does.
+_PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
+_PROBE_TOLERANCE_HALF = 0.25
+
+
+@torch.no_grad()
+def _failed_probe(policy: Policy, backend: str) -> str | None:
+    """Why the tree does not do what the plain path does, tried on a tiny batch; None if it does.
+
+    Some architectures never call the attention registry, or ignore the positions they are given,
+    and say nothing: only numbers tell. The median forgives experts, whose routing may flip on a
+    rounding.
+    """
+    vocabulary = policy.causal_lm.config.get_text_config().vocab_size
+    probe = [Scored(tuple(t % vocabulary for t in s.tokens), s.scored) for s in _PROBE]
+    logps = []
+    try:
+        for one in (backend, "padded"):
+            batch = lay_out(probe, one).to(policy.device)
+            with policy.running(one) as scorer:
+                logps.append(scorer(batch)[batch.entry_K])
+    except UnsupportedAttention as unsupported:
+        return str(unsupported)
+    except TypeError as error:  # a forward that takes no further keywords
+        return f"its forward takes no layout ({error})"
+    except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or too small a head
+        return f"its attention cannot be compiled ({str(error).splitlines()[0]})"
+    difference = float((logps[0] - logps[1]).abs().median())
+    allowed = _PROBE_TOLERANCE.get(policy.causal_lm.dtype, _PROBE_TOLERANCE_HALF)
+    if not difference <= allowed:
+        return f"a probe's log-probs differ from the plain path's by {difference:.2g} nats a token"
+    return None
+
+
+@torch.no_grad()
+def score_sequences(
+    policy: Policy,
+    sequences: Sequence[Scored],
+    budget: int = DEFAULT_TOKENS_PER_BATCH,
+    on_batch: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Per-token log-probs of sequences: yields (index, float tensor of its scored tokens, nats).
+
+    Sequences of one prompt should stand together. ``on_batch`` hears how many sequences each
+    finished batch held. No gradients.
+    """
+    batches = pack([(sequence,) for sequence in sequences], budget, policy.backend)
+    with policy.running() as scorer:
+        for indices in batches:
+            batch = lay_out([sequences[i] for i in indices], policy.backend)
+            on_device = batch.to(policy.device)
+            logp_K = scorer(on_device)[on_device.entry_K].cpu()
+            yield from zip(indices, logp_K.split(batch.scored_R.tolist()), strict=True)
+            if on_batch is not None:
+                on_batch(len(indices))
+
+
+Text = str | Sequence[Message]  # plain text, or the messages of a chat
+
+
+def get_logprob(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: Text | Sequence[Text],
+    response: Text | Sequence[Text],
+    *,
+    stop: bool = True,
+    per_token: bool = False,
+) -> Any:
+    """Log-prob of a response given a prompt, in nats, with gradient: what DPO compares.
+
+    One prompt (text, or a list of messages) and one response give a 0-d tensor; a list of R
+    prompts and a list of R responses give shape (R,). The sum runs over the response's tokens
+    and its stop token, in float64; ``stop=False`` leaves the stop token out. With ``per_token``
+    a second value holds the log-prob of each token: shape (tokens,), or a list of R of them.
+
+    The model is used as it stands: to score without gradient, call it under ``torch.no_grad()``.
+    Dropout does not apply. Text is continued as plain text, messages go through the chat
+    template.
+
+    Raises ValueError where the lists differ in length, and DataError where a text cannot be
+    encoded.
+    """
+    many = not _is_one(response)
+    prompts: Any = prompt if many else [prompt]
+    responses: Any = response if many else [response]
+    if _is_one(prompt) == many or len(prompts) != len(responses) or not responses:
+        raise ValueError("give one prompt and one response, or two lists of one length")
+    policy = Policy(model, tokenizer)
+    encoder = policy.encoder()
+    sequences = [
+        scored(*encode_completion(encoder, p, r, stop=stop))
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+    batch = padded_batch(sequences).to(policy.device)
+    with policy.running("padded") as scorer:
+        logp_E = scorer(batch)
+    total_R = batch.completion_logps(logp_E)
+    total = total_R if many else total_R[0]
+    if not per_token:
+        return total
+    each = logp_E[batch.entry_K].split(batch.scored_R.tolist())
+    return total, (list(each) if many else each[0])
+
+
+def _is_one(text: Text | Sequence[Text]) -> bool:
+    """One text or chat, rather than a list of them."""
+    return isinstance(text, str) or (len(text) > 0 and isinstance(text[0], dict))

@@ -1,0 +1,85 @@
+"""TR-DPO: a reference that moves after the policy, kept as weights and scored live.
+
+Gorbatovski et al. 2024 (arXiv 2404.09656): every so many steps the reference becomes
+``mix * policy + (1 - mix) * reference``. Only trainable tensors are kept twice: what is frozen is
+the same for both. With LoRA it is the adapter that moves, from the one that the run began with.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from likelier.batching.batch import Batch, Scored
+from likelier.config.schema import ReferenceConfig
+from likelier.model.policy import Policy
+from likelier.reference.cache import NoReference, StoredReference
+
+
+class MovingReference:
+    """The reference's own copy of the float32 ``masters`` of what the policy trains.
+
+    Until it moves for the first time, the ``stored`` log-probs still are what it would give.
+    """
+
+    def __init__(
+        self,
+        stored: "Reference",
+        policy: Policy,
+        masters: Mapping[str, Tensor],
+        config: ReferenceConfig,
+    ):
+        assert config.update_every is not None  # the caller asked
+        self.stored, self.policy, self.policy_masters = stored, policy, masters
+        self.every, self.mix = config.update_every, config.update_mix
+        self.identity: str = stored.identity
+        self.values: Mapping[bytes, Tensor] = stored.values
+        self.masters = {name: master.detach().clone() for name, master in masters.items()}
+        self.moved = False
+
+    def completion_logp(self, sequence: Scored, weights: Sequence[float] | None = None) -> float:
+        """What is stored; `rescored` replaces it once the reference has moved."""
+        return self.stored.completion_logp(sequence, weights)
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        """Move, if a step is one after which it does."""
+        if step % self.every == 0:
+            for name, master in self.policy_masters.items():
+                self.masters[name].lerp_(master, self.mix)
+            self.moved = True
+
+    @torch.no_grad()
+    def rescored(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches with the log-probs of the reference as it is now."""
+        if not self.moved:
+            return list(batches)
+        with self._in_place():
+            return [
+                replace(batch, reference_R=batch.completion_logps(self.policy.scorer(batch)))
+                for batch in batches
+            ]
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """The model with the reference's weights for a while."""
+        named = dict(self.policy.model.named_parameters())
+        before = {name: named[name].detach().clone() for name in self.masters}
+        try:
+            for name, master in self.masters.items():
+                named[name].copy_(master)
+            yield
+        finally:
+            for name, value in before.items():
+                named[name].copy_(value)
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Put the reference of a checkpoint back."""
+        for name, master in self.masters.items():
+            master.copy_(saved[name])
+        self.moved = True
+
+
+Reference = StoredReference | NoReference | MovingReference

@@ -1,0 +1,161 @@
+"""The pairs of a step cut into batches, with all that the loss reads of them but the policy.
+
+Axis letters: E entries of a batch, K scored tokens, R completions of a batch or step, P pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from likelier.base.errors import RunFailed
+from likelier.base.terminal import say
+from likelier.batching.batch import Batch, Scored, completions_of, lay_out
+from likelier.batching.pack import pack
+from likelier.data.encode import content_hash
+from likelier.data.records import TokenPair
+from likelier.losses.modifiers import Weights, token_weights
+from likelier.losses.registry import BoundLoss
+from likelier.losses.values import StepValues
+from likelier.model.policy import Policy
+from likelier.reference.moving import MovingReference, Reference
+
+Weighted = tuple[Scored, Weights | None]  # a completion, and what its scored tokens count
+
+
+class Batcher:
+    """Turns pairs into batches of at most ``tokens_per_batch`` tokens; a pair is never cut.
+
+    On a device whose memory does not hold such a batch the limit is halved, once.
+    """
+
+    def __init__(
+        self, policy: Policy, reference: Reference, loss: BoundLoss, tokens_per_batch: int
+    ):
+        self.policy, self.reference, self.loss = policy, reference, loss
+        self.tokens_per_batch, self.halved = tokens_per_batch, False
+
+    def __call__(self, pairs: Sequence[TokenPair]) -> list[Batch]:
+        """The batches of a step's pairs, with the reference as it is now."""
+        policy = self.policy
+        batches = cut_batches(
+            pairs, self.reference, policy.backend, self.tokens_per_batch, self.loss.tokens
+        )
+        return self.rescored([batch.to(policy.device) for batch in batches])
+
+    @property
+    def moved_reference(self) -> dict[str, Tensor] | None:
+        """The weights of a reference that has moved, which a checkpoint must hold."""
+        if isinstance(self.reference, MovingReference) and self.reference.moved:
+            return self.reference.masters
+        return None
+
+    def rescored(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Batches made before, with what the reference says now, if it is one that moves."""
+        if isinstance(self.reference, MovingReference):
+            return self.reference.rescored(batches)
+        return list(batches)
+
+    def halve(self, error: Exception) -> None:
+        """Make batches of half the size from here on.
+
+        Raises RunFailed where they were halved before.
+        """
+        if self.halved:
+            raise RunFailed(
+                f"batches of {self.tokens_per_batch} tokens do not fit into the memory of the "
+                "device",
+                hint="set train.gradient_checkpointing: true, or a smaller data.max_length; "
+                "`likelier plan` says what a run needs",
+            ) from error
+        self.tokens_per_batch, self.halved = self.tokens_per_batch // 2, True
+        say(f"out of memory: from here on batches of at most {self.tokens_per_batch} tokens")
+
+
+def cut_batches(
+    pairs: Sequence[TokenPair],
+    reference: Reference,
+    backend: str,
+    budget: int,
+    tokens: Mapping[str, Any] | None = None,
+) -> list[Batch]:
+    """Cut the pairs of a step into batches of at most ``budget`` tokens; a pair is never cut.
+
+    ``tokens`` is the rule by which tokens count, None where all count alike.
+    """
+    units = [completions_of(pair) for pair in pairs]
+    mean_tokens = sum(chosen.num_scored for chosen, _ in units) / max(1, len(units))
+    batches = []
+    for places in pack(units, budget, backend):
+        some = [pairs[place] for place in places]
+        both = [_weighted(pairs[place], units[place], tokens) for place in places]
+        batch = _batch_of_pairs(some, both, reference, backend)
+        batches.append(replace(batch, place_P=torch.tensor(places), mean_tokens=mean_tokens))
+    return batches
+
+
+def _weighted(
+    pair: TokenPair, unit: tuple[Scored, Scored], rule: Mapping[str, Any] | None
+) -> tuple[Weighted, Weighted]:
+    if rule is None:
+        return (unit[0], None), (unit[1], None)
+    key = f"{rule.get('seed', 0)}/{content_hash([pair])}".encode()
+    first, second = token_weights(rule, unit[0].num_scored, unit[1].num_scored, key)
+    return (unit[0], first), (unit[1], second)
+
+
+def _batch_of_pairs(
+    pairs: Sequence[TokenPair],
+    units: Sequence[tuple[Weighted, Weighted]],
+    reference: Reference,
+    backend: str,
+) -> Batch:
+    number: dict[Weighted, int] = {}  # completions that several pairs share stand once
+    for unit in units:
+        for completion in unit:
+            number.setdefault(completion, len(number))
+    logps = [reference.completion_logp(sequence, weights) for sequence, weights in number]
+    weights = [weight for _, each in number for weight in each or ()]
+    return replace(
+        lay_out([sequence for sequence, _ in number], backend),
+        reference_R=torch.tensor(logps, dtype=torch.float64),
+        chosen_P=torch.tensor([number[chosen] for chosen, _ in units]),
+        rejected_P=torch.tensor([number[rejected] for _, rejected in units]),
+        columns={
+            name: torch.tensor([getattr(pair, name) for pair in pairs], dtype=torch.float64)
+            for name in ("margin", "weight", "label")
+            if getattr(pairs[0], name) is not None
+        },
+        weight_K=torch.tensor(weights, dtype=torch.float64) if weights else None,
+    )
+
+
+def values_of(batch: Batch, policy_R: Tensor, wpo_log_weight_R: Tensor | None) -> StepValues:
+    """What the loss reads of a batch, given the policy's log-probs of its completions."""
+    return StepValues(
+        policy_R,
+        batch.reference_R,
+        batch.length_R,
+        batch.chosen_P,
+        batch.rejected_P,
+        wpo_log_weight_R=wpo_log_weight_R,
+        mean_tokens=batch.mean_tokens,
+        **{f"{name}_P": column for name, column in batch.columns.items()},
+    )
+
+
+def joined(values: Sequence[StepValues]) -> StepValues:
+    """The values of several batches as one step's: R and P end to end."""
+    first, starts = values[0], [0]
+    for one in values:
+        starts.append(starts[-1] + len(one.policy_R))
+    whole: dict[str, Any] = {}
+    for name, value in vars(first).items():
+        if isinstance(value, Tensor):
+            parts: list[Tensor] = [getattr(one, name) for one in values]
+            if name in ("chosen_P", "rejected_P"):  # they index into R
+                parts = [part + at for part, at in zip(parts, starts, strict=False)]
+            whole[name] = torch.cat(parts)
+    return replace(first, **whole)

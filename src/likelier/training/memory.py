@@ -1,0 +1,157 @@
+"""What training takes of memory and arithmetic, and the `auto`s of a config decided from it."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from likelier.batching.batch import Batch, Scored, lay_out
+from likelier.config import Config, resolved
+from likelier.model.policy import Policy
+
+_USABLE_SHARE = 0.8  # of all memory there is, not of what is free now: the same every time
+_LEAST_TOKENS = 256
+# Where products reach their full speed and a larger batch only takes more memory.
+_ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_PROBED_TOKENS = 16, 48  # within every model's positions
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: ``total`` of the device, ``fixed`` for weights, masters, gradients and AdamW's
+    averages, ``per_token`` what a token of a batch keeps for the backward."""
+
+    total: int
+    fixed: int
+    per_token: int
+
+    def needs(self, tokens: int) -> int:
+        """Bytes of a step whose largest batch holds so many tokens."""
+        return self.fixed + tokens * self.per_token
+
+    @property
+    def usable(self) -> int:
+        """Bytes that training may take."""
+        return int(_USABLE_SHARE * self.total)
+
+
+def memory_of(policy: Policy) -> Memory:
+    """Count what is saved for the backward on two tiny batches: exact, and the same every time."""
+    fixed = 0
+    for parameter in policy.model.parameters():
+        fixed += parameter.nbytes
+        if parameter.requires_grad:
+            half = parameter.dtype in (torch.bfloat16, torch.float16)
+            # A float32 gradient and two averages, and a master where the weight is not one.
+            fixed += (16 if half else 12) * parameter.numel()
+    short, long = _PROBED_TOKENS
+    per_token = (_saved_by(policy, long) - _saved_by(policy, short)) // (long - short)
+    return Memory(device_memory(policy.device), fixed, max(1, per_token))
+
+
+def tokens_per_batch(memory: Memory, device: torch.device) -> int:
+    """A power of two that fits, and no more than the device needs for its full speed."""
+    fitting = (memory.usable - memory.fixed) // memory.per_token
+    largest = 1 << fitting.bit_length() - 1 if fitting > 0 else 0
+    return max(_LEAST_TOKENS, min(_ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS["cpu"]), largest))
+
+
+def tokens_for(config: Config, policy: Policy, memory: Memory | None = None) -> int:
+    """The tokens of a batch that a config asks for, or those that are right for this model.
+
+    ``memory`` is what `memory_of` says, where it was asked already.
+    """
+    wanted = config.train.tokens_per_batch
+    if wanted != "auto":
+        return wanted
+    return tokens_per_batch(memory or memory_of(policy), policy.device)
+
+
+def without_autos(config: Config, policy: Policy) -> dict[str, Any]:
+    """The config with every ``auto`` decided, as ``config.yaml`` of a run holds it."""
+    dtype = str(policy.causal_lm.dtype).removeprefix("torch.")
+    return resolved(
+        config,
+        dtype=dtype,
+        save_dtype="auto" if policy.has_adapter else dtype,
+        tokens_per_batch=tokens_for(config, policy),
+    )
+
+
+def bytes_saved(policy: Policy, batch: Batch) -> int:
+    """Bytes that a forward over a batch keeps for the backward, each storage once, no weights."""
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    saved: dict[int, int] = {}
+    kept: list[Tensor] = []  # alive, so that no two share an address
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with (
+        torch.enable_grad(),
+        policy.running() as scorer,
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
+        scorer(batch)
+    return sum(saved.values())
+
+
+def _saved_by(policy: Policy, tokens: int) -> int:
+    """The same of one sequence of so many tokens, the second half of it scored."""
+    vocabulary = policy.causal_lm.config.get_text_config().vocab_size
+    ids = tuple(token % vocabulary for token in range(tokens + 1))
+    scored = Scored(ids, (False,) * (tokens // 2) + (True,) * (len(ids) - tokens // 2))
+    return bytes_saved(policy, lay_out([scored], policy.backend).to(policy.device))
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory in all: of the GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of one forward: products in the layers, in the head, and in attention."""
+
+    layers: float
+    head: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.layers + self.head + self.attention
+
+
+def work_of(batch: Batch, model: PreTrainedModel) -> Work:
+    """Operations of a forward over a batch; a backward needs twice as many.
+
+    Two a weight and token in the layers, the head at predicting positions only, attention over
+    the pairs that the layout allows (a sliding window counts as none). The embedding and
+    everything elementwise count as nothing.
+    """
+    config = model.config.get_text_config()
+    embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
+    head = {id(p) for p in model.get_output_embeddings().parameters()}
+    weights = sum(
+        p.numel()
+        for p in model.parameters()
+        if p.ndim >= 2 and id(p) not in embeddings and id(p) not in head
+    )
+    allowed = int((batch.depth_BL + 1).sum())  # a token sees its ancestors and itself
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = size * config.num_attention_heads
+    return Work(
+        layers=2.0 * batch.num_tokens * weights,
+        head=2.0 * len(batch.predict_N) * config.hidden_size * config.vocab_size,
+        attention=2.0 * 2 * allowed * width * config.num_hidden_layers,
+    )

@@ -1,0 +1,83 @@
+"""The pair log: one row for each pair and visit, in Parquet files that end where checkpoints do."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from likelier.base.files import write_file
+from likelier.data.records import TokenPair
+from likelier.losses.values import StepValues
+
+_NAME = re.compile(r"steps-(\d{8})-(\d{8})\.parquet")
+Row = dict[str, int | float | str]
+
+MAX_STEPS_IN_MEMORY = 1000  # where there are no checkpoints
+
+
+def pair_rows(
+    step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues, beta: float
+) -> list[Row]:
+    """Rows of one step: ``visits`` gives (epoch, pair) in the order of ``values``.
+
+    Log-probs and loss in nats; ``margin`` is the reward margin, beta x log-ratio margin.
+    """
+    assert values.loss_P is not None  # the step made it
+    chosen, rejected = values.chosen, values.rejected
+    policy = chosen.policy_P - rejected.policy_P
+    reference = chosen.reference_P - rejected.reference_P
+    columns = {
+        "chosen_logp": chosen.policy_P,
+        "rejected_logp": rejected.policy_P,
+        "reference_chosen_logp": chosen.reference_P,
+        "reference_rejected_logp": rejected.reference_P,
+        "chosen_tokens": chosen.tokens_P.long(),
+        "rejected_tokens": rejected.tokens_P.long(),
+        "margin": beta * (policy - reference),
+        "loss": values.loss_P,
+    }
+    if values.label_P is not None:
+        columns["label"] = values.label_P.long()
+    listed = {name: column.tolist() for name, column in columns.items()}
+    return [
+        {
+            "step": step,
+            "epoch": epoch,
+            "source": pair.source,
+            **{name: column[place] for name, column in listed.items()},
+        }
+        for place, (epoch, pair) in enumerate(visits)
+    ]
+
+
+class PairLog:
+    """Rows wait in memory until the next checkpoint, or for ``MAX_STEPS_IN_MEMORY`` steps."""
+
+    def __init__(self, folder: Path, beta: float):
+        self.folder, self.beta = folder, beta
+        self.rows: list[Row] = []
+
+    def add(self, step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues) -> None:
+        """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``."""
+        self.rows += pair_rows(step, visits, values, self.beta)
+        if step % MAX_STEPS_IN_MEMORY == 0:
+            self.write()
+
+    def write(self) -> None:
+        """Write the waiting rows as one file, whole or not at all."""
+        if not self.rows:
+            return
+        self.folder.mkdir(exist_ok=True)
+        name = f"steps-{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}.parquet"
+        table = pa.Table.from_pylist(self.rows)
+        write_file(self.folder / name, lambda file: pq.write_table(table, file))
+        self.rows = []
+
+    def cut_back(self, step: int) -> None:
+        """Delete files that reach past a step."""
+        for file in self.folder.glob("*.parquet"):
+            named = _NAME.fullmatch(file.name)
+            if named and int(named[2]) > step:
+                file.unlink()

@@ -1,0 +1,174 @@
+"""Before the first update: the backend equals the plain path, the policy equals its reference.
+
+Either check stops the run and says which failed and the likely cause. No training on numbers
+that are wrong from the beginning.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from likelier.base.errors import RunFailed
+from likelier.batching.batch import Scored, completions_of, lay_out, padded_batch
+from likelier.data.records import TokenPair
+from likelier.model.policy import Policy
+from likelier.model.scorer import HeadRule, Scorer
+from likelier.training.batches import Batcher
+from likelier.training.step import step_values
+
+NUM_PAIRS = 8
+TOLERANCE = 1e-4  # nats an answer, float32 and better
+HALF_FACTOR = 1.5  # half precision: our error against float32 over that of the plain path
+EXPERT_FACTOR = 2.0  # routing flips on a rounding, so single answers may differ more: medians
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What was compared: pairs, the difference in nats and what was allowed, an answer or a token.
+
+    In float32 the largest difference of an answer; in half precision the root mean square error
+    of a token against float32, where ``tolerance`` comes from that of the plain path. ``loss``
+    and ``largest_reward`` are of the same pairs under the initial policy.
+    """
+
+    pairs: int
+    difference: float
+    tolerance: float
+    unit: str
+    loss: float
+    largest_reward: float
+
+
+def preflight(
+    batcher: Batcher, pairs: Sequence[TokenPair], initial_is_reference: bool
+) -> PreflightReport:
+    """Compare on up to 8 real pairs, the longest and two of one prompt among them.
+
+    Raises RunFailed where the backend differs from the plain path, or where the reference is
+    the initial policy and the policy's rewards are not 0.
+    """
+    policy, loss, chosen = batcher.policy, batcher.loss, telling_pairs(pairs)
+    sequences = list(dict.fromkeys(one for pair in chosen for one in completions_of(pair)))
+    found = _compare_backends(policy, sequences)
+    if not found.difference <= found.allowed:
+        raise RunFailed(
+            f"the {policy.backend} backend differs from the plain path by {found.difference:.2g} "
+            f"nats {found.unit}; {found.allowed:.2g} is allowed",
+            hint="this architecture or kernel is not served rightly: please report it with "
+            "`likelier env`",
+        )
+    with policy.running():
+        values = step_values(policy, batcher(chosen), loss)
+    assert values.loss_P is not None
+    ratios = torch.cat([values.chosen.ratio_P, values.rejected.ratio_P])
+    reward = float(loss.beta * ratios.abs().max())
+    # The reference was scored by the same path, but in other batches: twice the backend's noise.
+    allowed = loss.beta * 2 * found.noise
+    if initial_is_reference and not reward <= allowed:
+        raise RunFailed(
+            f"the policy is the reference, but a reward is {reward:.2g} before the first update; "
+            f"{allowed:.2g} is allowed",
+            hint="the reference log-probs do not belong to this model: empty $LIKELIER_CACHE",
+        )
+    return PreflightReport(
+        len(chosen),
+        found.difference,
+        found.allowed,
+        found.unit,
+        float(values.loss_P.mean()),
+        reward,
+    )
+
+
+def telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    """The longest pairs, two pairs of one prompt where there are any, then the first."""
+    by_length = sorted(
+        range(len(pairs)),
+        key=lambda i: -sum(map(len, (pairs[i].prompt, pairs[i].chosen.tokens,
+                                     pairs[i].rejected.tokens))),
+    )  # fmt: skip
+    first_of: dict[tuple[int, ...], int] = {}
+    shared: list[int] = []
+    for index, pair in enumerate(pairs):
+        if pair.prompt in first_of:
+            shared = [first_of[pair.prompt], index]
+            break
+        first_of[pair.prompt] = index
+    wanted = dict.fromkeys([*by_length[:2], *shared, *range(len(pairs))])
+    return [pairs[index] for index in list(wanted)[:NUM_PAIRS]]
+
+
+@torch.no_grad()
+def _by_backend(policy: Policy, sequences: Sequence[Scored]) -> list[Tensor]:
+    """Log-probs of each completion's tokens in one batch of the backend, as training makes them."""
+    with policy.running() as scorer:
+        batch = lay_out(sequences, policy.backend).to(policy.device)
+        return list(scorer(batch)[batch.entry_K].double().cpu().split(batch.scored_R.tolist()))
+
+
+@torch.no_grad()
+def _plainly(policy: Policy, sequences: Sequence[Scored]) -> list[Tensor]:
+    """One sequence at a time, no padding, the model's own attention and its own head."""
+    plain = Scorer(policy.causal_lm, HeadRule(use_model_head=True))
+    with policy.running("padded"):
+        batches = [padded_batch([one]).to(policy.device) for one in sequences]
+        return [plain(batch)[batch.entry_K].double().cpu() for batch in batches]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """How far the backend is from the plain path, what is allowed, and per what.
+
+    ``noise`` is what rounding alone may do to one answer, in nats.
+    """
+
+    difference: float
+    allowed: float
+    unit: str
+    noise: float
+
+
+def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> _Comparison:
+    model = policy.causal_lm
+    is_half = model.dtype in (torch.bfloat16, torch.float16)
+    has_experts = any("expert" in name for name, _ in model.named_modules())
+    ours, plain = _by_backend(policy, sequences), _plainly(policy, sequences)
+    if not is_half:
+        apart = (_sums(ours) - _sums(plain)).abs()
+        difference = float(apart.median() if has_experts else apart.max())
+        return _Comparison(difference, TOLERANCE, "an answer", max(difference, TOLERANCE))
+    with _in_float32(model):
+        truth = _plainly(policy, sequences)
+    # By tokens, thousands of them: the sums of a dozen answers differ by a factor of two by chance.
+    our_error, plain_error = (_error(values, truth, has_experts) for values in (ours, plain))
+    factor = EXPERT_FACTOR if has_experts else HALF_FACTOR
+    noise = max(float((_sums(values) - _sums(truth)).abs().max()) for values in (ours, plain))
+    return _Comparison(our_error, factor * plain_error + TOLERANCE, "a token", noise + TOLERANCE)
+
+
+def _sums(tokens: Sequence[Tensor]) -> Tensor:
+    return torch.stack([answer.sum() for answer in tokens])
+
+
+def _error(values: Sequence[Tensor], truth: Sequence[Tensor], has_experts: bool) -> float:
+    """Root mean square of the tokens' errors, their median where experts may flip."""
+    apart = (torch.cat(list(values)) - torch.cat(list(truth))).abs()
+    return float(apart.median() if has_experts else apart.square().mean().sqrt())
+
+
+@contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """Half-precision weights as float32 for a while: exact there and exact back."""
+    halves = [
+        (p, p.dtype) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)
+    ]
+    for parameter, _ in halves:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in halves:
+            parameter.data = parameter.data.to(dtype)

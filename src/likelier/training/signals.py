@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM: finish the step, save, leave. A second one leaves at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from likelier.base.errors import Interrupted, StoppedEarly
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop, and how."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def error(self, step: int, out: str) -> StoppedEarly:
+        """What to raise once the checkpoint is written."""
+        kind = Interrupted if self.signal == signal.SIGINT else StoppedEarly
+        return kind(
+            f"stopped after step {step} with a good checkpoint",
+            where=out,
+            hint="the same command resumes from there",
+        )
+
+
+@contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Listen for SIGINT and SIGTERM; the handlers that were there before come back afterwards.
+
+    Outside the main thread, where Python allows no handlers, nothing is listened for; nor is a
+    signal that whoever started the process wants ignored, as shells do for jobs behind ``&``.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request:  # the second time: no patience left
+            raise KeyboardInterrupt
+        request.signal = number
+
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heard}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,40 @@
+"""Freed memory is kept for a while: seen by the pages that the kernel has to map."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, torch
+from likelier.model.running import freed_memory_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(3, 1 << 22).add_(1)  # 48 MiB: more than glibc ever keeps by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    status = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in status if line.startswith("VmRSS")).split()[1]) / 1024
+
+outside = faults()
+with freed_memory_kept():
+    faults()
+    inside, held = faults(), resident()
+print(outside, inside, faults(), held - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_the_second_time_nothing_is_mapped_and_afterwards_all_is_given_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=True, stdout=subprocess.PIPE, text=True
+    )
+    outside, inside, after, given_back = map(float, done.stdout.split())
+    assert outside > 100  # at the least, where pages are huge
+    assert inside < 0.01 * outside
+    assert after > 0.9 * outside
+    assert given_back > 40  # MiB

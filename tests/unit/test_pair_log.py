@@ -1,0 +1,94 @@
+"""The pair log: a row for each pair and visit, in files that end where checkpoints do."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from likelier.data.records import Completion, TokenPair
+from likelier.losses.values import StepValues
+from likelier.training import pair_log
+from likelier.training.pair_log import PairLog
+
+
+def pair(number: int) -> TokenPair:
+    return TokenPair(
+        (1,), Completion((2,), (True,)), Completion((3,), (True,)), f"자료.jsonl:{number}"
+    )
+
+
+def values(*losses: float) -> StepValues:
+    """Log-ratios of 1 and -0.5 for every pair."""
+    count = len(losses)
+    return StepValues(
+        policy_R=torch.tensor([-9.0, -20.5], dtype=torch.float64),
+        reference_R=torch.tensor([-10.0, -20.0], dtype=torch.float64),
+        length_R=torch.tensor([4, 7]),
+        chosen_P=torch.zeros(count, dtype=torch.long),
+        rejected_P=torch.ones(count, dtype=torch.long),
+        loss_P=torch.tensor(losses, dtype=torch.float64),
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_row_holds(tmp_path: Path) -> None:
+    book = PairLog(tmp_path / "pair_log", beta=0.2)
+    book.add(3, [(0, pair(1)), (1, pair(2))], values(0.25, 0.5))
+    assert not (tmp_path / "pair_log").exists()
+    book.write()
+    rows = pq.read_table(tmp_path / "pair_log" / "steps-00000003-00000003.parquet").to_pylist()
+    assert rows[1] == {
+        "step": 3,
+        "epoch": 1,
+        "source": "자료.jsonl:2",
+        "chosen_logp": -9.0,
+        "rejected_logp": -20.5,
+        "reference_chosen_logp": -10.0,
+        "reference_rejected_logp": -20.0,
+        "chosen_tokens": 4,
+        "rejected_tokens": 7,
+        "margin": pytest.approx(0.2 * 1.5),
+        "loss": 0.5,
+    }
+    assert [row["source"] for row in rows] == ["자료.jsonl:1", "자료.jsonl:2"]
+
+
+def test_files_end_where_they_are_written(tmp_path: Path) -> None:
+    book = PairLog(tmp_path, beta=0.1)
+    for step in range(1, 6):
+        book.add(step, [(0, pair(step))], values(0.5))
+        if step in (2, 4):
+            book.write()
+    book.write()
+    book.write()  # nothing waits: no file
+    assert names(tmp_path) == [
+        "steps-00000001-00000002.parquet",
+        "steps-00000003-00000004.parquet",
+        "steps-00000005-00000005.parquet",
+    ]
+    PairLog(tmp_path, beta=0.1).cut_back(4)
+    assert names(tmp_path)[-1] == "steps-00000003-00000004.parquet"
+    PairLog(tmp_path, beta=0.1).cut_back(3)
+    assert names(tmp_path) == ["steps-00000001-00000002.parquet"]
+    (tmp_path / "of-a-user.parquet").write_text("")
+    PairLog(tmp_path, beta=0.1).cut_back(0)
+    assert names(tmp_path) == ["of-a-user.parquet"]
+
+
+def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without checkpoints the rows of a long run would fill the memory."""
+    monkeypatch.setattr(pair_log, "MAX_STEPS_IN_MEMORY", 3)
+    book = PairLog(tmp_path, beta=0.1)
+    for step in range(1, 8):
+        book.add(step, [(0, pair(step))], values(0.5))
+    assert names(tmp_path) == ["steps-00000001-00000003.parquet", "steps-00000004-00000006.parquet"]
+    assert len(book.rows) == 1
+
+
+def test_nothing_to_cut(tmp_path: Path) -> None:
+    PairLog(tmp_path / "nothing", beta=0.1).cut_back(5)
+    assert not (tmp_path / "nothing").exists()

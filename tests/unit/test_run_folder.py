@@ -1,0 +1,169 @@
+"""The run folder: whose it is, who works in it, and what it refuses."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.support.runs import Place
+
+from likelier.base.errors import OutputError
+from likelier.base.files import append_lines, read_json, read_lines, write_json
+from likelier.config import config_from
+from likelier.training.run_folder import RunFolder, asked, open_folder
+
+
+def config(tmp_path: Path, out: str = "out", **changes: object):
+    return config_from(Place(tmp_path).config(out, **changes))
+
+
+def began(tmp_path: Path, **record: object) -> RunFolder:
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    write_json(out / "run.json", {"asked": asked(config(tmp_path)), "status": "running"} | record)
+    return RunFolder(config(tmp_path))
+
+
+def test_a_folder_that_is_not_there_is_new(tmp_path: Path) -> None:
+    folder = RunFolder(config(tmp_path))
+    assert not folder.resumes
+    assert not folder.finished()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_record_counts_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert not RunFolder(config(tmp_path)).finished()
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "tokenizer.json"])
+def test_a_model_folder_is_never_written_into(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(OutputError, match="this holds something else") as found:
+        RunFolder(config(tmp_path)).finished()
+    assert name in str(found.value)
+
+
+def test_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="this holds something else"):
+        RunFolder(config(tmp_path)).finished()
+
+
+def test_the_same_config_resumes_or_is_finished(tmp_path: Path) -> None:
+    assert began(tmp_path).resumes
+    assert not began(tmp_path).finished()
+    assert began(tmp_path, status="finished").finished()
+
+
+def test_where_it_lies_is_no_part_of_it(tmp_path: Path) -> None:
+    began(tmp_path, status="finished")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert RunFolder(config(tmp_path, "moved")).finished()
+
+
+@pytest.mark.parametrize("status", ["running", "finished"])
+def test_another_config_is_refused(tmp_path: Path, status: str) -> None:
+    began(tmp_path, status=status)
+    with pytest.raises(OutputError) as found:
+        RunFolder(config(tmp_path, train__seed=1)).finished()
+    assert found.value.what == "this folder holds another run: train.seed: 0 before, 1 now"
+
+
+def test_changed_content_is_named(tmp_path: Path) -> None:
+    before = {"data": "a", "model": "b", "loss": "c"}
+    began(tmp_path, inputs=before).must_hold(**before)
+    began(tmp_path).must_hold(**before)  # a new run
+    with pytest.raises(OutputError, match=r"^out: .*out: the data and the loss changed since"):
+        began(tmp_path, inputs=before).must_hold(data="x", model="b", loss="y")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with open_folder(config(tmp_path, "a/out")):
+        with pytest.raises(OutputError) as found, open_folder(config(tmp_path, "a/out")):
+            pass
+        assert found.value.what.startswith(
+            f"another process works in this folder (process {os.getpid()} on"
+        )
+        assert found.value.exit_code == 73
+    with open_folder(config(tmp_path, "a/out")):
+        pass
+
+
+def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
+    """Also where the holder fails; the file stays, so that nobody locks a deleted one."""
+    with pytest.raises(RuntimeError), open_folder(config(tmp_path)):
+        raise RuntimeError
+    assert (tmp_path / "out" / ".lock").exists()
+    with open_folder(config(tmp_path)):
+        pass
+
+
+def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
+    got: list[bool] = []
+    ready, done = threading.Barrier(8), threading.Barrier(8)
+
+    def contend() -> None:
+        ready.wait()
+        try:
+            with open_folder(config(tmp_path)):
+                got.append(True)
+                done.wait()
+        except OutputError:
+            done.wait()
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [True]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="cannot be written"), open_folder(config(tmp_path)):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_file_on_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match="cannot be written: Not a directory"),
+        open_folder(config(tmp_path, "file/out")),
+    ):
+        pass
+
+
+def test_logs_are_cut_back(tmp_path: Path) -> None:
+    """To nothing where there is no checkpoint."""
+    folder = began(tmp_path)
+    append_lines(folder.path / "metrics.jsonl", [{"step": 0}, {"step": 1, "loss": 0.5}])
+    append_lines(folder.path / "timing.jsonl", [{"step": 1}])
+    folder.cut_back(0)
+    assert read_lines(folder.path / "metrics.jsonl") == []
+    assert read_lines(folder.path / "timing.jsonl") == []
+
+
+def test_the_record_grows(tmp_path: Path) -> None:
+    folder = began(tmp_path)
+    folder.write_record(step=3)
+    folder.write_record(status="finished")
+    record = read_json(folder.path / "run.json")
+    assert record is not None
+    assert (record["step"], record["status"]) == (3, "finished")
+    assert "asked" in record
+
+
+def test_out_is_in_the_config_of_the_folder_though(tmp_path: Path) -> None:
+    """It runs again as it is."""
+    settings = config(tmp_path)
+    assert "out" not in asked(settings)
+    assert yaml.safe_dump(asked(settings))
