@@ -11,12 +11,12 @@ from tests.support.report_runs import build_run, write_json
 from likelier.losses.registry import bind
 from likelier.report.charts import draw_charts
 from likelier.report.health import check_chosen
-from likelier.report.page import render
-from likelier.report.read import RunFolder, read_run
+from likelier.report.page import render_report
+from likelier.report.read import RunFiles, read_run
 from likelier.report.summary import log_ratio, reads_reference, starts_at_ln2
 
 
-def of(path: Path, loss: dict[str, Any] | None) -> RunFolder:
+def of(path: Path, loss: dict[str, Any] | None) -> RunFiles:
     """A run folder as if another loss had made it; without one, as an older version wrote it."""
     run = read_run(build_run(path / "run"))
     record = {key: value for key, value in run.record.items() if key != "loss"}
@@ -56,7 +56,7 @@ def test_a_run_of_an_older_version_says_what_is_missing(tmp_path: Path) -> None:
     assert read_run(path).gaps == ()
     write_json(path / "run.json", {key: record[key] for key in record if key != "loss"})
     (gap,) = read_run(path).gaps
-    assert "an older version wrote it" in gap and gap in render(read_run(path))
+    assert "an older version wrote it" in gap and gap in render_report(read_run(path))
 
 
 def test_a_loss_of_the_callers_own_is_not_taken_for_dpo() -> None:

@@ -35,7 +35,7 @@ from likelier.pages.charts import Series, draw_chart, packed, page_scripts
 from likelier.pages.texts import signed
 from likelier.report import write_report
 from likelier.report.charts import draw_charts
-from likelier.report.page import render
+from likelier.report.page import render_report
 from likelier.report.read import read_run
 from likelier.report.summary import run_facts
 
@@ -111,14 +111,14 @@ def test_the_page_is_light(demo: Path, tmp_path: Path) -> None:
 
 
 def test_korean_text_says_that_it_is_korean(demo: Path) -> None:
-    page = Page(render(read_run(demo)))
+    page = Page(render_report(read_run(demo)))
     texts = [attrs for tag, attrs in page.elements if attrs.get("class") == "said"]
     assert len(texts) == 36  # twelve samples: prompt, before, after
     assert sum(attrs.get("lang") == "ko" for attrs in texts) == 24
 
 
 def test_the_policy_allows_these_very_scripts_and_nothing_else(demo: Path) -> None:
-    page = Page(render(read_run(demo)))
+    page = Page(render_report(read_run(demo)))
     policy = next(a["content"] for t, a in page.elements if "http-equiv" in a)
     assert policy is not None and policy.startswith("default-src 'none'; ")
     assert "unsafe" not in policy and "http" not in policy
@@ -140,7 +140,7 @@ def test_the_policy_allows_these_very_scripts_and_nothing_else(demo: Path) -> No
 
 
 def test_nothing_is_loaded(demo: Path) -> None:
-    page = Page(render(read_run(demo)))
+    page = Page(render_report(read_run(demo)))
     used = {tag for tag, _ in page.elements}
     assert not used & {"link", "img", "iframe", "object", "embed", "base", "form", "audio", "video"}
     assert all(str(link).startswith("#") for link in page.attributes("href"))
@@ -173,7 +173,7 @@ def hostile_run(path: Path) -> Path:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    hostile = Page(render(read_run(hostile_run(tmp_path / "<img src=x onerror=alert(1)>"))))
+    hostile = Page(render_report(read_run(hostile_run(tmp_path / "<img src=x onerror=alert(1)>"))))
     used = Counter(tag for tag, _ in hostile.elements)
     assert used["script"] == 3 and used["style"] == 1 and used["img"] == 0
     assert not [name for _, attrs in hostile.elements for name in attrs if name.startswith("on")]
@@ -208,7 +208,7 @@ def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
         assert all(len(row) == len(chart.header) for row in chart.rows)
     speed = next(chart.figure["data"][0]["y"] for chart in charts if chart.id == "speed")
     assert speed == [pytest.approx(row["tokens"] / row["seconds"]) for row in run.timing]
-    stored = unpacked(Page(render(run)).texts["script"][0])
+    stored = unpacked(Page(render_report(run)).texts["script"][0])
     assert json.loads(stored) == {chart.id: chart.figure for chart in charts}
     loss = json.loads(stored)["loss"]
     assert loss["data"][0]["x"] == list(range(1, 61)) and loss["data"][0]["y"][0] == pytest.approx(
@@ -249,7 +249,7 @@ def test_what_the_run_was(demo: Path) -> None:
 
 
 def test_judgements_stand_by_their_answer(demo: Path) -> None:
-    text = render(read_run(demo))
+    text = render_report(read_run(demo))
     sample = text.split('<article class="sample">')[1]
     before, after = sample.split("<h4>After</h4>")
     assert "✗ not in the preferred manner" in before and "✓ topic named" in before
@@ -295,7 +295,7 @@ def test_a_run_of_one_step_draws_points(tmp_path: Path) -> None:
     run = read_run(build_run(tmp_path / "run", steps=1, planned=400, status="running"))
     charts = {chart.id: chart for chart in draw_charts(run)}
     assert charts["loss"].figure["data"][0]["mode"] == "lines+markers"
-    assert "step 1 of 400" in render(run)
+    assert "step 1 of 400" in render_report(run)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "null"])

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from tests.support.report_runs import build_run, metrics, write_json, write_jsonl, write_part
 
-from likelier.pages.charts import MAX_POINTS, Series, table, thinned
-from likelier.report.read import Share, read_jsonl, read_run, share
+from likelier.pages.charts import MAX_POINTS, Series, as_table, thinned
+from likelier.report.read import Proportion, read_jsonl, read_proportion, read_run
 
 
 def test_rows_are_split_and_in_order(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_a_config_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 
 def test_shares() -> None:
     sound = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
-    assert share(sound) == Share(0.5, 0.4, 0.6, 100)
+    assert read_proportion(sound) == Proportion(0.5, 0.4, 0.6, 100)
     spoilt = ({"n": 0}, {"low": None}, {"value": 1.5, "high": 2}, {"low": 0.55}, {"high": 0.45})
-    assert [share(sound | bad) for bad in spoilt] == [None] * 5
-    assert share(0.5) is None
+    assert [read_proportion(sound | bad) for bad in spoilt] == [None] * 5
+    assert read_proportion(0.5) is None
 
 
 def visit(source: str, step: int, margin: float, chosen: float = 0.0) -> dict[str, object]:
@@ -162,7 +162,7 @@ def test_long_lines_are_means_that_keep_the_whole(tmp_path: Path) -> None:
 def test_a_table_shows_the_steps_of_the_rarest_line_and_the_ends() -> None:
     train = Series("training", "train", tuple(range(1, 101)), tuple(0.5 for _ in range(100)))
     held_out = Series("held-out", "held-out", (50.0,), (0.25,), (0.2,), (0.3,))
-    header, rows = table([train, held_out])
+    header, rows = as_table([train, held_out])
     assert header == ["step", "training", "held-out"]
     assert rows == [["1", "0.5", ""], ["50", "0.5", "0.25 (0.200 to 0.300)"], ["100", "0.5", ""]]
 

@@ -20,21 +20,21 @@ from tests.support.report_runs import (
     write_jsonl,
 )
 
-from likelier.pages import script_language, visible
+from likelier.pages import script_language, written_out
 from likelier.pages.texts import duration, percent, points, short, signed
 from likelier.report.health import health
 from likelier.report.read import (
-    RunFolder,
-    Share,
-    difference,
+    Proportion,
+    RunFiles,
     held_out_accuracy,
+    newcombe,
+    proportion,
     read_run,
-    wilson,
 )
 from likelier.report.summary import give_verdict, key_figures
 
 
-def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") -> RunFolder:
+def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") -> RunFiles:
     """A run of 60 planned steps that holds these metric rows and nothing measured besides."""
     path.mkdir(exist_ok=True)
     (path / "config.yaml").write_text(str(CONFIG), encoding="utf-8")  # flow style is YAML too
@@ -46,12 +46,12 @@ def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") 
 def test_wilson_and_newcombe_give_the_published_intervals() -> None:
     # Newcombe 1998: 81 of 263 has the Wilson interval .2553 to .3662; the difference of 56/70
     # and 48/80, his first example, has .0524 to .3339 by the hybrid score method (his method 10).
-    single = wilson(81 / 263, 263)
+    single = proportion(81 / 263, 263)
     assert (single.low, single.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    change = difference(wilson(48 / 80, 80), wilson(56 / 70, 70))
+    change = newcombe(proportion(48 / 80, 80), proportion(56 / 70, 70))
     assert change == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
-    assert wilson(0.0, 10).low == 0.0 and wilson(1.0, 10).high == 1.0
-    assert 0.69 < wilson(1.0, 10).low < 0.73
+    assert proportion(0.0, 10).low == 0.0 and proportion(1.0, 10).high == 1.0
+    assert 0.69 < proportion(1.0, 10).low < 0.73
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_the_held_out_verdict(
 
 def test_the_interval_of_a_row_wins_over_wilsons(tmp_path: Path) -> None:
     row = {"step": 1, "eval_rewards/accuracies": 0.7, "eval_pairs": 50}
-    assert held_out_accuracy(row) == wilson(0.7, 50)
+    assert held_out_accuracy(row) == proportion(0.7, 50)
     written = {"eval_rewards/accuracies_low": 0.48, "eval_rewards/accuracies_high": 0.85}
-    assert held_out_accuracy(row | written) == Share(0.7, 0.48, 0.85, 50)
+    assert held_out_accuracy(row | written) == Proportion(0.7, 0.48, 0.85, 50)
     assert held_out_accuracy({"step": 1, "eval_rewards/accuracies": 0.7}) is None
     assert give_verdict(with_rows(tmp_path, [row | written])).tone == "same"
 
@@ -132,7 +132,7 @@ def test_key_figures_are_those_of_the_folder(tmp_path: Path) -> None:
     assert cards["Tokens saved by sharing"].value == percent(1 - 158_112 / 301_440)
 
 
-def looked_at(run: RunFolder) -> set[str]:
+def looked_at(run: RunFiles) -> set[str]:
     return {check.title for check in health(run) if check.state == "warning"}
 
 
@@ -281,4 +281,4 @@ def test_numbers_as_people_read_them() -> None:
         "",
         "",
     ]
-    assert visible("a\u202e\n\t\x1b") == "a⟨U+202E⟩\n\t⟨U+001B⟩" and visible(None) == ""
+    assert written_out("a\u202e\n\t\x1b") == "a⟨U+202E⟩\n\t⟨U+001B⟩" and written_out(None) == ""

@@ -18,7 +18,7 @@ from likelier import pages
 from likelier.base.errors import ConfigError
 from likelier.pages import texts
 from likelier.pages.texts import catalogue, text
-from likelier.report.page import render
+from likelier.report.page import render_report
 from likelier.report.read import read_run
 
 SOURCE = Path(pages.__file__).parents[1]
@@ -178,13 +178,13 @@ def test_a_file_is_enough_for_another_language(
     monkeypatch.setattr(texts, "CATALOGUES", tmp_path)
     catalogue.cache_clear()
     try:
-        assert "여백" not in render(run)
+        assert "여백" not in render_report(run)
         monkeypatch.setenv("LIKELIER_LANGUAGE", "ko")
-        page = render(run)
+        page = render_report(run)
         assert '<html lang="ko">' in page and "<dt>여백</dt>" in page
         monkeypatch.setenv("LIKELIER_LANGUAGE", "../en")
         with pytest.raises(ConfigError, match="LIKELIER_LANGUAGE") as caught:
-            render(run)
+            render_report(run)
         assert "use one of en, ko" in str(caught.value)
     finally:
         catalogue.cache_clear()

@@ -42,7 +42,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=visible,
+        finalize=written_out,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -60,7 +60,7 @@ def _digest(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def visible(value: Any) -> Any:
+def written_out(value: Any) -> Any:
     """Text with every control and reordering mark written out, so that nothing hides in it.
 
     Also what makes any text fit for a UTF-8 page: lone surrogates are written out too.

@@ -92,7 +92,7 @@ def draw_chart(
     lines = [line for line in lines if line.x]
     if not lines:
         return None
-    header, rows = table(lines)
+    header, rows = as_table(lines)
     layout = _layout(y_title, SCALES[scale], legend=len(lines) > 1)
     layout["shapes"] = [_level_line(level) for level, _ in levels]
     layout["annotations"] = [_level_word(level, word) for level, word in levels]
@@ -137,7 +137,7 @@ def thinned(line: Series) -> Series:
     )
 
 
-def table(lines: list[Series]) -> tuple[list[str], list[list[str]]]:
+def as_table(lines: list[Series]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the same numbers, thinned to a page's worth, the ends always kept."""
     values = [dict(zip(line.x, _cells(line), strict=True)) for line in lines]
     # Steps where the rarest line has a value say most: held-out points stand beside training's.

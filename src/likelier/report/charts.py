@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from likelier.pages.charts import Chart, Series, draw_chart, thinned
 from likelier.pages.texts import short, signed, text
-from likelier.report.read import Row, RunFolder, held_out_accuracy, number, section
+from likelier.report.read import LogRow, RunFiles, held_out_accuracy, number, section
 from likelier.report.summary import log_ratio, reads_reference, starts_at_ln2
 
 
-def draw_charts(run: RunFolder) -> list[Chart]:
+def draw_charts(run: RunFiles) -> list[Chart]:
     """The charts that the rows allow, in reading order."""
     charts = [
         draw_loss(run),
@@ -23,7 +23,7 @@ def draw_charts(run: RunFolder) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def draw_loss(run: RunFolder) -> Chart | None:
+def draw_loss(run: RunFiles) -> Chart | None:
     """The loss on training and held-out pairs, against ln 2."""
     training = _line("training", "train", run.train, "loss")
     held_out = _line("held_out", "held-out", run.held_out, "eval_loss")
@@ -31,7 +31,7 @@ def draw_loss(run: RunFolder) -> Chart | None:
     return _chart("loss", [training, held_out], levels=ln2)
 
 
-def draw_accuracy(run: RunFolder) -> Chart | None:
+def draw_accuracy(run: RunFiles) -> Chart | None:
     """The share of pairs moved the right way, with intervals on held-out pairs."""
     training = _line("training", "train", run.train, "rewards/accuracies")
     found = [(row["step"], s) for row in run.held_out if (s := held_out_accuracy(row)) is not None]
@@ -47,7 +47,7 @@ def draw_accuracy(run: RunFolder) -> Chart | None:
     return _chart("accuracy", [training, held_out], scale="share", levels=at_random)
 
 
-def draw_rewards(run: RunFolder) -> Chart | None:
+def draw_rewards(run: RunFiles) -> Chart | None:
     """Rewards of both answers and the margin, with what they say about displacement."""
     if any("eval_rewards/chosen" in row for row in run.held_out):
         rows, prefix, title = run.held_out, "eval_rewards", "title"
@@ -67,7 +67,7 @@ def draw_rewards(run: RunFolder) -> Chart | None:
     return _chart("rewards", lines, title=title, levels=levels, meaning=meaning, end=end)
 
 
-def _displacement(run: RunFolder, rewards: list[float]) -> str:
+def _displacement(run: RunFiles, rewards: list[float]) -> str:
     """What the last chosen reward means in nats, where beta is known."""
     if not reads_reference(run):
         return text("report.curves.rewards.falls")
@@ -78,7 +78,7 @@ def _displacement(run: RunFolder, rewards: list[float]) -> str:
     return text(f"report.curves.rewards.{which}", change=signed(change))
 
 
-def draw_drift(run: RunFolder) -> Chart | None:
+def draw_drift(run: RunFiles) -> Chart | None:
     """The change of log-prob per token, from the pair log: the displacement plot."""
     rows = run.pair_log.drift if run.pair_log else []
     chosen = _line("chosen", "chosen", rows, "chosen_change_token")
@@ -87,7 +87,7 @@ def draw_drift(run: RunFolder) -> Chart | None:
     return _chart("drift", [chosen, rejected], levels=reference)
 
 
-def draw_gradient(run: RunFolder) -> Chart | None:
+def draw_gradient(run: RunFiles) -> Chart | None:
     """The norm of the gradient before clipping, and the limit."""
     norms = _line("gradient", "plain", run.train, "grad_norm")
     limit = number(section(run.config, "optim").get("max_grad_norm"))
@@ -97,13 +97,13 @@ def draw_gradient(run: RunFolder) -> Chart | None:
     return _chart("gradient", [norms], scale="from zero", levels=levels)
 
 
-def draw_learning_rate(run: RunFolder) -> Chart | None:
+def draw_learning_rate(run: RunFiles) -> Chart | None:
     """The learning rate by step."""
     rates = _line("learning_rate", "plain", run.train, "learning_rate")
     return _chart("learning-rate", [rates], scale="small")
 
 
-def draw_speed(run: RunFolder) -> Chart | None:
+def draw_speed(run: RunFiles) -> Chart | None:
     """Tokens per second by step."""
     timed = [row for row in run.timing if row.get("seconds", 0) > 0 and "tokens" in row]
     speeds = [(row["step"], number(row["tokens"] / row["seconds"])) for row in timed]
@@ -111,7 +111,7 @@ def draw_speed(run: RunFolder) -> Chart | None:
     return _chart("speed", [_line("speed", "plain", rows, "speed")], scale="from zero")
 
 
-def _line(name: str, style: str, rows: Sequence[Row], key: str) -> Series:
+def _line(name: str, style: str, rows: Sequence[LogRow], key: str) -> Series:
     """The values of ``key`` by step, from the rows that have it."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     steps, values = tuple(x for x, _ in points), tuple(y for _, y in points)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from likelier.pages.texts import percent, points, short, signed, text
 from likelier.report.read import (
-    RunFolder,
-    difference,
+    RunFiles,
     held_out_accuracy,
+    newcombe,
     number,
     progress,
     section,
@@ -35,7 +35,7 @@ class Check:
     fix: str = ""
 
 
-def health(run: RunFolder) -> list[Check]:
+def health(run: RunFiles) -> list[Check]:
     """All checks, warnings first."""
     checks = [
         check_learning(run),
@@ -66,7 +66,7 @@ def _warning(name: str, case: str = "warning", **values: Any) -> Check:
     return Check("warning", title, reason, text(f"report.health.{name}.{case}.fix", **values))
 
 
-def check_learning(run: RunFolder) -> Check:
+def check_learning(run: RunFiles) -> Check:
     """Gradients that are all zero: nothing trainable is reached from the loss."""
     norms = [row["grad_norm"] for row in run.train if "grad_norm" in row]
     if not norms:
@@ -76,7 +76,7 @@ def check_learning(run: RunFolder) -> Check:
     return _warning("learning", n=len(norms))
 
 
-def check_chosen(run: RunFolder) -> Check:
+def check_chosen(run: RunFiles) -> Check:
     """Likelihood displacement: the chosen answers themselves lose probability."""
     if not reads_reference(run):
         return _unknown("chosen", "unknown_no_reference")
@@ -99,7 +99,7 @@ def check_chosen(run: RunFolder) -> Check:
     return _warning("chosen", how_much, fell=reason, drift=signed(drift, 3))
 
 
-def check_shortcut(run: RunFolder) -> Check:
+def check_shortcut(run: RunFiles) -> Check:
     """Accuracy that is high almost at once: something simpler than the content tells them apart."""
     _, planned = progress(run)
     if not planned:
@@ -115,7 +115,7 @@ def check_shortcut(run: RunFolder) -> Check:
     return result("shortcut", accuracy=percent(max(found)))
 
 
-def check_clipping(run: RunFolder) -> Check:
+def check_clipping(run: RunFiles) -> Check:
     """Most steps clipped: the step size is then set by the clip, not by the learning rate."""
     limit = number(section(run.config, "optim").get("max_grad_norm"))
     norms = [row["grad_norm"] for row in run.train if "grad_norm" in row]
@@ -126,7 +126,7 @@ def check_clipping(run: RunFolder) -> Check:
     return result("clipping", share=percent(clipped), limit=short(limit))
 
 
-def check_overfitting(run: RunFolder) -> Check:
+def check_overfitting(run: RunFiles) -> Check:
     """Held-out loss that keeps rising: the run learns its own pairs by heart."""
     rows = [row for row in run.held_out if "eval_loss" in row]
     if len(rows) <= RISES:
@@ -138,7 +138,7 @@ def check_overfitting(run: RunFolder) -> Check:
     return _warning("overfitting", rises=RISES, loss=short(best["eval_loss"]), step=best["step"])
 
 
-def check_rows_used(run: RunFolder) -> Check:
+def check_rows_used(run: RunFiles) -> Check:
     """Rows that never reached training."""
     data = section(run.record, "data")
     rows, dropped = number(data.get("rows")), number(data.get("dropped"))
@@ -148,19 +148,19 @@ def check_rows_used(run: RunFolder) -> Check:
     return result("rows_used", dropped=dropped, rows=rows, share=percent(dropped / rows))
 
 
-def check_side_effects(run: RunFolder) -> Check:
+def check_side_effects(run: RunFiles) -> Check:
     """What the pairs did not teach should not have got worse (measured by the demo)."""
     before, after = run.outcome.get("named_before"), run.outcome.get("named_after")
     if before is None or after is None:
         return _unknown("side_effects")
-    change, low, high = difference(before, after)
+    change, low, high = newcombe(before, after)
     shares = {"after": percent(after.value), "before": percent(before.value)}
     changes = {"change": points(change), "low": points(low), "high": points(high)}
     result = _fine if high >= 0 else _warning
     return result("side_effects", **shares, **changes)
 
 
-def _late_drift(run: RunFolder) -> float | None:
+def _late_drift(run: RunFiles) -> float | None:
     """Mean change of the chosen answers in the last quarter of the steps, nats a token."""
     if run.pair_log is None or not run.pair_log.drift:
         return None

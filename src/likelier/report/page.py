@@ -8,7 +8,7 @@ from likelier.pages import render_page, script_language
 from likelier.pages.charts import page_scripts
 from likelier.report.charts import draw_charts
 from likelier.report.health import health
-from likelier.report.read import RunFolder, read_run
+from likelier.report.read import RunFiles, read_run
 from likelier.report.summary import give_verdict, key_figures, run_facts
 
 SHOWN_SAMPLES = 8  # the others are folded away
@@ -26,11 +26,11 @@ def write_report(run: Path) -> Path:
     """
     folder = read_run(Path(run))
     path = folder.path / "report.html"
-    write_text(path, render(folder))
+    write_text(path, render_report(folder))
     return path
 
 
-def render(run: RunFolder) -> str:
+def render_report(run: RunFiles) -> str:
     """The page as text: a function of the folder's files alone, the same at any time."""
     scripts, drawn = page_scripts(draw_charts(run))
     samples = [_sample(row) for row in run.samples]

@@ -17,14 +17,14 @@ from likelier.evaluation import intervals
 from likelier.pages.texts import text
 
 LOGPS = ("chosen_logp", "rejected_logp", "reference_chosen_logp", "reference_rejected_logp")
-COLUMNS = ("step", "source", *LOGPS, "chosen_tokens", "rejected_tokens", "margin")
+PAIR_LOG_COLUMNS = ("step", "source", *LOGPS, "chosen_tokens", "rejected_tokens", "margin")
 SHOWN_PAIRS = 6  # at either end of the margins
 LARGEST = 1e100  # beyond it nothing was measured, and sums and squares of it stay finite
-Row = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
+LogRow = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A share of ``n`` cases with its 95% interval; all three numbers lie in [0, 1]."""
 
     value: float
@@ -46,11 +46,11 @@ class PairLog:
     visits: int
     smallest: list[dict[str, Any]]
     largest: list[dict[str, Any]]
-    drift: list[Row]
+    drift: list[LogRow]
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunFiles:
     """Everything the report may say about a run.
 
     ``record`` is run.json; ``train``, ``held_out`` and ``timing`` are rows in order of their
@@ -63,16 +63,16 @@ class RunFolder:
     record: dict[str, Any]
     config: dict[str, Any]
     config_text: str | None
-    train: tuple[Row, ...]
-    held_out: tuple[Row, ...]
-    timing: tuple[Row, ...]
+    train: tuple[LogRow, ...]
+    held_out: tuple[LogRow, ...]
+    timing: tuple[LogRow, ...]
     pair_log: PairLog | None
-    outcome: dict[str, Share]
+    outcome: dict[str, Proportion]
     samples: tuple[dict[str, Any], ...]
     gaps: tuple[str, ...]
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: Path) -> RunFiles:
     """Read a run folder, finished or not.
 
     Raises:
@@ -89,7 +89,7 @@ def read_run(path: Path) -> RunFolder:
     metrics = _read_rows(path / "metrics.jsonl", gaps)
     if metrics and "loss" not in record:
         gaps.append(text("report.gaps.no_loss"))
-    return RunFolder(
+    return RunFiles(
         path=path,
         record=record,
         config=config,
@@ -159,7 +159,7 @@ def section(tree: Any, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def share(value: Any) -> Share | None:
+def read_proportion(value: Any) -> Proportion | None:
     """A share written as {"value", "low", "high", "n"}, or None where it is no such thing."""
     if not isinstance(value, dict):
         return None
@@ -169,15 +169,15 @@ def share(value: Any) -> Share | None:
         return None
     slack = 1e-9  # an end that should equal the value may miss it by a rounding
     ordered = low - slack <= middle <= high + slack and min(low, middle) >= 0
-    return Share(middle, low, high, n) if ordered and max(middle, high) <= 1 else None
+    return Proportion(middle, low, high, n) if ordered and max(middle, high) <= 1 else None
 
 
-def wilson(value: float, n: int) -> Share:
+def proportion(value: float, n: int) -> Proportion:
     """The share ``value`` of ``n`` cases with Wilson's 95% interval."""
-    return Share(value, *intervals.wilson(value, n), n)
+    return Proportion(value, *intervals.wilson(value, n), n)
 
 
-def difference(before: Share, after: Share) -> tuple[float, float, float]:
+def newcombe(before: Proportion, after: Proportion) -> tuple[float, float, float]:
     """``after - before`` and its 95% interval, for two shares measured on separate samples.
 
     Newcombe's hybrid: each side of the interval joins the two distances that matter for it.
@@ -188,16 +188,18 @@ def difference(before: Share, after: Share) -> tuple[float, float, float]:
     return change, change - low, change + high
 
 
-def held_out_accuracy(row: Row) -> Share | None:
+def held_out_accuracy(row: LogRow) -> Proportion | None:
     """The accuracy of an evaluation row with its interval (Wilson's where the row has none)."""
     value, n = row.get("eval_rewards/accuracies"), count(row.get("eval_pairs"))
     if value is None or not n or not 0 <= value <= 1:
         return None
     low, high = row.get("eval_rewards/accuracies_low"), row.get("eval_rewards/accuracies_high")
-    return share({"value": value, "low": low, "high": high, "n": n}) or wilson(value, n)
+    return read_proportion({"value": value, "low": low, "high": high, "n": n}) or proportion(
+        value, n
+    )
 
 
-def progress(run: RunFolder) -> tuple[int | None, int | None]:
+def progress(run: RunFiles) -> tuple[int | None, int | None]:
     """Steps done and steps planned, as far as they are known."""
     done = count(run.record.get("step"))
     if run.train:
@@ -212,7 +214,7 @@ def _parse(line: str) -> Any:
         return None
 
 
-def _read_rows(path: Path, gaps: list[str]) -> list[Row]:
+def _read_rows(path: Path, gaps: list[str]) -> list[LogRow]:
     """Rows that have a step, with their finite numbers; what is not finite is counted."""
     rows, odd = [], 0
     for raw in read_jsonl(path, gaps):
@@ -225,7 +227,7 @@ def _read_rows(path: Path, gaps: list[str]) -> list[Row]:
     return rows
 
 
-def _one_a_step(rows: Any) -> tuple[Row, ...]:
+def _one_a_step(rows: Any) -> tuple[LogRow, ...]:
     """Rows by step; where a step was written twice, the later row stands."""
     latest = {row["step"]: row for row in rows}
     return tuple(latest[step] for step in sorted(latest))
@@ -246,14 +248,14 @@ def _read_config(path: Path, gaps: list[str]) -> tuple[dict[str, Any], str | Non
     return {}, written
 
 
-def _read_outcome(path: Path, gaps: list[str]) -> dict[str, Share]:
+def _read_outcome(path: Path, gaps: list[str]) -> dict[str, Proportion]:
     if not path.exists():
         return {}
     content = read_json(path)
     if content is None:
         gaps.append(text("report.gaps.outcome"))
         return {}
-    shares = {name: share(value) for name, value in content.items()}
+    shares = {name: read_proportion(value) for name, value in content.items()}
     return {name: found for name, found in shares.items() if found is not None}
 
 
@@ -290,18 +292,20 @@ def _read_visits(file: Path, gaps: list[str]) -> pa.Table | None:
     name = f"{file.parent.name}/{file.name}"
     try:
         with pq.ParquetFile(file) as parquet:
-            lacking = [column for column in COLUMNS if column not in parquet.schema_arrow.names]
+            lacking = [
+                column for column in PAIR_LOG_COLUMNS if column not in parquet.schema_arrow.names
+            ]
             if lacking:
                 gaps.append(text("report.gaps.pair_log_column", file=name, column=lacking[0]))
                 return None
-            return parquet.read(columns=list(COLUMNS)).cast(_schema(), safe=False)
+            return parquet.read(columns=list(PAIR_LOG_COLUMNS)).cast(_schema(), safe=False)
     except (OSError, pa.ArrowException):
         gaps.append(text("report.gaps.pair_log", file=name))
         return None
 
 
 def _schema() -> pa.Schema:
-    kinds = dict.fromkeys(COLUMNS, pa.float64()) | {"source": pa.string()}
+    kinds = dict.fromkeys(PAIR_LOG_COLUMNS, pa.float64()) | {"source": pa.string()}
     return pa.schema(
         kinds | dict.fromkeys(("step", "chosen_tokens", "rejected_tokens"), pa.int64())
     )
@@ -329,7 +333,7 @@ def _last_visits(visits: pa.Table) -> pa.Table:
     return grouped.sort_by([("margin_last", "ascending"), ("source", "ascending")])
 
 
-def _drift(visits: pa.Table) -> list[Row]:
+def _drift(visits: pa.Table) -> list[LogRow]:
     names = ("chosen_change_token", "rejected_change_token")
     means = visits.group_by("step").aggregate([(name, "mean") for name in names])
     return _rows(means.sort_by("step"))

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from likelier.pages.texts import duration, interval, percent, points, short, signed, text
 from likelier.report.read import (
-    RunFolder,
-    Share,
+    Proportion,
+    RunFiles,
     count,
-    difference,
     held_out_accuracy,
+    newcombe,
     number,
     progress,
     section,
@@ -38,17 +38,17 @@ class Card:
     detail: str
 
 
-def reads_reference(run: RunFolder) -> bool:
+def reads_reference(run: RunFiles) -> bool:
     """Whether rewards are against a reference; otherwise they are beta times the log-prob."""
     return section(run.record, "loss").get("reads_reference") is not False
 
 
-def starts_at_ln2(run: RunFolder) -> bool:
+def starts_at_ln2(run: RunFiles) -> bool:
     """Whether a policy that is its reference has a loss of ln 2: plain DPO alone."""
     return section(run.record, "loss").get("starts_at_ln2") is True
 
 
-def log_ratio(run: RunFolder, rewards: list[float]) -> float | None:
+def log_ratio(run: RunFiles, rewards: list[float]) -> float | None:
     """The last reward over beta: the change of log-prob from the reference, nats an answer."""
     scale = number(section(run.record, "loss").get("reward_scale"))
     if not reads_reference(run):
@@ -56,13 +56,13 @@ def log_ratio(run: RunFolder, rewards: list[float]) -> float | None:
     return number(rewards[-1] / scale) if rewards and scale else None
 
 
-def give_verdict(run: RunFolder) -> Verdict:
+def give_verdict(run: RunFiles) -> Verdict:
     """The best evidence the folder holds: sampled answers, else held-out pairs, else the loss."""
     tone, sentence = _from_samples(run) or _from_held_out(run) or ("unknown", _from_loss(run))
     return Verdict(tone, sentence, _status(run))
 
 
-def _status(run: RunFolder) -> str:
+def _status(run: RunFiles) -> str:
     done, planned = progress(run)
     status = run.record.get("status")
     status = status if status in ("finished", "stopped") else "running"
@@ -81,17 +81,17 @@ def _tone(low: float, high: float, nothing: float) -> Tone:
     return "better" if low > nothing else "worse"
 
 
-def _from_samples(run: RunFolder) -> tuple[Tone, str] | None:
+def _from_samples(run: RunFiles) -> tuple[Tone, str] | None:
     before, after = run.outcome.get("preferred_before"), run.outcome.get("preferred_after")
     if before is None or after is None:
         return None
-    tone = _tone(*difference(before, after)[1:], 0)
+    tone = _tone(*newcombe(before, after)[1:], 0)
     shares = {"before": percent(before.value), "after": percent(after.value)}
     intervals = {"before_interval": _interval(before), "after_interval": _interval(after)}
     return tone, text(f"report.verdict.samples_{tone}", **shares, **intervals)
 
 
-def _from_held_out(run: RunFolder) -> tuple[Tone, str] | None:
+def _from_held_out(run: RunFiles) -> tuple[Tone, str] | None:
     accuracies = [found for row in run.held_out if (found := held_out_accuracy(row)) is not None]
     if not accuracies:
         return None
@@ -101,7 +101,7 @@ def _from_held_out(run: RunFolder) -> tuple[Tone, str] | None:
     return tone, text(f"report.verdict.held_out_{tone}", **values)
 
 
-def _from_loss(run: RunFolder) -> str:
+def _from_loss(run: RunFiles) -> str:
     if not run.train:
         return text("report.verdict.nothing_yet")
     first, last = short(run.train[0]["loss"]), short(run.train[-1]["loss"])
@@ -110,11 +110,11 @@ def _from_loss(run: RunFolder) -> str:
     return text("report.verdict.losses", first=first, last=last)
 
 
-def _interval(share: Share) -> str:
+def _interval(share: Proportion) -> str:
     return interval(share.low, share.high, share.n)
 
 
-def key_figures(run: RunFolder) -> list[Card]:
+def key_figures(run: RunFiles) -> list[Card]:
     """The figures worth a glance, those that the folder holds and no others."""
     cards = [_before_after(run, "preferred"), _before_after(run, "named")]
     accuracy = run.outcome.get("heldout_accuracy")
@@ -129,21 +129,21 @@ def _card(name: str, value: str, detail: str) -> Card:
     return Card(text(f"report.figures.labels.{name}"), value, detail)
 
 
-def _share(name: str, found: Share | None) -> Card | None:
+def _share(name: str, found: Proportion | None) -> Card | None:
     return _card(name, percent(found.value), _interval(found)) if found else None
 
 
-def _before_after(run: RunFolder, name: str) -> Card | None:
+def _before_after(run: RunFiles, name: str) -> Card | None:
     before, after = run.outcome.get(f"{name}_before"), run.outcome.get(f"{name}_after")
     if before is None or after is None:
         return None
-    change, low, high = map(points, difference(before, after))
+    change, low, high = map(points, newcombe(before, after))
     detail = text("report.figures.change", change=change, low=low, high=high, n=after.n)
     shares = {"before": percent(before.value), "after": percent(after.value)}
     return _card(name, text("report.figures.before_after", **shares), detail)
 
 
-def _loss(run: RunFolder) -> Card | None:
+def _loss(run: RunFiles) -> Card | None:
     name, rows, key = "training_loss", run.train, "loss"
     if run.held_out:
         name, rows, key = "held_out_loss", run.held_out, "eval_loss"
@@ -155,7 +155,7 @@ def _loss(run: RunFolder) -> Card | None:
     return _card(name, short(losses[-1][1]), first if len(losses) > 1 else "")
 
 
-def _chosen(run: RunFolder) -> Card | None:
+def _chosen(run: RunFiles) -> Card | None:
     """How much likelier the chosen answers are than under the reference: the displacement."""
     rows, key, where = run.held_out, "eval_rewards/chosen", "held_out"
     if not any(key in row for row in rows):
@@ -167,7 +167,7 @@ def _chosen(run: RunFolder) -> Card | None:
     return _card("chosen", value, text(f"report.figures.against_{where}"))
 
 
-def _time(run: RunFolder) -> Card | None:
+def _time(run: RunFiles) -> Card | None:
     seconds = sum(row.get("seconds", 0) for row in run.timing)
     if seconds <= 0:
         return None
@@ -176,14 +176,14 @@ def _time(run: RunFolder) -> Card | None:
     return _card("time", duration(seconds), speed)
 
 
-def _tokens(run: RunFolder) -> tuple[int, int] | None:
+def _tokens(run: RunFiles) -> tuple[int, int] | None:
     """Tokens without and with sharing common beginnings, where both are known."""
     tokens = section(run.record, "tokens")
     plain, tree = count(tokens.get("plain")), count(tokens.get("tree"))
     return (plain, tree) if plain and tree else None
 
 
-def _saved(run: RunFolder) -> Card | None:
+def _saved(run: RunFiles) -> Card | None:
     tokens = _tokens(run)
     if tokens is None:
         return None
@@ -192,14 +192,14 @@ def _saved(run: RunFolder) -> Card | None:
     return _card("saved", percent(1 - tree / plain), detail)
 
 
-def run_facts(run: RunFolder) -> list[tuple[str, str]]:
+def run_facts(run: RunFiles) -> list[tuple[str, str]]:
     """What the run was, as labels and values: those that the folder holds, in reading order."""
     groups = (_what, _settings, _data, _reference, _compute, _preflight, _where)
     facts = [fact for group in groups for fact in group(run).items()]
     return [(text(f"report.run.labels.{name}"), value) for name, value in facts if value]
 
 
-def _what(run: RunFolder) -> dict[str, str]:
+def _what(run: RunFiles) -> dict[str, str]:
     trainable, parameters = count(run.record.get("trainable")), count(run.record.get("parameters"))
     size = steps = ""
     if trainable and parameters:
@@ -217,7 +217,7 @@ def _what(run: RunFolder) -> dict[str, str]:
     }
 
 
-def _settings(run: RunFolder) -> dict[str, str]:
+def _settings(run: RunFiles) -> dict[str, str]:
     """The settings that most decide a run; config.yaml, shown below them, has all."""
     adapter, loss = section(run.config, "adapter"), section(run.config, "loss")
     train = section(run.config, "train")
@@ -236,7 +236,7 @@ def _options(options: dict[str, Any], bare: str, named: Iterable[str]) -> str:
     return ", ".join(first + rest)
 
 
-def _data(run: RunFolder) -> dict[str, str]:
+def _data(run: RunFiles) -> dict[str, str]:
     data = section(run.record, "data")
     held_out = section(data, "eval")
     pairs = {"train": run.record.get("pairs"), "held_out": run.record.get("eval_pairs")}
@@ -259,7 +259,7 @@ def _findings(counts: dict[str, Any]) -> str:
     return ", ".join(f"{code}: {_plain(n)}" for code, n in section(counts, "findings").items())
 
 
-def _reference(run: RunFolder) -> dict[str, str]:
+def _reference(run: RunFiles) -> dict[str, str]:
     reference = section(run.record, "reference")
     answers = count(reference.get("answers"))
     return {
@@ -269,7 +269,7 @@ def _reference(run: RunFolder) -> dict[str, str]:
     }
 
 
-def _compute(run: RunFolder) -> dict[str, str]:
+def _compute(run: RunFiles) -> dict[str, str]:
     shared = ""
     if tokens := _tokens(run):
         plain, tree = tokens
@@ -281,7 +281,7 @@ def _compute(run: RunFolder) -> dict[str, str]:
     return {"tokens": shared, "backend": backend}
 
 
-def _preflight(run: RunFolder) -> dict[str, str]:
+def _preflight(run: RunFiles) -> dict[str, str]:
     found = section(run.record, "preflight") or section(run.record, "gate")
     pairs, apart = count(found.get("pairs")), number(found.get("difference"))
     tolerance, loss = number(found.get("tolerance")), number(found.get("loss"))
@@ -300,7 +300,7 @@ def _preflight(run: RunFolder) -> dict[str, str]:
     return {"preflight": same, "initial_policy": initial}
 
 
-def _where(run: RunFolder) -> dict[str, str]:
+def _where(run: RunFiles) -> dict[str, str]:
     likelier = {"likelier": run.record["likelier"]} if run.record.get("likelier") else {}
     versions = {**likelier, **section(run.record, "versions")}
     threads = count(run.record.get("threads"))
