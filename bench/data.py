@@ -43,12 +43,12 @@ PREPARE = """
 import json, sys
 from likelier.config import config_from
 from likelier.data.tokenizer import build_encoder
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.data.load import load
 from likelier.model.load import load_tokenizer
 model, data = sys.argv[1:]
 config = config_from({"model": {"path": model}, "data": {"train": data}, "out": "run"}, [])
-prepared = load(config.data, build_encoder(*load_tokenizer(model)), inspector=Inspector())
+prepared = load(config.data, build_encoder(*load_tokenizer(model)), inspector=PairInspector())
 tokens = sum(len(p.prompt) + len(p.chosen.tokens) + len(p.rejected.tokens)
              for p in prepared.pairs)
 print(json.dumps({"used": len(prepared.pairs), "tokens": tokens}))

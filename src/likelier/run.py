@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.encode import content_hash
 from likelier.data.load import Dataset, load, needs_of
@@ -86,7 +86,7 @@ def train(
     initial = initial_policy(config, _given_policy(config, model, tokenizer))
     encoder = initial.encoder(config.data.template, config.data.today)
     needs = needs_of(config.loss)
-    data = load(config.data, encoder, needs, config.train.seed, train, eval, Inspector())
+    data = load(config.data, encoder, needs, config.train.seed, train, eval, PairInspector())
     say(data.describe())
     say(f"loss: {objective.formula}")
     other = reference_policy(config, initial)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.checks.summary import in_file_order
 from likelier.data.formats import Format, Reading, recognised
 from likelier.data.load import no_row
@@ -37,7 +37,7 @@ def load_memory(
 
 def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Reading, name: str) -> Loaded:
     reading = columns if isinstance(columns, Reading) else Reading(columns)
-    inspector = Inspector()
+    inspector = PairInspector()
     form, counted = recognised(rows, reading)
     done = list(chunks(counted, Task(form, reading, keep_pairs=True, inspector=inspector)))
     no_row(sum(chunk.rows for chunk in done), name)

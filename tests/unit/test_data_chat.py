@@ -22,7 +22,7 @@ from tests.support.tokenizers import (
 from tokenizers import AddedToken
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.data import encode
 from likelier.data.encode import encode_completion, encode_pair
 from likelier.data.records import Finding, Pair, TokenPair
@@ -30,7 +30,7 @@ from likelier.data.tokenizer import Encoder, build_encoder
 
 
 def encode_pairs(encoder: Encoder, pairs: list[Pair]) -> tuple[list[TokenPair], list[Finding]]:
-    return encode.encode_pairs(encoder, pairs, Inspector().as_tokens)
+    return encode.encode_pairs(encoder, pairs, PairInspector().as_tokens)
 
 
 def user(content: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pair doctor: every row is counted, and nothing is dropped in silence."""
+"""The checks of data: every row is counted, and nothing is dropped in silence."""
 
 import json
 from pathlib import Path

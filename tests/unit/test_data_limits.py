@@ -12,7 +12,7 @@ import pytest
 from tests.support.tokenizers import CHATML, byte_level
 
 from likelier.base.errors import DataError
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.config import Config, config_from
 from likelier.data.load import Dataset, load
 from likelier.data.tokenizer import Encoder, build_encoder
@@ -62,7 +62,7 @@ def config_of(data: dict[str, Any]) -> Config:
 
 
 def prepare(config: Config, encoder: Encoder) -> Dataset:
-    return load(config.data, encoder, seed=config.train.seed, inspector=Inspector())
+    return load(config.data, encoder, seed=config.train.seed, inspector=PairInspector())
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:

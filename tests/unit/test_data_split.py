@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from likelier.base.errors import DataError
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.data.records import Completion, Pair, TokenPair
 from likelier.data.split import split_by_prompt
 from likelier.data.workers import Chunk
@@ -78,7 +78,7 @@ def test_one_prompt_cannot_be_split() -> None:
 def test_leaks_name_both_rows() -> None:
     train = pairs_of(["가", "나", "나"])
     held_out = [Pair("나 ", "a", "b", "eval:1"), Pair("다", "a", "b", "eval:2")]
-    inspector = Inspector().watching(held_out)
+    inspector = PairInspector().watching(held_out)
     arrays = inspector.arrays(train, [])
     sources = tuple(pair.source for pair in train)
     chunk = Chunk(len(train), 0, (), sources, (1,) * len(train), (), arrays)

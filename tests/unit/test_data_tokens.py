@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, CONTROL, LLAMA3, bos_and_eos, byte_level, metaspace
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.data import encode
 from likelier.data.encode import encode_completion, encode_pair
 from likelier.data.records import Finding, Pair, TokenPair
@@ -28,7 +28,7 @@ every = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
 
 
 def encode_pairs(encoder: Encoder, pairs: list[Pair]) -> tuple[list[TokenPair], list[Finding]]:
-    return encode.encode_pairs(encoder, pairs, Inspector().as_tokens)
+    return encode.encode_pairs(encoder, pairs, PairInspector().as_tokens)
 
 
 def pair(

@@ -1,1 +1,1 @@
-"""The pair doctor: what is wrong with preferences, alone or for a model, and how to fix it."""
+"""What is wrong with preferences, alone or for a model, and how to fix it; nothing here trains."""

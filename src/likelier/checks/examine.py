@@ -12,7 +12,7 @@ import numpy as np
 from likelier.base.errors import ConfigError
 from likelier.base.terminal import counting
 from likelier.checks.across import Content, EvenSample, digest
-from likelier.checks.inspector import Inspector
+from likelier.checks.inspector import PairInspector
 from likelier.checks.pairs import SCRIPTS, template_finding
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
@@ -122,7 +122,7 @@ def examine(question: Question) -> Examination:
         ConfigError: a key of ``columns`` that is none of ours, or a setting of no effect.
     """
     encoder = encoder_of(question)
-    inspector = Inspector(statistics=True)
+    inspector = PairInspector(statistics=True)
     if question.held_out is not None:
         inspector = inspector.watching(_held_out(question.held_out, question.reading))
     form, rows = recognised(read_data(question.data), question.reading)

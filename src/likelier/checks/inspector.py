@@ -16,7 +16,7 @@ from likelier.data.workers import Chunk
 
 
 @dataclass(frozen=True)
-class Inspector:
+class PairInspector:
     """Finds what `likelier.data.load` does not need, and hands back what says more together.
 
     Arrays of a chunk: ``keys`` (n, 3) uint64, hashes of prompt, chosen and rejected (of an
@@ -76,7 +76,7 @@ class Inspector:
         """Pairs that stand twice, contradict each other, or go in a circle."""
         return Content(chunks).findings()
 
-    def watching(self, held_out: Sequence[Pair]) -> "Inspector":
+    def watching(self, held_out: Sequence[Pair]) -> "PairInspector":
         """The same, for data that must not hold the prompts of these pairs."""
         held = HeldOutPrompts(tuple(held_out))
         return replace(self, held_out=held, watched=held.watched)

@@ -10,7 +10,7 @@ import numpy as np
 from likelier.base.errors import DataError
 from likelier.batching.batch import Scored, completions_of
 from likelier.checks.examine import Question
-from likelier.checks.shortcuts import share
+from likelier.checks.shortcuts import estimate
 from likelier.checks.summary import Examination, ModelView, Tally
 from likelier.data.encode import encode_completion, encode_pairs
 from likelier.data.formats import recognised
@@ -53,7 +53,7 @@ def add_model_view(found: Examination, question: Question) -> Examination:
     origins = {pair.source: pair.origin or "unnamed" for pair in scored}
     view = ModelView(
         pairs=len(pairs),
-        prefers_chosen=share(np.where(gap == 0, 0.5, gap > 0), prompts),
+        prefers_chosen=estimate(np.where(gap == 0, 0.5, gap > 0), prompts),
         chosen=float(means[:, 0].mean()),
         rejected=float(means[:, 1].mean()),
         own=_own(policy, encoder, answered),

@@ -68,7 +68,7 @@ def features(text: str) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Share:
+class Estimate:
     """An estimate with its 95 % interval; pairs of one prompt count as one observation."""
 
     value: float
@@ -83,7 +83,7 @@ class Clue:
     feature: str
     says: str
     differ: int
-    right: Share
+    right: Estimate
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Probe:
 
     pairs: int
     prompts: int
-    accuracy: Share
+    accuracy: Estimate
     clues: tuple[Clue, ...]
 
     @property
@@ -127,7 +127,7 @@ def probe(chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray) -> Prob
         _clue(label, column, groups) for label, column in zip(labels, differences.T, strict=True)
     ]
     strongest = sorted((clue for clue in clues if clue), key=lambda clue: -clue.right.low)
-    return Probe(len(differences), len(names), share(right, groups), tuple(strongest[:8]))
+    return Probe(len(differences), len(names), estimate(right, groups), tuple(strongest[:8]))
 
 
 def _differences(chosen: np.ndarray, rejected: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -166,15 +166,15 @@ def _clue(label: str, column: np.ndarray, groups: np.ndarray) -> Clue | None:
     differ = column != 0
     if differ.sum() < MIN_PROMPTS:
         return None
-    right = share((column[differ] > 0).astype(np.float64), groups[differ])
+    right = estimate((column[differ] > 0).astype(np.float64), groups[differ])
     side = "chosen"
     if right.value < 0.5:
-        side, right = "rejected", Share(1 - right.value, 1 - right.high, 1 - right.low)
+        side, right = "rejected", Estimate(1 - right.value, 1 - right.high, 1 - right.low)
     how_much = "more" if label in ("length", "lines") else "it"
     return Clue(label, text(f"check.{side}_has_{how_much}"), int(differ.sum()), right)
 
 
-def share(right: np.ndarray, groups: np.ndarray) -> Share:
+def estimate(right: np.ndarray, groups: np.ndarray) -> Estimate:
     """The mean of ``right`` with a 95 % interval: Wilson's, for as many observations as the
     spread between prompts leaves (pairs of one prompt are not independent).
     """
@@ -189,7 +189,7 @@ def share(right: np.ndarray, groups: np.ndarray) -> Share:
     z = 1.959964
     centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(free / count + z * z / (4 * count * count))
-    return Share(mean, float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
+    return Estimate(mean, float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Lengths:
     """How the lengths of the two answers differ; characters, or tokens where there is a model."""
 
     unit: str
-    chosen_longer: Share
+    chosen_longer: Estimate
     log_ratio: float
     p80_difference: float
     median_chosen: float
@@ -214,7 +214,7 @@ def lengths(
     ratio = np.log(np.maximum(chosen, 1) / np.maximum(rejected, 1))
     return Lengths(
         unit,
-        share(longer.astype(np.float64), prompts),
+        estimate(longer.astype(np.float64), prompts),
         float(ratio.mean()),
         float(np.quantile(chosen - rejected, 0.8)),
         float(np.median(chosen)),

@@ -13,7 +13,7 @@ from rich.table import Table
 from likelier.base.files import write_text
 from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
-from likelier.checks.shortcuts import Clue, Lengths, Probe, Share
+from likelier.checks.shortcuts import Clue, Estimate, Lengths, Probe
 from likelier.data.formats import Format
 from likelier.data.records import Finding
 from likelier.pages import render_page
@@ -64,7 +64,7 @@ class ModelView:
     """
 
     pairs: int
-    prefers_chosen: Share
+    prefers_chosen: Estimate
     chosen: float
     rejected: float
     own: float | None
@@ -182,14 +182,14 @@ def _describe_statistics(statistics: Statistics) -> list[str]:
         lines.append(text("check.pairs_of_prompts", pairs=counted, prompts=prompts))
     if (skew := statistics.lengths) and pairs > 1:
         medians = {"chosen": skew.median_chosen, "rejected": skew.median_rejected}
-        longer = share(skew.chosen_longer)
+        longer = _interval(skew.chosen_longer)
         lines.append(text("check.lengths", share=longer, **medians, unit=skew.unit))
     if len(statistics.scripts) > 1:
         total = sum(statistics.scripts.values())
         shares = (f"{name} {count / total:.0%}" for name, count in statistics.scripts.items())
         lines.append(text("check.scripts", shares=", ".join(shares)))
     if probe := statistics.probe:
-        lines.append(text("check.probe", share=share(probe.accuracy)))
+        lines.append(text("check.probe", share=_interval(probe.accuracy)))
         strong = [clue for clue in probe.clues[:3] if clue.right.low > 0.55]
         lines += [f"  {_describe_clue(clue)}" for clue in strong]
     if len(statistics.origins) > 1:
@@ -198,12 +198,12 @@ def _describe_statistics(statistics: Statistics) -> list[str]:
 
 
 def _describe_clue(clue: Clue) -> str:
-    right, differ = share(clue.right), clue.differ
+    right, differ = _interval(clue.right), clue.differ
     return text("check.clue", feature=clue.feature, says=clue.says, share=right, n=differ)
 
 
 def _describe_view(view: ModelView) -> list[str]:
-    lines = [text("check.prefers", share=share(view.prefers_chosen), n=view.pairs)]
+    lines = [text("check.prefers", share=_interval(view.prefers_chosen), n=view.pairs)]
     if view.own is None:
         lines.append(text("check.log_probs", chosen=view.chosen, rejected=view.rejected))
     else:
@@ -218,7 +218,7 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def share(figure: Share) -> str:
+def _interval(figure: Estimate) -> str:
     """A share with its interval."""
     return text("check.share", value=figure.value, low=figure.low, high=figure.high)
 

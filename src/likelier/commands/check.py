@@ -39,9 +39,9 @@ def check(
         write_page(found, question.name, html)
         say(f"page: {visible(str(html))}")
     if out is not None:
-        written, ledger, changes = fix(question, out)
+        written, changes_file, changes = fix(question, out)
         counts = ", ".join(f"{count} {code}" for code, count in changes.items()) or "no changes"
-        say(f"{written} pairs in {out}; {counts}; list of changes: {ledger}")
+        say(f"{written} pairs in {out}; {counts}; list of changes: {changes_file}")
     if found.count("error"):
         return 65
     pass_gates(limits, found)

@@ -32,7 +32,7 @@ BRANCH = "┆"  # stands where the two answers part
 
 
 @dataclass(frozen=True)
-class Run:
+class TokenRun:
     """Neighbouring tokens of one kind: prompt, scored, context or stop; and whether the tree
     computes them once for both answers.
     """
@@ -113,20 +113,20 @@ def _shown(pair: TokenPair, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "source": pair.source,
         "summary": summary,
-        "prompt": Run("prompt", len(sides) > 1, tuple(_pieces(pair.prompt, tokenizer))),
+        "prompt": TokenRun("prompt", len(sides) > 1, tuple(_pieces(pair.prompt, tokenizer))),
         "prompt_count": text("show.prompt_tokens", n=len(pair.prompt)),
         "answers": answers,
     }
 
 
-def _runs(answer: Completion, same: int, tokenizer: Tokenizer) -> Iterator[Run]:
+def _runs(answer: Completion, same: int, tokenizer: Tokenizer) -> Iterator[TokenRun]:
     """The runs of an answer, of which the first ``same`` tokens stand in both answers."""
     kinds = ["scored" if wanted else "context" for wanted in answer.scored]
     if answer.tokens[-1] in tokenizer.all_special_ids:  # a cut answer has no stop
         kinds[-1] = "stop"
     marked = [(kind, number < same) for number, kind in enumerate(kinds)]
     for (kind, shared), run in groupby(zip(marked, answer.tokens, strict=True), key=itemgetter(0)):
-        yield Run(kind, shared, tuple(_pieces([token for _, token in run], tokenizer)))
+        yield TokenRun(kind, shared, tuple(_pieces([token for _, token in run], tokenizer)))
 
 
 def _legend() -> Text:
