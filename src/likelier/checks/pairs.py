@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from likelier.data.chat import render, stands_in, texts_of
+from likelier.data.chat import render_chat, stands_in, texts_of
 from likelier.data.messages import ROLES, Unfit
 from likelier.data.records import Chat, Finding, Pair, TokenPair, text_of
 from likelier.data.split import code_points
@@ -165,7 +165,7 @@ def template_finding(encoder: Encoder, pair: Pair) -> Finding | None:
     if pair.tools:
         return None
     try:
-        rendered = render(encoder, pair.prompt, True)
+        rendered = render_chat(encoder, pair.prompt, True)
     except Unfit:
         return None
     added = encoder.control_text.sub("\n", rendered)

@@ -20,7 +20,7 @@ from likelier.data.load import no_row, refuse
 from likelier.data.read import read_data
 from likelier.data.records import Completion, Finding, TokenPair
 from likelier.data.tokenizer import Encoder, build_encoder
-from likelier.data.workers import Shared, Task, chunks, unpack
+from likelier.data.workers import Shared, Task, chunks, unpack_tokens
 from likelier.model.load import load_tokenizer
 from likelier.pages import render_page
 from likelier.pages.texts import text
@@ -80,7 +80,7 @@ def _first_pairs(data: Path, encoder: Encoder, reading: Reading, number: int) ->
     for chunk in chunks(rows, task, rows_at_once=4 * number):
         count += chunk.rows
         bad += chunk.findings
-        pairs += unpack(chunk, Shared())
+        pairs += unpack_tokens(chunk, Shared())
         if len(pairs) >= number:
             break
     no_row(count, str(data))

@@ -21,7 +21,7 @@ MAX_RENDERED_CHARACTERS = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSegment:
     """A stretch of a completion: its text and, where it is scored, the stop id that follows."""
 
     text: str
@@ -34,7 +34,7 @@ def as_text(encoder: Encoder, text: str) -> str:
     return encoder.control_text.sub(lambda found: "".join(c + BREAK for c in found[0]), text)
 
 
-def render(
+def render_chat(
     encoder: Encoder,
     messages: Sequence[Message],
     generate: bool,
@@ -68,7 +68,7 @@ def cut_completion(
     prompt_text: str,
     completion: Sequence[Message],
     tools: Sequence[Message] = (),
-) -> list[Segment]:
+) -> list[TextSegment]:
     """What ``completion`` adds to the rendered prompt: assistant text up to its stop, and context.
 
     Raises:
@@ -76,15 +76,15 @@ def cut_completion(
             no stop, or the template leaves text of it out.
     """
     chat = [*prompt, *completion]
-    whole = render(encoder, chat, False, tools)
-    segments: list[Segment] = []
+    whole = render_chat(encoder, chat, False, tools)
+    segments: list[TextSegment] = []
     done = len(prompt_text)
     for place in range(len(prompt), len(chat)):
         if chat[place]["role"] != "assistant":
             continue
         first, last = place == len(prompt), place == len(chat) - 1
-        before = prompt_text if first else render(encoder, chat[:place], True, tools)
-        after = whole if last else render(encoder, chat[: place + 1], False, tools)
+        before = prompt_text if first else render_chat(encoder, chat[:place], True, tools)
+        after = whole if last else render_chat(encoder, chat[: place + 1], False, tools)
         _require_prefix(before, whole)
         _require_prefix(after, whole)
         turn = after[len(before) :]
@@ -93,8 +93,8 @@ def cut_completion(
             raise _no_stop(encoder, turn)
         _require_content(chat[place], turn[: end.start()])
         if segments:
-            segments.append(Segment(whole[done : len(before)], scored=False))
-        segments.append(Segment(turn[: end.start()], scored=True, stop=encoder.end_ids[end[0]]))
+            segments.append(TextSegment(whole[done : len(before)], scored=False))
+        segments.append(TextSegment(turn[: end.start()], scored=True, stop=encoder.end_ids[end[0]]))
         done = len(before) + end.start()  # the stop's text is where the context begins
     return segments
 

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.chat import Segment, as_text, chat_key, cut_completion, render
+from likelier.data.chat import TextSegment, as_text, chat_key, cut_completion, render_chat
 from likelier.data.messages import Unfit, check_end, check_start, read_messages
 from likelier.data.read import odd_character
 from likelier.data.records import Chat, Completion, Finding, Message, Pair, TokenPair
@@ -34,7 +34,7 @@ class _Draft:
 
     prompt: str
     is_chat: bool
-    completions: tuple[tuple[Segment, ...], ...]
+    completions: tuple[tuple[TextSegment, ...], ...]
 
 
 def encode_pair(encoder: Encoder, pair: Pair) -> TokenPair:
@@ -159,11 +159,11 @@ def _draft(
 ) -> _Draft:
     if isinstance(prompt, str):
         texts = [as_text(encoder, str(one)) for one in completions]
-        segments = [(Segment(text, scored=True, stop=encoder.stop),) for text in texts]
+        segments = [(TextSegment(text, scored=True, stop=encoder.stop),) for text in texts]
         return _Draft(as_text(encoder, prompt), False, tuple(segments))
     key = chat_key([prompt, tools])
     if key not in rendered:
-        rendered[key] = render(encoder, prompt, True, tools)
+        rendered[key] = render_chat(encoder, prompt, True, tools)
     text = rendered[key]
     cuts = [
         cut_completion(encoder, prompt, text, one, tools)
@@ -189,7 +189,7 @@ class _Ids:
         tokens = self._checked(self.whole, draft.prompt)
         return tokens if draft.is_chat else self.encoder.leading + tokens
 
-    def completion(self, segments: Sequence[Segment]) -> Completion:
+    def completion(self, segments: Sequence[TextSegment]) -> Completion:
         tokens: list[int] = []
         scored: list[bool] = []
         for segment in segments:
@@ -352,7 +352,7 @@ def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Fin
     if prompt is None:
         return _overlong(pair, max_length)
     room = max_length - len(prompt)
-    chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
+    chosen, rejected = _cut_completion(pair.chosen, room), _cut_completion(pair.rejected, room)
     same = chosen == rejected and pair.label is None
     if same or not any(chosen.scored) or not any(rejected.scored):
         message = f"the answers are the same or empty once cut to {room} tokens"
@@ -390,7 +390,7 @@ def _turn_starts(prompt: tuple[int, ...], encoder: Encoder) -> list[int]:
     return [place for place in starts if place < last_end]
 
 
-def _cut(completion: Completion, room: int) -> Completion:
+def _cut_completion(completion: Completion, room: int) -> Completion:
     """The first ``room`` tokens, ending in a scored one; what is cut has no stop."""
     if len(completion.tokens) <= room:
         return completion

@@ -31,7 +31,7 @@ ROWS_LOOKED_AT = 200  # to recognise a format
 MAX_CHARACTERS = 2_000_000  # of a prompt or a completion; a tokenizer takes 150 bytes for each
 
 # Our name of a column, and what others call it: the first that is there is taken.
-ALIASES: dict[str, tuple[str, ...]] = {
+COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "context",
                "conversations", "conversation", "messages", "history"),
     "chosen": ("chosen", "chosen_response", "response_chosen"),
@@ -52,7 +52,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "margin": ("margin",),
     "weight": ("weight",),
 }  # fmt: skip
-COLUMNS = tuple(ALIASES)  # what `data.columns` may name
+COLUMN_NAMES = tuple(COLUMN_ALIASES)  # what `data.columns` may name
 NEEDED: dict[Shape, tuple[str, ...]] = {
     "pairs": ("chosen", "rejected"),
     "labelled": ("completion", "label"),
@@ -128,9 +128,11 @@ def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format,
     that no list of completions would use.
     """
     for name in reading.columns:
-        if name not in COLUMNS:
-            meant = nearest(name, COLUMNS)
-            hint = f'did you mean "{meant}"?' if meant else f"the keys are {', '.join(COLUMNS)}"
+        if name not in COLUMN_NAMES:
+            meant = nearest(name, COLUMN_NAMES)
+            hint = (
+                f'did you mean "{meant}"?' if meant else f"the keys are {', '.join(COLUMN_NAMES)}"
+            )
             raise ConfigError(f'unknown key "{name}"', where="data.columns", hint=hint)
     iterator = iter(rows)
     first = list(islice(iterator, ROWS_LOOKED_AT))
@@ -140,7 +142,7 @@ def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format,
     if form.shape not in ("ranked", "scored") and not default:
         what = f"would not be read: the data have {form.describe()}"
         raise ConfigError(what, where="data.ranked", hint="take data.ranked away")
-    return form, _counted(chain(first, iterator), form)
+    return form, _with_counts(chain(first, iterator), form)
 
 
 def recognise(
@@ -154,19 +156,19 @@ def recognise(
         for key, value in record.items():
             if present.get(key) is None:
                 present[key] = value
-    found = {name: columns.get(name) or _alias(name, present) for name in COLUMNS}
+    found = {name: columns.get(name) or _alias(name, present) for name in COLUMN_NAMES}
     shape = _shape(found, present, columns)
     wanted = (*NEEDED[shape], *OPTIONAL[shape])
     used = {name: theirs for name in wanted if (theirs := found[name])}
     used |= {name: theirs for name, theirs in columns.items() if name in wanted}
     if _is_implied(shape, used, present, columns):
         used.pop("prompt", None)
-    ordered = {name: used[name] for name in COLUMNS if name in used}
+    ordered = {name: used[name] for name in COLUMN_NAMES if name in used}
     return Format(shape, ordered, chat, _style(shape, ordered, present, chat))
 
 
 def _alias(name: str, present: Mapping[str, Any]) -> str | None:
-    return next((alias for alias in ALIASES[name] if alias in present), None)
+    return next((alias for alias in COLUMN_ALIASES[name] if alias in present), None)
 
 
 def _shape(
@@ -220,7 +222,7 @@ def _style(shape: Shape, columns: Mapping[str, str], present: Mapping[str, Any],
     return "texts, used as they stand"
 
 
-def _counted(rows: Iterable[Row | Finding], form: Format) -> Iterator[Counted]:
+def _with_counts(rows: Iterable[Row | Finding], form: Format) -> Iterator[Counted]:
     """Rows with how many rows of the file each stands for.
 
     Neighbours with one prompt become one list of completions where each row holds only one.
@@ -503,7 +505,7 @@ def _ranked(row: Row, form: Format, reading: Reading) -> list[Pair] | list[Findi
         columns = {**form.columns, "completions": "completions"}
         form = replace(form, shape="ranked", columns=columns)
     prompt = _prompt(row.record, form.columns, form.chat)
-    read = _compared if form.shape == "compared" else _listed
+    read = _of_comparison if form.shape == "compared" else _of_list
     completions = read(row.record, form, prompt)
     chosen = [
         (better, worse)
@@ -541,7 +543,7 @@ def _choices(completions: list[_Scored], how: str) -> list[tuple[_Scored, _Score
     return list(combinations(ordered, 2))
 
 
-def _listed(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
+def _of_list(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
     field = form.columns["completions"]
     items = record.get(field)
     if not isinstance(items, (list, tuple)):
@@ -601,7 +603,7 @@ def _completion(value: Any, field: str, prompt: str | Chat) -> str | Chat:
     return text if isinstance(prompt, str) else _assistant(text)
 
 
-def _compared(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
+def _of_comparison(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
     columns = form.columns
     first, second = (
         _completion(record.get(columns[name]), columns[name], prompt)

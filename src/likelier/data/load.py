@@ -18,7 +18,7 @@ from likelier.data.read import Data, read_data, rows_from_memory
 from likelier.data.records import Finding, Pair, Row, TokenPair
 from likelier.data.split import held_out, parted, split_by_prompt
 from likelier.data.tokenizer import Encoder
-from likelier.data.workers import Chunk, Inspector, Shared, Task, chunks, row_of, unpack
+from likelier.data.workers import Chunk, InspectorLike, Shared, Task, chunks, row_of, unpack_tokens
 
 PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
 
@@ -81,7 +81,7 @@ def load(
     seed: int = 0,
     train: Iterable[Any] | None = None,
     eval: Iterable[Any] | None = None,
-    inspector: Inspector | None = None,
+    inspector: InspectorLike | None = None,
 ) -> Dataset:
     """Read and encode what a config asks for; ``train`` and ``eval`` replace its files by rows.
 
@@ -100,12 +100,12 @@ def load(
     task = Task(
         Format("pairs", {}), reading_of(data), encoder, inspector=inspector, keep_tokens=True
     )
-    read = partial(_read, data, needs, seed)
+    read = partial(_read_side, data, needs, seed)
     if eval is None and data.eval_path is None:
         share = data.eval_share
         task = replace(task, split_seed=None if share is None else seed)
         side = read(data.train, train, "train", task)
-        ours, held = _split(side, share, seed, needs)
+        ours, held = _split_off(side, share, seed, needs)
         return _dataset(ours, held, side.counts, side.findings, needs, encoder)
     other = read(data.eval_path or "", eval, "eval", replace(task, keep_pairs=bool(inspector)))
     inspector = inspector and inspector.watching(other.pairs)
@@ -157,7 +157,7 @@ class _Side:
     counts: dict[str, Any]
 
 
-def _read(
+def _read_side(
     data: DataConfig,
     needs: Needs,
     seed: int,
@@ -176,7 +176,7 @@ def _read(
     done: list[Chunk] = []
     shared = Shared()
     for chunk in chunks(counted, replace(task, form=form)):
-        tokens += unpack(chunk, shared, needs.margin, needs.weight)
+        tokens += unpack_tokens(chunk, shared, needs.margin, needs.weight)
         _check_kind(tokens[:1], needs.label, where)
         pairs += chunk.pairs
         arrays = {name: array for name, array in chunk.arrays.items() if name not in PACKED}
@@ -266,7 +266,7 @@ def _place_in_circle(pair: Pair, seed: int) -> bytes:
     return blake2b(content.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def _split(
+def _split_off(
     side: _Side, share: float | None, seed: int, needs: Needs
 ) -> tuple[Sequence[TokenPair], Sequence[TokenPair]]:
     """The pairs to train on, and the share of them that is held out."""

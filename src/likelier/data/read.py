@@ -33,7 +33,7 @@ ONE_OBJECT = "write one JSON object on each line"
 CHARACTERS_AT_ONCE = 2**20  # of a JSON array
 
 
-def read_lines(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+def read_json_lines(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """JSON Lines; blank lines are skipped but counted."""
     for number, line in enumerate(_byte_lines(file), start=1):
         source = f"{name}:{number}"
@@ -69,10 +69,10 @@ def parse_line(line: bytes, source: str) -> Row | Finding:
         record = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         return _refused(error, text, source)
-    return _row(record, source)
+    return _object(record, source)
 
 
-def _row(record: Any, source: str) -> Row | Finding:
+def _object(record: Any, source: str) -> Row | Finding:
     try:
         _inspect(record)
     except (ValueError, RecursionError) as error:
@@ -113,49 +113,33 @@ def guess_encoding(line: bytes) -> str:
     return "this looks like CP949 (Korean); convert it: iconv -f cp949 -t utf-8 FILE"
 
 
-def read_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+def read_json_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """The objects of one JSON array, a few in memory at a time.
 
-    Behind broken JSON nothing can be told apart any more: one finding, and the end.
+    Nothing behind broken JSON can be read any more: one finding, and the end.
     """
     text = _Text(file)
+    source = f"{name}:1"
     try:
-        yield from _elements(text, name)
+        text.take("[")
+        while not text.take("]"):
+            source = f"{name}:{text.line}"
+            yield _object(text.value(), source)
+            if not text.take(",") and text.peek() != "]":
+                raise json.JSONDecodeError("a comma or ] is missing", "", 0)
+        if text.peek():
+            message, hint = "something follows the array", "keep one array in the file"
+            yield Finding("json", "error", f"{name}:{text.line}", None, message, hint)
     except UnicodeDecodeError as error:
         message = "not UTF-8; the rest of the file is not read"
         hint = guess_encoding(error.object[error.start : error.start + 2])
         yield Finding("utf8", "error", f"{name}:{text.line}", None, message, hint)
-
-
-def _elements(text: "_Text", name: str) -> Iterator[Row | Finding]:
-    text.skip_space()
-    text.take("[")
-    text.skip_space()
-    while not text.take("]"):
-        source = f"{name}:{text.line}"
-        try:
-            record = text.value()
-        except UnicodeDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            found = _refused(error, "", source)
-            if isinstance(error, json.JSONDecodeError):
-                message = f"broken JSON: {error.msg}; the rest of the file is not read"
-                hint = "fix this element of the array"
-                found = Finding("json", "error", source, None, message, hint)
-            yield found
-            return
-        yield _row(record, source)
-        text.skip_space()
-        if not text.take(",") and text.peek() != "]":
-            message = "a comma or ] is missing; the rest of the file is not read"
-            yield Finding("json", "error", source, None, message, "fix the array here")
-            return
-        text.skip_space()
-    text.skip_space()
-    if text.peek():
-        message, hint = "something follows the array", "keep one array in the file"
-        yield Finding("json", "error", f"{name}:{text.line}", None, message, hint)
+    except json.JSONDecodeError as error:
+        message = f"broken JSON: {error.msg}; the rest of the file is not read"
+        hint = "fix this element of the array"
+        yield Finding("json", "error", source, None, message, hint)
+    except (ValueError, RecursionError) as error:
+        yield _refused(error, "", source)
 
 
 class _Text:
@@ -167,39 +151,37 @@ class _Text:
 
     def value(self) -> Any:
         """The next JSON value. Raises ValueError or RecursionError."""
-        need = CHARACTERS_AT_ONCE
+        needed = CHARACTERS_AT_ONCE
         while True:
             try:
                 record, end = _DECODER.raw_decode(self.buffer, self.at)
                 if end == len(self.buffer) and not self.ended and not self.buffer.endswith("}"):
-                    self._more(CHARACTERS_AT_ONCE)  # a number may go on
+                    self._more(CHARACTERS_AT_ONCE)  # the number may have further digits
                     continue
                 self._go_to(end)
                 return record
             except json.JSONDecodeError:
                 if self.ended or len(self.buffer) - self.at > MAX_LINE_BYTES:
                     raise
-                self._more(need)
-                need *= 2  # so that a long element is not parsed again and again
+                self._more(needed)
+                needed *= 2  # so that a long element is not parsed again and again
 
-    def skip_space(self) -> None:
+    def take(self, mark: str) -> bool:
+        """Go over spaces and ``mark``, if it comes next."""
+        found = self.peek() == mark
+        self.at += found
+        return found
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
         while True:
             end = self.at
             while end < len(self.buffer) and self.buffer[end] in " \t\r\n":
                 end += 1
-            found = end < len(self.buffer)
             self._go_to(end)
-            if found or self.ended:
-                return
+            if end < len(self.buffer) or self.ended:
+                return self.buffer[end : end + 1]
             self._more(CHARACTERS_AT_ONCE)
-
-    def peek(self) -> str:
-        return self.buffer[self.at : self.at + 1]
-
-    def take(self, mark: str) -> bool:
-        found = self.peek() == mark
-        self.at += found
-        return found
 
     def _go_to(self, end: int) -> None:
         self.line += self.buffer.count("\n", self.at, end)
@@ -371,12 +353,12 @@ def _read_json(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """An array of objects, or lines that only carry the wrong name."""
     start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(0)
-    return read_array(file, name) if start.startswith(b"[") else read_lines(file, name)
+    return read_json_array(file, name) if start.startswith(b"[") else read_json_lines(file, name)
 
 
 READERS: dict[str, Reader] = {
-    ".jsonl": read_lines,
-    ".ndjson": read_lines,
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
     ".json": _read_json,
     ".csv": read_csv,
     ".parquet": read_parquet,
@@ -443,10 +425,10 @@ def rows_from_memory(rows: Iterable[Any], name: str = "train") -> Iterator[Row |
             where=name,
             hint=f"choose one of its splits: {splits[:80]}" if splits else "pass a list of dicts",
         )
-    return _memory(rows, name)
+    return _from_memory(rows, name)
 
 
-def _memory(rows: Iterable[Any], name: str) -> Iterator[Row | Finding]:
+def _from_memory(rows: Iterable[Any], name: str) -> Iterator[Row | Finding]:
     for number, record in enumerate(rows):
         source = f"{name}[{number}]"
         if isinstance(record, Mapping):
@@ -520,13 +502,13 @@ def read_data(data: Data) -> Iterator[Row | Finding]:
     Raises as `files_of` and `read_rows`; ConfigError for a number that is no weight.
     """
     if isinstance(data, Mapping):
-        yield from _mixture(data)
+        yield from _read_mixture(data)
     else:
         for file in files_of(data):
             yield from read_rows(file)
 
 
-def _mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
+def _read_mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
     """The rows of several sources, each row as often as the weight of its source says.
 
     ``0.25`` takes a quarter of the rows, chosen by their content; ``2`` takes each twice; ``1.5``

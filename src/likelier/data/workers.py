@@ -42,7 +42,7 @@ MAX_PROCESSES = 8  # reading one file feeds no more
 _COPIES = re.compile(r"(#\d+)+$")
 
 
-class Inspector(Protocol):
+class InspectorLike(Protocol):
     """Looks at the pairs of data: at each where it is read, and at what all say about each other.
 
     It goes to other processes, so it can be pickled; ``key`` says all that decides what it finds,
@@ -66,7 +66,7 @@ class Inspector(Protocol):
     def across(self, chunks: Sequence["Chunk"]) -> Iterable[Finding]:
         """What the pairs of all chunks say about each other."""
 
-    def watching(self, held_out: Sequence[Pair]) -> "Inspector":
+    def watching(self, held_out: Sequence[Pair]) -> "InspectorLike":
         """The same, for data that must not hold the prompts of these pairs."""
 
     def leaks(self, chunks: Sequence["Chunk"], used: Collection[str]) -> Iterable[Finding]:
@@ -95,7 +95,7 @@ class Task:
     keep_pairs: bool = False
     keep_tokens: bool = False
     split_seed: int | None = None
-    inspector: Inspector | None = None
+    inspector: InspectorLike | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Chunk:
         sources: the place of each usable pair, in the order of the file.
         counts: for each pair how many rows of the file its row stands for (0: a copy).
         pairs: as they were read, where they are kept.
-        arrays: of the usable pairs: `pack` of their tokens; ``split_keys`` (n, 16) and
+        arrays: of the usable pairs: `pack_tokens` of their tokens; ``split_keys`` (n, 16) and
             ``split_signatures`` (n, NUM_HASHES) of their prompts; and the inspector's.
     """
 
@@ -181,7 +181,7 @@ def process_rows(task: Task, batch: Sequence[Counted]) -> Chunk:
         pairs = [pair for pair in pairs if pair.source in usable]
     used = {row_of(pair.source) for pair in pairs}
     findings.sort(key=lambda finding: place.get(row_of(finding.source), len(place)))
-    arrays = pack(tokens) if task.keep_tokens else {}
+    arrays = pack_tokens(tokens) if task.keep_tokens else {}
     if task.split_seed is not None:
         arrays["split_keys"] = prompt_keys(pairs, task.split_seed)
         arrays["split_signatures"] = prompt_signatures(pairs)
@@ -218,7 +218,7 @@ def _encoded(
     return fitted, findings
 
 
-def pack(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:
+def pack_tokens(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:
     """Token pairs as flat arrays, small enough to keep and to hand between processes.
 
     ``ids`` (t,) int32, all tokens; ``scored`` (c,) bool, of the completions' tokens; ``sizes``
@@ -227,13 +227,7 @@ def pack(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:
     """
     sides = [(pair.prompt, pair.chosen.tokens, pair.rejected.tokens) for pair in pairs]
     scored = [mask for pair in pairs for mask in (pair.chosen.scored, pair.rejected.scored)]
-    beside = [
-        [
-            float("nan") if value is None else value
-            for value in (pair.margin, pair.weight, pair.label)
-        ]
-        for pair in pairs
-    ]
+    beside = [(pair.margin, pair.weight, pair.label) for pair in pairs]
     return {
         "ids": np.fromiter(chain.from_iterable(chain.from_iterable(sides)), dtype=np.int32),
         "scored": np.fromiter(chain.from_iterable(scored), dtype=np.bool_),
@@ -242,55 +236,45 @@ def pack(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:
     }
 
 
-def unpack(
+def unpack_tokens(
     chunk: Chunk, shared: "Shared", margin: bool = True, weight: bool = True
 ) -> Iterator[TokenPair]:
     """The token pairs of a chunk again; equal numbers and prompts become one object.
 
     Their margin and weight are left away where nothing reads them.
     """
-    ids, scored = chunk.arrays["ids"].tolist(), chunk.arrays["scored"].tolist()
+    ids, scored = iter(chunk.arrays["ids"].tolist()), iter(chunk.arrays["scored"].tolist())
+    number = shared.numbers.setdefault
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple([number(token, token) for token in islice(ids, count)])
+
+    def completion(count: int) -> Completion:
+        mask = tuple(islice(scored, count))
+        return Completion(tokens(count), shared.masks.setdefault(mask, mask))
+
     sizes, beside = chunk.arrays["sizes"].tolist(), chunk.arrays["beside"].tolist()
-    at = mask = 0
     for source, three, numbers in zip(chunk.sources, sizes, beside, strict=True):
-        prompt, chosen, rejected = three
-        values = [None if n != n else n for n in numbers]  # NaN: there is none
-        middle, end = at + prompt + chosen, at + prompt + chosen + rejected
-        half = mask + chosen
+        prompt, chosen, rejected = tokens(three[0]), completion(three[1]), completion(three[2])
+        values = [None if value != value else value for value in numbers]  # NaN: there is none
         yield TokenPair(
-            shared.prompt(ids[at : at + prompt]),
-            Completion(shared.tokens(ids[at + prompt : middle]), shared.mask(scored[mask:half])),
-            Completion(shared.tokens(ids[middle:end]), shared.mask(scored[half : half + rejected])),
+            shared.prompts.setdefault(prompt, prompt),
+            chosen,
+            rejected,
             source,
             values[0] if margin else None,
             values[1] if weight else None,
             None if values[2] is None else bool(values[2]),
         )
-        at, mask = end, half + rejected
 
 
 class Shared:
-    """One object for each number, each prompt and each mask: an eighth of the memory."""
+    """What token pairs have in common, one object each: an eighth of the memory."""
 
     def __init__(self) -> None:
-        self._numbers: dict[int, int] = {}
-        self._prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._masks: dict[tuple[bool, ...], tuple[bool, ...]] = {}
-
-    def tokens(self, ids: list[int]) -> tuple[int, ...]:
-        """The ids as a tuple."""
-        number = self._numbers.setdefault
-        return tuple([number(token, token) for token in ids])
-
-    def prompt(self, ids: list[int]) -> tuple[int, ...]:
-        """The same, and equal prompts are one object."""
-        tokens = self.tokens(ids)
-        return self._prompts.setdefault(tokens, tokens)
-
-    def mask(self, scored: list[bool]) -> tuple[bool, ...]:
-        """The flags as a tuple; equal ones are one object."""
-        mask = tuple(scored)
-        return self._masks.setdefault(mask, mask)
+        self.numbers: dict[int, int] = {}
+        self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.masks: dict[tuple[bool, ...], tuple[bool, ...]] = {}
 
 
 class _Pool:

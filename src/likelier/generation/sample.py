@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.chat import as_text, render
+from likelier.data.chat import as_text, render_chat
 from likelier.data.messages import Unfit, read_messages
 from likelier.data.records import Message
 from likelier.data.tokenizer import Encoder, build_encoder
@@ -92,7 +92,7 @@ def prompt_ids(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[int, 
         if isinstance(prompt, str):
             text, leading = as_text(encoder, prompt), encoder.leading
         else:
-            text, leading = render(encoder, read_messages(prompt, "prompt"), generate=True), ()
+            text, leading = render_chat(encoder, read_messages(prompt, "prompt"), generate=True), ()
     except Unfit as unfit:
         raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
     ids = (*leading, *encoder.whole.encode(text, add_special_tokens=False).ids)
