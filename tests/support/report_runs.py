@@ -30,7 +30,7 @@ def build_run(path: Path, *, steps: int = 60, planned: int = 60, status: str = "
     write_json(path / "run.json", record(steps, planned, status))
     write_jsonl(path / "metrics.jsonl", metrics(steps))
     write_jsonl(path / "timing.jsonl", timing(steps))
-    write_ledger(path, steps)
+    write_pair_log(path, steps)
     return path
 
 
@@ -69,7 +69,7 @@ def record(steps: int, planned: int, status: str) -> dict[str, Any]:
         "device": "cpu",
         "backend": "segments",
         "backend_reason": None,
-        "gate": {
+        "preflight": {
             "pairs": 8,
             "difference": 3.1e-06,
             "tolerance": 1e-4,
@@ -143,7 +143,7 @@ def timing(steps: int) -> list[dict[str, float]]:
     ]
 
 
-def write_ledger(path: Path, steps: int, pairs_per_step: int = 32) -> None:
+def write_pair_log(path: Path, steps: int, pairs_per_step: int = 32) -> None:
     """One row a pair and visit, in two parts, as a run that was started again leaves them."""
     noise = random.Random(2)
     rows = []
@@ -172,8 +172,8 @@ def write_ledger(path: Path, steps: int, pairs_per_step: int = 32) -> None:
 
 
 def write_part(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    (path / "ledger").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path / "ledger" / name)
+    (path / "pair_log").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path / "pair_log" / name)
 
 
 def samples() -> list[dict[str, Any]]:

@@ -263,13 +263,24 @@ def test_the_same_folder_gives_the_same_bytes(demo: Path, tmp_path: Path) -> Non
     assert write_report(copy).read_bytes() == first == write_report(demo).read_bytes()
 
 
+def test_a_folder_of_an_older_version_gives_the_same_figures(demo: Path, tmp_path: Path) -> None:
+    old = tmp_path / "demo"
+    shutil.copytree(demo, old)
+    (old / "pair_log").rename(old / "ledger")
+    about = json.loads((old / "run.json").read_text("utf-8"))
+    about["gate"] = about.pop("preflight")
+    write_json(old / "run.json", about)
+    assert read_run(old).pair_log == read_run(demo).pair_log is not None
+    assert write_report(old).read_bytes() == write_report(demo).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
         ("config.yaml", "There is no config.yaml"),
         ("metrics.jsonl", "There is no metrics.jsonl, so losses and rewards are not known."),
         ("timing.jsonl", "There is no timing.jsonl, so its speed is not known."),
-        ("ledger", "There is no pair log in this folder"),
+        ("pair_log", "There is no pair log in this folder"),
         ("outcome.json", "moving at random gives 50%"),
         ("samples.jsonl", "No sampled answers in this folder"),
     ],

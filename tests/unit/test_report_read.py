@@ -138,15 +138,15 @@ def test_both_ends_of_a_long_pair_log(tmp_path: Path) -> None:
 def test_pair_log_files_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {})
     write_part(tmp_path, "0.parquet", [visit("a", 1, 1.0), visit("n", 1, float("nan"))])
-    (tmp_path / "ledger" / "1.parquet").write_bytes(b"PAR1 cut")
-    pq.write_table(pa.table({"step": [1]}), tmp_path / "ledger" / "2.parquet")
-    (tmp_path / "ledger" / ".3.parquet").write_bytes(b"not finished")
+    (tmp_path / "pair_log" / "1.parquet").write_bytes(b"PAR1 cut")
+    pq.write_table(pa.table({"step": [1]}), tmp_path / "pair_log" / "2.parquet")
+    (tmp_path / "pair_log" / ".3.parquet").write_bytes(b"not finished")
     run = read_run(tmp_path)
     assert run.pair_log is not None and run.pair_log.visits == 1
-    told = [gap for gap in run.gaps if gap.startswith("ledger/")]
+    told = [gap for gap in run.gaps if gap.startswith("pair_log/")]
     assert told == [
-        "ledger/1.parquet could not be read and is left out.",
-        "ledger/2.parquet lacks the column source and is left out.",
+        "pair_log/1.parquet could not be read and is left out.",
+        "pair_log/2.parquet lacks the column source and is left out.",
     ]
 
 

@@ -23,9 +23,8 @@ from likelier.report.read import read_run
 
 SOURCE = Path(pages.__file__).parents[1]
 TEMPLATES = sorted((SOURCE / "pages" / "templates").glob("*.html"))
-PAGES = [
-    p for room in ("pages", "report", "checks", "commands") for p in (SOURCE / room).glob("*.py")
-]
+SAYS = re.compile(r"from likelier\.pages\.texts import|^def text\(", re.MULTILINE)
+PAGES = [path for path in sorted(SOURCE.rglob("*.py")) if SAYS.search(path.read_text("utf-8"))]
 ENGLISH = catalogue("en")
 SPOKEN = {"aria-label", "title", "alt", "placeholder", "summary", "label"}  # read aloud
 

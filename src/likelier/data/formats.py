@@ -24,6 +24,7 @@ from likelier.data.messages import (
 )
 from likelier.data.read import odd_character
 from likelier.data.records import Chat, Finding, Pair, Row, text_of
+from likelier.pages.texts import text
 
 Shape = Literal["pairs", "ranked", "scored", "compared", "labelled"]
 Counted = tuple[int, Row | Pair | Finding]  # how many rows of the file, and what they hold
@@ -68,13 +69,6 @@ OPTIONAL: dict[Shape, tuple[str, ...]] = {
     "compared": _BESIDE,
     "scored": _BESIDE[1:],
 }
-DESCRIPTIONS: dict[Shape, str] = {
-    "pairs": "a chosen and a rejected answer a row",
-    "ranked": "a list of completions with scores a row",
-    "scored": "one completion with a score a row; neighbours with one prompt belong together",
-    "compared": "two answers and which is better a row",
-    "labelled": "one completion with a label a row (unpaired)",
-}
 # What a list of completions calls the text, the score and the rank of each.
 TEXT_KEYS = ("response", "completion", "text", "answer", "output", "generation")
 SCORE_KEYS = ("fine-grained_score", "overall_score", "score", "rating", "reward")
@@ -117,8 +111,10 @@ class Format:
             name if name == theirs else f"{name} = {theirs}"
             for name, theirs in self.columns.items()
         ]
-        style = f" ({self.style})" if self.style else ""
-        return f"{DESCRIPTIONS[self.shape]}{style}; columns: {', '.join(names)}"
+        shape, columns = text(f"check.format.{self.shape}"), ", ".join(names)
+        if not self.style:
+            return text("check.format.columns", shape=shape, columns=columns)
+        return text("check.format.columns_style", shape=shape, style=self.style, columns=columns)
 
 
 def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format, Iterator[Counted]]:
@@ -212,14 +208,14 @@ def _style(shape: Shape, columns: Mapping[str, str], present: Mapping[str, Any],
     """What kind of texts they are, in a word or two."""
     answer = present.get(columns.get(NEEDED[shape][-1 if shape == "scored" else 0], ""))
     if shape == "ranked":
-        return "with scores" if "scores" in columns else "scores inside the completions"
+        inside = "scores" not in columns
+        return text("check.format.scores_inside" if inside else "check.format.scores")
     if isinstance(answer, (list, tuple, dict)):
-        return "chats" if "prompt" in columns else "whole chats; what both begin with is the prompt"
+        return text("check.format.chats" if "prompt" in columns else "check.format.whole_chats")
     if is_transcript(answer):
-        return "Human/Assistant transcripts"
-    if chat or "system" in columns or "tools" in columns:
-        return "texts as chats"
-    return "texts, used as they stand"
+        return text("check.format.transcripts")
+    as_chats = chat or "system" in columns or "tools" in columns
+    return text("check.format.texts_as_chats" if as_chats else "check.format.texts")
 
 
 def _with_counts(rows: Iterable[Row | Finding], form: Format) -> Iterator[Counted]:
