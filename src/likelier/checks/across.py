@@ -3,7 +3,7 @@
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import compress, groupby
 from operator import itemgetter
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from likelier.checks.leaks import HeldOutPrompts
+from likelier.checks.leaks import find_leaks
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
@@ -117,11 +117,12 @@ class Content:
         found = [*self._duplicates(), *against, *self._near_copies()]
         return [finding for _, finding in sorted(found, key=itemgetter(0))]
 
-    def leaks(self, held: HeldOutPrompts, used: Collection[str] | None = None) -> list[Finding]:
+    def leaks(self, held_out: Sequence[Pair], used: Collection[str] | None = None) -> list[Finding]:
         """Held-out prompts that stand here too; near copies only where the source is ``used``."""
         sources = [self.source(number) for number in self._prompts.numbers]
         keep = [used is None or source in used for source in sources]
-        return held.leaks(self._hits, self._prompts.rows[keep], list(compress(sources, keep)))
+        kept = list(compress(sources, keep))
+        return find_leaks(held_out, self._hits, self._prompts.rows[keep], kept)
 
     def _duplicates(self) -> Iterator[tuple[int, Finding]]:
         first, again = _first_of(self.keys)

@@ -144,7 +144,7 @@ def examine(question: Question) -> Examination:
     if encoder is not None:
         found.tally.add(_of_template(encoder, first, form, question.reading))
     found.tally.add(found.content.findings())
-    if inspector.held_out is not None:
+    if question.held_out is not None:
         found.tally.add(found.content.leaks(inspector.held_out))
     statistics = found.statistics()
     found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from likelier.checks.across import Content, digest, signature_of
-from likelier.checks.leaks import HeldOutPrompts, hashes_of
+from likelier.checks.leaks import hashes_of, hashes_watched
 from likelier.checks.pairs import assistant_text, findings_as_read, findings_as_tokens
 from likelier.checks.shortcuts import FEATURES, features
 from likelier.data.records import Finding, Pair, TokenPair, text_of
@@ -28,7 +28,7 @@ class PairInspector:
     """
 
     statistics: bool = False
-    held_out: HeldOutPrompts | None = None
+    held_out: tuple[Pair, ...] = ()  # left behind where the inspector goes to other processes
     watched: frozenset[int] | None = None  # hashes of the held-out prompts
 
     @property
@@ -37,7 +37,7 @@ class PairInspector:
         return repr((self.statistics, self.watched and sorted(self.watched)))
 
     def __getstate__(self) -> dict[str, object]:
-        return {"statistics": self.statistics, "held_out": None, "watched": self.watched}
+        return {"statistics": self.statistics, "held_out": (), "watched": self.watched}
 
     def as_read(self, pair: Pair) -> Iterator[Finding]:
         """What a pair shows by itself."""
@@ -78,12 +78,10 @@ class PairInspector:
 
     def watching(self, held_out: Sequence[Pair]) -> "PairInspector":
         """The same, for data that must not hold the prompts of these pairs."""
-        held = HeldOutPrompts(tuple(held_out))
-        return replace(self, held_out=held, watched=held.watched)
+        return replace(self, held_out=tuple(held_out), watched=hashes_watched(held_out))
 
     def leaks(self, chunks: Sequence[Chunk], used: Collection[str]) -> list[Finding]:
         """The held-out prompts that pairs with these sources are trained on, or nearly."""
-        assert self.held_out is not None
         return Content(chunks).leaks(self.held_out, used)
 
     def _hits(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,7 @@
 """Prompts held out and trained on: the same, near copies, or long stretches in common."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -22,45 +20,37 @@ def hashes_of(prompt: str) -> list[int]:
     return [_hash(prompt), *_grams(prompt)]
 
 
-@dataclass(frozen=True)
-class HeldOutPrompts:
-    """Held-out pairs whose prompts must not be trained on."""
+def hashes_watched(held_out: Iterable[Pair]) -> frozenset[int]:
+    """What to look for in training prompts: the hashes of held-out ones."""
+    texts = {bare(text_of(pair.prompt)) for pair in held_out}
+    return frozenset(found for text in texts for found in hashes_of(text))
 
-    pairs: tuple[Pair, ...]
 
-    @cached_property
-    def texts(self) -> list[str]:
-        """The bare prompts."""
-        return [bare(text_of(pair.prompt)) for pair in self.pairs]
+def find_leaks(
+    held_out: Sequence[Pair],
+    hits: Mapping[int, str],
+    signatures: np.ndarray,
+    sources: Sequence[str],
+) -> list[Finding]:
+    """A warning for each held-out pair whose prompt is trained on; it names both rows.
 
-    @cached_property
-    def watched(self) -> frozenset[int]:
-        """The hashes to look for in training prompts."""
-        return frozenset(found for text in set(self.texts) for found in hashes_of(text))
+    The strongest reason is named: the same prompt, a near copy, or more than half of its
+    words in runs of eight that training prompts have, too.
 
-    def leaks(
-        self, hits: Mapping[int, str], signatures: np.ndarray, sources: Sequence[str]
-    ) -> list[Finding]:
-        """A warning for each held-out pair whose prompt is trained on; it names both rows.
-
-        The strongest reason is named: the same prompt, a near copy, or more than half of its
-        words in runs of eight that training prompts have, too.
-
-        Args:
-            hits: the hashes watched for that training prompts have, and where first.
-            signatures: (n, NUM_HASHES) of training prompts, and their ``sources``.
-        """
-        distinct = list(dict.fromkeys(self.texts))
-        near = _near([signature(text) for text in distinct], signatures, sources)
-        message = {
-            text: _message(text, hits, near.get(number)) for number, text in enumerate(distinct)
-        }
-        hint = "delete it from one of the two"
-        return [
-            Finding("leak", "warning", pair.source, "prompt", found, hint)
-            for pair, text in zip(self.pairs, self.texts, strict=True)
-            if (found := message[text])
-        ]
+    Args:
+        hits: the hashes watched for that training prompts have, and where first.
+        signatures: (n, NUM_HASHES) of training prompts, and their ``sources``.
+    """
+    texts = [bare(text_of(pair.prompt)) for pair in held_out]
+    distinct = list(dict.fromkeys(texts))
+    near = _near([signature(text) for text in distinct], signatures, sources)
+    messages = {text: _message(text, hits, near.get(n)) for n, text in enumerate(distinct)}
+    hint = "delete it from one of the two"
+    return [
+        Finding("leak", "warning", pair.source, "prompt", message, hint)
+        for pair, text in zip(held_out, texts, strict=True)
+        if (message := messages[text])
+    ]
 
 
 def _message(text: str, hits: Mapping[int, str], near: str | None) -> str | None:

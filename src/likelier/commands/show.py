@@ -1,7 +1,6 @@
 """`likelier show`: what the model sees of a pair, token by token, in a terminal or as a page."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -29,17 +28,6 @@ STYLES = {"prompt": "dim", "scored": "green", "context": "dim", "stop": "bold ma
 MARKS = {"prompt": "{}", "scored": "{}", "context": "({})", "stop": "[stop {}]"}
 BROKEN = "\ufffd"  # what decoding gives for a part of a character
 BRANCH = "┆"  # stands where the two answers part
-
-
-@dataclass(frozen=True)
-class TokenRun:
-    """Neighbouring tokens of one kind: prompt, scored, context or stop; and whether the tree
-    computes them once for both answers.
-    """
-
-    kind: str
-    shared: bool
-    pieces: tuple[str, ...]
 
 
 def show(
@@ -113,20 +101,27 @@ def _shown(pair: TokenPair, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "source": pair.source,
         "summary": summary,
-        "prompt": TokenRun("prompt", len(sides) > 1, tuple(_pieces(pair.prompt, tokenizer))),
+        "prompt": _run("prompt", len(sides) > 1, pair.prompt, tokenizer),
         "prompt_count": text("show.prompt_tokens", n=len(pair.prompt)),
         "answers": answers,
     }
 
 
-def _runs(answer: Completion, same: int, tokenizer: Tokenizer) -> Iterator[TokenRun]:
+def _runs(answer: Completion, same: int, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
     """The runs of an answer, of which the first ``same`` tokens stand in both answers."""
     kinds = ["scored" if wanted else "context" for wanted in answer.scored]
     if answer.tokens[-1] in tokenizer.all_special_ids:  # a cut answer has no stop
         kinds[-1] = "stop"
     marked = [(kind, number < same) for number, kind in enumerate(kinds)]
     for (kind, shared), run in groupby(zip(marked, answer.tokens, strict=True), key=itemgetter(0)):
-        yield TokenRun(kind, shared, tuple(_pieces([token for _, token in run], tokenizer)))
+        yield _run(kind, shared, [token for _, token in run], tokenizer)
+
+
+def _run(kind: str, shared: bool, ids: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Neighbouring tokens of one kind: prompt, scored, context or stop; ``shared`` where the tree
+    computes them once for both answers.
+    """
+    return {"kind": kind, "shared": shared, "pieces": _pieces(ids, tokenizer)}
 
 
 def _legend() -> Text:
@@ -147,16 +142,16 @@ def _legend() -> Text:
 def _in_terminal(shown: Mapping[str, Any]) -> Text:
     line = Text.assemble(("\n" + visible(shown["source"]), "bold"))
     line.append(f"  prompt {shown['prompt_count']}\n")
-    line.append(" ".join(shown["prompt"].pieces) + "\n", STYLES["prompt"])
+    line.append(" ".join(shown["prompt"]["pieces"]) + "\n", STYLES["prompt"])
     for answer in shown["answers"]:
         line.append(f"{answer['name']}  {answer['count']}\n")
         was_shared = False
         for run in answer["runs"]:
-            if was_shared and not run.shared:
+            if was_shared and not run["shared"]:
                 line.append(f"{BRANCH} ")
-            was_shared = run.shared
-            pieces = MARKS[run.kind].format(" ".join(run.pieces))
-            line.append(pieces, STYLES[run.kind] + (" underline" if run.shared else ""))
+            was_shared = run["shared"]
+            pieces = MARKS[run["kind"]].format(" ".join(run["pieces"]))
+            line.append(pieces, STYLES[run["kind"]] + (" underline" if run["shared"] else ""))
             line.append(" ")
         line.append("\n")
     return line.append(shown["summary"])
