@@ -33,9 +33,8 @@ def peak_mib() -> float:
 def measure(head_name: str, answers: int, chunk: int | None) -> float:
     """MiB that one forward and backward of a head adds to the peak of a fresh process."""
     import torch
-    from likelier.logprob import chunked, plain
 
-    from likelier.model.logprob import Head
+    from likelier.model.logprob import Head, token_logps, token_logps_at_once
 
     torch.manual_seed(0)
     rows = answers * TOKENS
@@ -44,9 +43,11 @@ def measure(head_name: str, answers: int, chunk: int | None) -> float:
     token_E = torch.randint(0, VOCABULARY, (rows,))
     weight_VD.grad = torch.zeros_like(weight_VD)  # the weight's gradient is not the head's doing
     before = peak_mib()
-    logps = (chunked if head_name == "chunked" else plain).token_logps(
-        hidden_ND, Head(weight_VD), torch.arange(rows), token_E, chunk
-    )
+    entries = hidden_ND, Head(weight_VD), torch.arange(rows), token_E
+    if head_name == "chunked":
+        logps = token_logps(*entries, chunk)
+    else:
+        logps = token_logps_at_once(*entries)
     logps.sum().backward()
     return peak_mib() - before
 

@@ -29,7 +29,7 @@ def child(shape_name: str, workload: str, tokens: int) -> dict[str, float]:
     from likelier.batching.pack import pack
     from likelier.config.schema import OptimConfig
     from likelier.model.load import load
-    from likelier.training import budget
+    from likelier.training import memory
     from likelier.training.optimizer import MasterAdamW
 
     shape = workloads.SHAPES[shape_name]
@@ -55,8 +55,8 @@ def child(shape_name: str, workload: str, tokens: int) -> dict[str, float]:
             optimizer.step(0.0)
         peak = _status("VmHWM")
         largest = max(batches, key=lambda batch: batch.num_tokens)
-        saved = budget.bytes_saved(policy, largest)
-    fixed = budget.memory_of(policy).fixed
+        saved = memory.bytes_saved(policy, largest)
+    fixed = memory.memory_of(policy).fixed
     torch.set_grad_enabled(False)
     must = (fixed + saved) / 2**20
     return {"tokens": largest.num_tokens, "must_mib": must, "took_mib": peak - held,
@@ -89,7 +89,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--shape", choices=workloads.SHAPES, default="cpu")
-    add("--tokens-per-pass", type=int, default=2048)
+    add("--tokens-per-batch", type=int, default=2048)
     add("--smoke", action="store_true", help="tiny model; leaves no file")
     add("--child", choices=workloads.WORKLOADS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -101,7 +101,7 @@ def main() -> None:
     for workload in workloads.WORKLOADS:
         done = subprocess.run(
             [sys.executable, __file__, "--shape", shape, "--child", workload,
-             "--tokens-per-pass", str(options.tokens_per_batch)],
+             "--tokens-per-batch", str(options.tokens_per_batch)],
             check=True, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         rows.append({"workload": workload, **json.loads(done.stdout.splitlines()[-1])})

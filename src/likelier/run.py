@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def train(
         report = preflight(batcher, data.train, starts_equal)
         order = make_order(data.train, config.train)
         facts = _facts(folder, data, batcher)
-        folder.begin(settings, steps=order.num_steps, preflight=asdict(report), **facts)
+        folder.begin(settings, steps=order.num_steps, preflight=report, **facts)
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
         with listening() as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept():

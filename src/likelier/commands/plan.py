@@ -134,7 +134,7 @@ def _measure(
     """
     policy = batcher.policy
     found = [
-        (work_of(batch, policy.causal_lm).total, [pairs[at] for at in batch.place_P.tolist()])
+        (_work(policy, batch), [pairs[at] for at in batch.place_P.tolist()])
         for pairs, batches in steps
         for batch in batches
     ]
@@ -185,10 +185,15 @@ def _scored(
         }
         took = _now(policy) - began
     work = sum(
-        work_of(lay_out([sequences[i] for i in places], policy.backend), policy.causal_lm).total
+        _work(policy, lay_out([sequences[i] for i in places], policy.backend))
         for places in pack([(one,) for one in sequences], budget, policy.backend)
     )
     return StoredReference("plan", values), took / work
+
+
+def _work(policy: Policy, batch: Batch) -> float:
+    """Operations of a forward."""
+    return sum(work_of(batch, policy.causal_lm).values())
 
 
 def _now(policy: Policy) -> float:
@@ -210,7 +215,7 @@ def _reckoned(
     visited = sum(len(pairs) for pairs, _ in steps)
     share = order.total / visited  # visits of the run for each one looked at
     every_batch = [batch for _, batches in steps for batch in batches]
-    works = [work_of(batch, policy.causal_lm).total for batch in every_batch]
+    works = [_work(policy, batch) for batch in every_batch]
     in_batches = sum(map(pace.of, works)) * share
     seconds_per_step = in_batches / order.num_steps + pace.update + pace.cutting
     forward_per_pair = pace.forward * sum(works) / visited

@@ -118,22 +118,8 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-@dataclass(frozen=True)
-class Work:
-    """Operations of one forward: products in the layers, in the head, and in attention."""
-
-    layers: float
-    head: float
-    attention: float
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.layers + self.head + self.attention
-
-
-def work_of(batch: Batch, model: PreTrainedModel) -> Work:
-    """Operations of a forward over a batch; a backward needs twice as many.
+def work_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
+    """Operations of a forward over a batch, by what needs them; a backward needs twice as many.
 
     Two a weight and token in the layers, the head at predicting positions only, attention over
     the pairs that the layout allows (a sliding window counts as none). The embedding and
@@ -150,8 +136,8 @@ def work_of(batch: Batch, model: PreTrainedModel) -> Work:
     allowed = int((batch.depth_BL + 1).sum())  # a token sees its ancestors and itself
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = size * config.num_attention_heads
-    return Work(
-        layers=2.0 * batch.num_tokens * weights,
-        head=2.0 * len(batch.predict_N) * config.hidden_size * config.vocab_size,
-        attention=2.0 * 2 * allowed * width * config.num_hidden_layers,
-    )
+    return {
+        "layers": 2.0 * batch.num_tokens * weights,
+        "head": 2.0 * len(batch.predict_N) * config.hidden_size * config.vocab_size,
+        "attention": 2.0 * 2 * allowed * width * config.num_hidden_layers,
+    }

@@ -7,6 +7,7 @@ that are wrong from the beginning.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,27 +26,15 @@ HALF_FACTOR = 1.5  # half precision: our error against float32 over that of the 
 EXPERT_FACTOR = 2.0  # routing flips on a rounding, so single answers may differ more: medians
 
 
-@dataclass(frozen=True)
-class PreflightReport:
-    """What was compared: pairs, the difference in nats and what was allowed, an answer or a token.
-
-    In float32 the largest difference of an answer; in half precision the root mean square error
-    of a token against float32, where ``tolerance`` comes from that of the plain path. ``loss``
-    and ``largest_reward`` are of the same pairs under the initial policy.
-    """
-
-    pairs: int
-    difference: float
-    tolerance: float
-    unit: str
-    loss: float
-    largest_reward: float
-
-
 def preflight(
     batcher: Batcher, pairs: Sequence[TokenPair], initial_is_reference: bool
-) -> PreflightReport:
+) -> dict[str, Any]:
     """Compare on up to 8 real pairs, the longest and two of one prompt among them.
+
+    Returns what was compared, for ``run.json``: in float32 the largest ``difference`` of an answer
+    in nats; in half precision the root mean square error of a token against float32, where
+    ``tolerance`` comes from that of the plain path. ``loss`` and ``largest_reward`` are of the
+    same pairs under the initial policy.
 
     Raises RunFailed where the backend differs from the plain path, or where the reference is
     the initial policy and the policy's rewards are not 0.
@@ -73,14 +62,14 @@ def preflight(
             f"{allowed:.2g} is allowed",
             hint="the reference log-probs do not belong to this model: empty $LIKELIER_CACHE",
         )
-    return PreflightReport(
-        len(chosen),
-        found.difference,
-        found.allowed,
-        found.unit,
-        float(values.loss_P.mean()),
-        reward,
-    )
+    return {
+        "pairs": len(chosen),
+        "difference": found.difference,
+        "tolerance": found.allowed,
+        "unit": found.unit,
+        "loss": float(values.loss_P.mean()),
+        "largest_reward": reward,
+    }
 
 
 def telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
