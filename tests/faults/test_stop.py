@@ -94,7 +94,7 @@ def test_in_a_step(place: Place, config: Path, number: int, code: int) -> None:
     steps = [json.loads(x)["step"] for x in (out / "timing.jsonl").read_text().splitlines()]
     assert stopped(child, code) == [
         f"error: {out}: stopped after step 1 with a good checkpoint",
-        "  the same command goes on from there",
+        "  the same command resumes from there",
     ]
     assert steps in ([], [1])
     manifest = read_manifest(out / "checkpoints" / "step-00000001")
