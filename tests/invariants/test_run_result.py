@@ -363,21 +363,3 @@ def test_checkpointing_activations_changes_little(place: Place, tmp_path: Path) 
         )
         for ours, theirs in zip(kept.metrics, again.metrics, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiled_layers_change_little_and_the_column_not_at_all(
-    place: Place, tmp_path: Path
-) -> None:
-    for adapter in (FULL, LORA):
-        name = adapter["kind"]
-        settings = {"adapter": adapter, "train__steps": 3, "train__save_every": None}
-        plain = train(place.config(tmp_path / name, **settings))
-        compiled = train(
-            place.config(tmp_path / f"{name}-compiled", train__compile=True, **settings)
-        )
-        for ours, theirs in zip(compiled.metrics, plain.metrics, strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
-        column = "reference.safetensors"
-        assert (compiled.folder / column).read_bytes() == (plain.folder / column).read_bytes()

@@ -346,6 +346,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(tree, answer):
         ({"train": {"learning_rate": 1e-6}}, "write optim.lr: 1.0e-06"),
         ({"train": {"tokens_per_pass": 4096}}, "write train.tokens_per_batch: 4096"),
         ({"train": {"tokens_per_pass": "auto"}}, "write train.tokens_per_batch: auto"),
+        ({"train": {"compile": True}}, "compiling the layers is no longer offered"),
         ({"torch_compile": True}, "compiling the layers is no longer offered"),
     ],
 )

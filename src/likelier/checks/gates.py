@@ -44,7 +44,7 @@ def read_gate(text: str) -> Gate:
     raise ConfigError(f'no figure "{name}"', where="--gate", hint=hint)
 
 
-def pass_gates(gates: Sequence[Gate], found: Examination) -> None:
+def enforce_gates(gates: Sequence[Gate], found: Examination) -> None:
     """Raise GateMissed where a limit is not kept, naming every one of them."""
     values = [(gate, _figure(gate.figure, found)) for gate in gates]
     missed = [

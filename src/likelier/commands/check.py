@@ -9,7 +9,7 @@ from rich.console import Console
 from likelier.base.terminal import say, visible
 from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
-from likelier.checks.gates import pass_gates, read_gate
+from likelier.checks.gates import enforce_gates, read_gate
 from likelier.checks.summary import Examination, as_data, describe, print_kinds, write_page
 
 
@@ -44,7 +44,7 @@ def check(
         say(f"{written} pairs in {out}; {counts}; list of changes: {changes_file}")
     if found.count("error"):
         return 65
-    pass_gates(limits, found)
+    enforce_gates(limits, found)
     return 0
 
 

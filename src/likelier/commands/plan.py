@@ -48,11 +48,11 @@ class Plan:
 
     steps: int
     pairs: int
-    passes_per_step: float
+    batches_per_step: float
     tokens: int
     plain_tokens: int
     tokens_per_batch: int
-    longest_pass: int
+    longest_batch: int
     seconds_per_step: float
     seconds_reference: float
     seconds: float
@@ -234,11 +234,11 @@ def _reckoned(
     return Plan(
         steps=order.num_steps,
         pairs=order.total,
-        passes_per_step=len(works) / len(steps),
+        batches_per_step=len(works) / len(steps),
         tokens=round(sum(tokens) * share),
         plain_tokens=round(plain * share),
         tokens_per_batch=batcher.tokens_per_batch,
-        longest_pass=max(tokens),
+        longest_batch=max(tokens),
         seconds_per_step=seconds_per_step,
         seconds_reference=reference,
         seconds=before + evaluating + seconds_per_step * order.num_steps,
@@ -276,8 +276,8 @@ def print_plan(planned: Plan, as_json: bool) -> None:
         ("steps", f"{planned.steps:,} of {planned.pairs / planned.steps:.0f} pairs"),
         ("tokens", f"{planned.tokens:,}; {shared:.0%} of {planned.plain_tokens:,} saved by "
                    "sharing"),
-        ("batches", f"{planned.passes_per_step:.1f} a step, of at most "
-                   f"{planned.longest_pass:,} tokens"),
+        ("batches", f"{planned.batches_per_step:.1f} a step, of at most "
+                   f"{planned.longest_batch:,} tokens"),
         ("a step", _duration(planned.seconds_per_step)),
         ("reference", f"{_duration(planned.seconds_reference)}, less where the cache holds it"),
         ("in all", _duration(planned.seconds)),

@@ -218,9 +218,6 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations: less memory, more time"
     )
-    compile: bool = Field(
-        False, description="torch.compile the layers: half a minute, then faster steps"
-    )
     deterministic: bool = Field(
         True, description="same bytes from the same run; false may be faster on CUDA"
     )

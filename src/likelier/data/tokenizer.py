@@ -334,8 +334,8 @@ def _narrow(megabytes: int) -> tuple[int, int] | None:
     if not _HAS_RESOURCE:
         return None
     try:
-        with open("/proc/self/statm", "rb") as told:
-            now = int(told.read().split()[0]) * _PAGE
+        with open("/proc/self/statm", "rb") as memory:
+            now = int(memory.read().split()[0]) * _PAGE
     except OSError:
         return None
     before = resource.getrlimit(resource.RLIMIT_AS)

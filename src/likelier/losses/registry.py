@@ -10,9 +10,9 @@ from torch import Tensor
 from likelier.base.errors import ConfigError
 from likelier.losses import modifiers
 from likelier.losses.declare import Loss, find_loss
+from likelier.losses.modifiers import PerPair
 from likelier.losses.values import StepValues
 
-PerPair = Callable[[StepValues], Tensor]
 TwoSides = Callable[[StepValues], tuple[Tensor, Tensor]]
 
 

@@ -34,7 +34,7 @@ class Proportion:
 
 
 @dataclass(frozen=True)
-class PairLog:
+class ExtremePairs:
     """The pairs last seen in the second half of the steps: those of smallest and largest margin.
 
     Each is a pair at its last visit: its ``source``, ``step``, reward ``margin``, and
@@ -66,7 +66,7 @@ class RunFiles:
     train: tuple[LogRow, ...]
     held_out: tuple[LogRow, ...]
     timing: tuple[LogRow, ...]
-    pair_log: PairLog | None
+    pair_log: ExtremePairs | None
     outcome: dict[str, Proportion]
     samples: tuple[dict[str, Any], ...]
     gaps: tuple[str, ...]
@@ -264,7 +264,7 @@ def _pair_log_folder(run: Path) -> Path:
     return run / "pair_log" if (run / "pair_log").is_dir() else run / "ledger"
 
 
-def read_pair_log(folder: Path, gaps: list[str]) -> PairLog | None:
+def read_pair_log(folder: Path, gaps: list[str]) -> ExtremePairs | None:
     """Read the Parquet files of the pair log; None, with a sentence in ``gaps``, if it fails."""
     files = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("."))
     tables = [table for file in files if (table := _read_visits(file, gaps)) is not None]
@@ -279,7 +279,7 @@ def read_pair_log(folder: Path, gaps: list[str]) -> PairLog | None:
     last = pairs.filter(pc.greater(pairs["step_last"], middle))
     most = min(SHOWN_PAIRS, last.num_rows // 2)
     least = min(SHOWN_PAIRS, last.num_rows - most)
-    return PairLog(
+    return ExtremePairs(
         pairs=pairs.num_rows,
         visits=visits.num_rows,
         smallest=_rows(last.slice(0, least)),

@@ -12,14 +12,14 @@ from likelier.data.records import TokenPair
 from likelier.losses.values import StepValues
 
 _NAME = re.compile(r"steps-(\d{8})-(\d{8})\.parquet")
-Row = dict[str, int | float | str]
+_Row = dict[str, int | float | str]
 
 MAX_STEPS_IN_MEMORY = 1000  # where there are no checkpoints
 
 
 def pair_rows(
     step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues, beta: float
-) -> list[Row]:
+) -> list[_Row]:
     """Rows of one step: ``visits`` gives (epoch, pair) in the order of ``values``.
 
     Log-probs and loss in nats; ``margin`` is the reward margin, beta x log-ratio margin.
@@ -57,7 +57,7 @@ class PairLog:
 
     def __init__(self, folder: Path, beta: float):
         self.folder, self.beta = folder, beta
-        self.rows: list[Row] = []
+        self.rows: list[_Row] = []
 
     def add(self, step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues) -> None:
         """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``."""
