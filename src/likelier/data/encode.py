@@ -252,7 +252,7 @@ class Fitted:
 
 
 def fit(
-    token_pairs: Sequence[TokenPair],
+    pairs: Sequence[TokenPair],
     max_length: int,
     overlong: str,
     encoder: Encoder | None = None,
@@ -278,17 +278,14 @@ def fit(
         raise ValueError("trimming needs the encoder")
     kept: list[TokenPair] = []
     findings: list[Finding] = []
-    dropped = trimmed = 0
-    for pair in token_pairs:
+    trimmed = 0
+    for pair in pairs:
         shorter, found = fit_pair(pair, max_length, encoder if overlong == "trim" else None)
-        if shorter is None:
-            dropped += 1
-        else:
-            kept.append(shorter)
-            trimmed += shorter is not pair
+        kept += [shorter] if shorter else []
+        trimmed += shorter is not None and shorter is not pair
         findings += [found] if found else []
-    _check_loss(token_pairs, kept, findings, overlong, dropped)
-    return Fitted(tuple(kept), dropped, trimmed, tuple(findings))
+    _check_dropped(pairs, kept, findings, overlong)
+    return Fitted(tuple(kept), len(pairs) - len(kept), trimmed, tuple(findings))
 
 
 def fit_pair(
@@ -304,13 +301,13 @@ def fit_pair(
     return shorter, None if shorter is pair else _trimmed(pair, shorter)
 
 
-def _check_loss(
+def _check_dropped(
     pairs: Sequence[TokenPair],
     kept: Sequence[TokenPair],
     findings: Sequence[Finding],
     overlong: str,
-    dropped: int,
 ) -> None:
+    dropped = len(pairs) - len(kept)
     first = next((finding for finding in findings if finding.code == "overlong"), None)
     hint = "raise data.max_length, or shorten the texts"
     if overlong == "error" and first:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, combinations, islice
+from itertools import chain, combinations, groupby, islice
 from typing import Any, Literal
 
 from likelier.base.errors import ConfigError
@@ -126,9 +126,8 @@ def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format,
     for name in reading.columns:
         if name not in COLUMN_NAMES:
             meant = nearest(name, COLUMN_NAMES)
-            hint = (
-                f'did you mean "{meant}"?' if meant else f"the keys are {', '.join(COLUMN_NAMES)}"
-            )
+            known = ", ".join(COLUMN_NAMES)
+            hint = f'did you mean "{meant}"?' if meant else f"the keys are {known}"
             raise ConfigError(f'unknown key "{name}"', where="data.columns", hint=hint)
     iterator = iter(rows)
     first = list(islice(iterator, ROWS_LOOKED_AT))
@@ -226,29 +225,16 @@ def _with_counts(rows: Iterable[Row | Finding], form: Format) -> Iterator[Counte
     if form.shape != "scored":
         yield from ((0 if "#" in row.source[-4:] else 1, row) for row in rows)  # 0: a copy
         return
-    group: list[Row] = []
-    for row in rows:
-        same = isinstance(row, Row) and group and _same_prompt(row, group[0], form)
-        if group and not same:
-            yield len(group), _together(group, form)
-            group = []
-        if isinstance(row, Row):
-            group.append(row)
-        else:
-            yield 1, row
-    if group:
-        yield len(group), _together(group, form)
-
-
-def _same_prompt(row: Row, other: Row, form: Format) -> bool:
-    field = form.columns["prompt"]
-    return bool(row.record.get(field) == other.record.get(field))
-
-
-def _together(group: list[Row], form: Format) -> Row:
-    text, score = form.columns["completion"], form.columns["score"]
-    listed = [{"response": row.record.get(text), "score": row.record.get(score)} for row in group]
-    return Row(group[0].source, {**group[0].record, "completions": listed})
+    prompt, text, score = (form.columns[name] for name in ("prompt", "completion", "score"))
+    together = groupby(rows, lambda row: row.record.get(prompt) if isinstance(row, Row) else row)
+    for _, group in together:
+        first, *others = group
+        if isinstance(first, Finding):
+            yield 1, first
+            continue
+        records = [row.record for row in (first, *others) if isinstance(row, Row)]
+        listed = [{"response": one.get(text), "score": one.get(score)} for one in records]
+        yield len(listed), Row(first.source, {**first.record, "completions": listed})
 
 
 def read_row(row: Row, form: Format, reading: Reading) -> list[Pair | Finding]:
