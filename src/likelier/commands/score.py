@@ -8,10 +8,11 @@ from pathlib import Path
 from likelier.base.files import write_text
 from likelier.base.terminal import say
 from likelier.batching.batch import completions_of
-from likelier.config.schema import DataConfig
-from likelier.data.load import load as load_data
+from likelier.data.encode import encode_pairs
+from likelier.data.formats import Reading
+from likelier.data.load import read_pairs, refuse
 from likelier.data.tokenizer import build_encoder
-from likelier.model.load import load, load_tokenizer
+from likelier.model.load import load
 from likelier.reference.cache import cached_reference
 from likelier.reference.fingerprint import reference_identity
 from likelier.training.memory import memory_of, tokens_per_batch
@@ -24,10 +25,11 @@ def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) 
 
     Raises DataError where a row cannot be used: every row gets its values or none does.
     """
-    asked = DataConfig(train=str(data), eval=None, max_length=2**31 - 1)
-    asked = asked.model_copy(update={"columns": columns})  # a wrong key is named by `load_data`
-    pairs = load_data(asked, build_encoder(*load_tokenizer(model))).train
+    read = read_pairs(data, Reading(columns))  # a bad row is found before any model is loaded
     policy = load(model)
+    encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
+    pairs, findings = encode_pairs(encoder, read)
+    refuse(findings, "error")
     if policy.backend_reason:
         say(f"using padded batches (one sequence per row): {policy.backend_reason}")
     completions = {completion for pair in pairs for completion in completions_of(pair)}

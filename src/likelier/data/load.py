@@ -203,6 +203,17 @@ def _read_side(
     return _Side(fitted.pairs, tuple(pairs), tuple(done), tuple(findings), counts)
 
 
+def read_pairs(data: Data, reading: Reading) -> list[Pair]:
+    """All pairs of data as they were read. Raises DataError where a row cannot be used."""
+    form, rows = recognised(read_data(data), reading)
+    done = list(chunks(rows, Task(form, reading, keep_pairs=True)))
+    no_row(sum(chunk.rows for chunk in done), str(data))
+    refuse([finding for chunk in done for finding in chunk.findings], "error")
+    pairs = [pair for chunk in done for pair in chunk.pairs]
+    _check_kind(pairs, False, str(data))
+    return pairs
+
+
 def _check_kind(first: Sequence[Pair | TokenPair], labelled: bool, where: str) -> None:
     """Refuse pairs where the loss reads unpaired examples, and the reverse."""
     if not first or (first[0].label is not None) == labelled:
