@@ -118,7 +118,7 @@ def test_means_run_over_pairs(held) -> None:
     found = []
     for budget in (16, 60, 200, 10_000):
         batches = cut_batches(pairs, column, policy.backend, budget)
-        sizes = {len(batch.place_P) for batch in batches}
+        sizes = {len(batch.position_P) for batch in batches}
         with policy.running():
             values = step_values(policy, batches, loss)
         found.append((held_out_metrics(pairs, values, loss.beta), len(batches), sizes))

@@ -70,7 +70,7 @@ class Batch:
     ``scored_R`` how many scored tokens each completion has.
 
     The rest is there where the completions form pairs of a training step: ``chosen_P`` and
-    ``rejected_P`` index into R, ``place_P`` is each pair's place in the step, ``reference_R``
+    ``rejected_P`` index into R, ``position_P`` is each pair's position in the step, ``reference_R``
     summed log-probs (float64), ``columns`` what the data brings of each pair (margin, weight,
     label; shape (P,)), ``weight_K`` what each scored token counts, None where all count alike,
     ``mean_tokens`` the mean length of the chosen completions of the whole step.
@@ -88,7 +88,7 @@ class Batch:
     reference_R: Tensor = field(default_factory=_none)
     chosen_P: Tensor = field(default_factory=_none)
     rejected_P: Tensor = field(default_factory=_none)
-    place_P: Tensor = field(default_factory=_none)
+    position_P: Tensor = field(default_factory=_none)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     weight_K: Tensor | None = None
     mean_tokens: float = 0.0
@@ -148,13 +148,13 @@ def lay_out(sequences: Sequence[Scored], backend: str) -> Batch:
 def tree_batch(sequences: Sequence[Scored]) -> Batch:
     """Lay sequences out as a prefix tree. The last token of each is a target, never an input."""
     tree, spans = build_tree([sequence.inputs for sequence in sequences])
-    places = [[p for start, stop in path for p in range(start, stop)] for path in spans]
+    positions = [[p for start, stop in path for p in range(start, stop)] for path in spans]
     return Batch(
         token_BL=tree.token_T[None],
         depth_BL=tree.depth_T[None],
         keep_BL=None,
         tree=tree,
-        **_entries(sequences, places),
+        **_entries(sequences, positions),
     )
 
 
@@ -169,25 +169,26 @@ def padded_batch(sequences: Sequence[Scored]) -> Batch:
     for inputs, row in row_of.items():
         token_BL[row, : len(inputs)] = torch.tensor(inputs)
         keep_BL[row, : len(inputs)] = 1
-    places = [range(row_of[s.inputs] * length, (row_of[s.inputs] + 1) * length) for s in sequences]
+    rows = [row_of[sequence.inputs] for sequence in sequences]
+    positions = [range(row * length, (row + 1) * length) for row in rows]
     return Batch(
         token_BL=token_BL,
         depth_BL=torch.arange(length).expand(len(row_of), -1),
         keep_BL=keep_BL,
         tree=None,
-        **_entries(sequences, places),
+        **_entries(sequences, positions),
     )
 
 
-def _entries(sequences: Sequence[Scored], places: Iterable[Sequence[int]]) -> dict[str, Any]:
+def _entries(sequences: Sequence[Scored], positions: Iterable[Sequence[int]]) -> dict[str, Any]:
     """Number the distinct (predicting position, target token) entries of sequences.
 
-    ``places[i][p]`` is the flat position of token p of sequence i.
+    ``positions[i][p]`` is the flat position of token p of sequence i.
     """
     wanted = [
-        (place[position - 1], sequence.tokens[position])
-        for sequence, place in zip(sequences, places, strict=True)
-        for position, is_scored in enumerate(sequence.scored)
+        (flat[token - 1], sequence.tokens[token])
+        for sequence, flat in zip(sequences, positions, strict=True)
+        for token, is_scored in enumerate(sequence.scored)
         if is_scored
     ]
     entries = sorted(set(wanted))

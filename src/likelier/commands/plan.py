@@ -134,7 +134,7 @@ def _measure(
     """
     policy = batcher.policy
     found = [
-        (_work(policy, batch), [pairs[at] for at in batch.place_P.tolist()])
+        (_work(policy, batch), [pairs[at] for at in batch.position_P.tolist()])
         for pairs, batches in steps
         for batch in batches
     ]
@@ -185,8 +185,8 @@ def _scored(
         }
         took = _now(policy) - began
     work = sum(
-        _work(policy, lay_out([sequences[i] for i in places], policy.backend))
-        for places in pack([(one,) for one in sequences], budget, policy.backend)
+        _work(policy, lay_out([sequences[i] for i in indices], policy.backend))
+        for indices in pack([(one,) for one in sequences], budget, policy.backend)
     )
     return StoredReference("plan", values), took / work
 

@@ -88,11 +88,11 @@ def cut_batches(
     units = [completions_of(pair) for pair in pairs]
     mean_tokens = sum(chosen.num_scored for chosen, _ in units) / max(1, len(units))
     batches = []
-    for places in pack(units, budget, backend):
-        some = [pairs[place] for place in places]
-        both = [_weighted(pairs[place], units[place], tokens) for place in places]
+    for indices in pack(units, budget, backend):
+        some = [pairs[index] for index in indices]
+        both = [_weighted(pairs[index], units[index], tokens) for index in indices]
         batch = _batch_of_pairs(some, both, reference, backend)
-        batches.append(replace(batch, place_P=torch.tensor(places), mean_tokens=mean_tokens))
+        batches.append(replace(batch, position_P=torch.tensor(indices), mean_tokens=mean_tokens))
     return batches
 
 

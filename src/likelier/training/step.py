@@ -57,7 +57,7 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
     Raises RunFailed where a log-prob or the loss is not finite; no gradient of that batch has
     then been added.
     """
-    num_pairs = sum(len(batch.place_P) for batch in batches)
+    num_pairs = sum(len(batch.position_P) for batch in batches)
     if loss.needs_whole_step:
         whole = joined([_scored(policy, batch, loss)[0] for batch in batches])
         if loss.observe is not None:
@@ -139,7 +139,7 @@ def _in_step_order(batches: Sequence[Batch], values: StepValues, loss: BoundLoss
     if loss.scores is not None:
         chosen_P, rejected_P = loss.scores(values)
         values = replace(values, score_chosen_P=chosen_P, score_rejected_P=rejected_P)
-    order_P = torch.argsort(torch.cat([batch.place_P for batch in batches])).cpu()
+    order_P = torch.argsort(torch.cat([batch.position_P for batch in batches])).cpu()
     moved: dict[str, Any] = {}
     for name, value in vars(values).items():
         if isinstance(value, Tensor):
