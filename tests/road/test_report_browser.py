@@ -8,6 +8,7 @@ import pytest
 from tests.support.browser import CHROMIUM, Tab, browser_tab
 from tests.support.report_runs import add_demo, build_run, samples, write_jsonl
 
+from likelier.cli import main
 from likelier.report import write_report
 
 pytestmark = [
@@ -133,6 +134,23 @@ def test_no_width_makes_the_page_scroll_sideways(tab: Tab, page: Path) -> None:
         tab.evaluate("new Promise(done => setTimeout(done, 500))")  # the curves follow the page
         assert tab.evaluate("innerWidth") == width
         assert tab.evaluate(WIDER) <= 0, width
+
+
+def test_the_page_of_check_fits_a_phone(tab: Tab, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": f"- {n}, yes.", "rejected": "no"} for n in range(60)]
+    write_jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "neither"}])
+    page = tmp_path / "check.html"
+    assert main(["check", str(tmp_path / "rows.jsonl"), "--html", str(page)]) == 65
+    tab.open(page)
+    for width in (1280, 390, 320):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **size)
+        assert tab.evaluate("innerWidth") == width
+        assert tab.evaluate(WIDER) <= 0, width
+    assert tab.evaluate("document.querySelectorAll('svg circle').length") > 0
+    # A cell of words is not squeezed to letters: the table scrolls by itself.
+    assert tab.evaluate("document.querySelector('td:nth-child(4)').clientWidth") > 100
+    assert tab.complaints == [] and tab.requests == [page.as_uri()]
 
 
 def test_light_dark_and_paper(tab: Tab, page: Path) -> None:

@@ -24,6 +24,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"  
 # plotly adds a style element for maps when it starts, unless one with this id is there. The
 # page forbids added styles, so it brings an empty element of that id (it changes by version).
 STYLE_GUARD = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
+HARMLESS = str.maketrans("&<>", ",./")
 # Mid-tones of a colour-blind-safe set, 3:1 or more on the light and the dark page; the dashes
 # keep the lines apart in black and white.
 LINE_STYLES: dict[str, dict[str, Any]] = {
@@ -107,8 +108,9 @@ def page_scripts(charts: list[Chart]) -> tuple[list[str], dict[str, Any]]:
     library, packed_library, guards = _library()
     script = template_text("charts.js")
     figures = json.dumps({chart.id: chart.figure for chart in charts}, allow_nan=False)
-    content = {"library": packed_library, "figures": packed(figures), "script": Markup(script)}
-    return [library, script], {"charts": charts, "guards": guards, **content}
+    texts = {"library": packed_library, "figures": packed(figures), "script": script}
+    written = {name: Markup(content) for name, content in texts.items()}
+    return [library, script], {"charts": charts, "guards": guards, **written}
 
 
 @cache
@@ -119,8 +121,11 @@ def _library() -> tuple[str, str, list[str]]:
 
 
 def packed(content: str) -> str:
-    """A text compressed, in letters that can stand anywhere in a page; charts.js unpacks it."""
-    return base64.b64encode(zlib.compress(content.encode(), 9)).decode()
+    """A text compressed, in 85 letters that can stand in a script element; charts.js unpacks it.
+
+    Base 85, a sixteenth shorter than base 64, with other letters for the three that HTML reads.
+    """
+    return base64.b85encode(zlib.compress(content.encode(), 9)).decode().translate(HARMLESS)
 
 
 def thinned(line: Series) -> Series:
