@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ class Question:
     def name(self) -> str:
         """The name of the data, or those of several with commas between them."""
         return ", ".join(self.data) if isinstance(self.data, Mapping) else str(self.data)
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """The encoder of the model asked about, if any; raises what loading and building raise."""
+        if self.model is None:
+            return None
+        from likelier.data.tokenizer import build_encoder
+        from likelier.model.load import load_tokenizer
+
+        loaded = load_tokenizer(self.model, self.revision)
+        return build_encoder(*loaded, self.template, self.today)
 
 
 def question_of_options(
@@ -121,7 +133,7 @@ def examine(question: Question) -> Examination:
             be used.
         ConfigError: a key of ``columns`` that is none of ours, or a setting of no effect.
     """
-    encoder = encoder_of(question)
+    encoder = question.encoder
     inspector = PairInspector(statistics=True)
     if question.held_out is not None:
         inspector = inspector.watching(_held_out(question.held_out, question.reading))
@@ -150,17 +162,6 @@ def examine(question: Question) -> Examination:
     found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))
     usable = found.rows - found.left_out
     return Examination(found.rows, usable, found.tally.kinds(), form, statistics)
-
-
-def encoder_of(question: Question) -> Encoder | None:
-    """The encoder of the model asked about, if any."""
-    if question.model is None:
-        return None
-    from likelier.data.tokenizer import build_encoder
-    from likelier.model.load import load_tokenizer
-
-    loaded = load_tokenizer(question.model, question.revision)
-    return build_encoder(*loaded, question.template, question.today)
 
 
 def _of_template(

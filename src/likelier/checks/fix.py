@@ -11,7 +11,7 @@ from typing import Any
 from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.base.files import write_file
 from likelier.checks.across import digest
-from likelier.checks.examine import Question, encoder_of
+from likelier.checks.examine import Question
 from likelier.checks.pairs import repeats_prompt
 from likelier.data.formats import recognised
 from likelier.data.load import no_row
@@ -80,7 +80,7 @@ def _lines(question: Question) -> Iterator[tuple[dict[str, Any], str | None]]:
     task = Task(
         form,
         question.reading,
-        encoder_of(question),
+        question.encoder,
         max_length=question.max_length,
         trim=question.trim,
         keep_pairs=True,

@@ -16,7 +16,7 @@ from likelier.data.encode import encode_completion, encode_pairs
 from likelier.data.formats import recognised
 from likelier.data.read import read_data
 from likelier.data.records import Finding, Pair, TokenPair
-from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Task, process_rows
 from likelier.generation.sample import sample
 from likelier.model.load import load
@@ -37,15 +37,14 @@ def add_model_view(found: Examination, question: Question) -> Examination:
 
     Raises what loading the model raises, and DataError where no pair can be used.
     """
-    assert question.model is not None
-    policy = load(question.model, revision=question.revision)
-    generation = policy.causal_lm.generation_config
-    encoder = build_encoder(policy.tokenizer, generation, question.template, question.today)
+    encoder = question.encoder
+    assert question.model is not None and encoder is not None
     scored, answered = _samples(question, found.rows, (question.score, NUM_OWN))
     pairs, _ = encode_pairs(encoder, scored)
     if not pairs:
         hint = "look at the findings; labelled answers are not scored"
         raise DataError("no pair can be scored", where=str(question.data), hint=hint)
+    policy = load(question.model, revision=question.revision)
     means = _means(policy, [one for pair in pairs for one in completions_of(pair)]).reshape(-1, 2)
     gap = means[:, 0] - means[:, 1]
     prompts = np.unique([str(pair.prompt) for pair in pairs], return_inverse=True)[1]
