@@ -75,12 +75,12 @@ def token_logps(
     edge_C = torch.arange(0, len(hidden_ND) + chunk, chunk, device=row_E.device)
     cuts = torch.searchsorted(row_E, edge_C).tolist()
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
-    if torch.is_grad_enabled() and hidden_ND.requires_grad and not trained and not head.softcap:
-        function: Any = _FrozenHeadLogps
-    else:
-        function = _ChunkedLogps
+    makes_gradient = torch.is_grad_enabled() and hidden_ND.requires_grad
+    is_frozen = makes_gradient and not trained and not head.softcap
+    shape = head.scale, head.softcap
+    function: Any = _HeadLogps
     logp_E: Tensor = function.apply(
-        hidden_ND, head.weight, head.bias, row_E, token_E, (head.scale, head.softcap), chunk, cuts
+        hidden_ND, head.weight, head.bias, row_E, token_E, shape, chunk, cuts, is_frozen
     )
     return logp_E
 
@@ -143,7 +143,7 @@ def _take_logps(
     return lse_C, sum_C
 
 
-class _ChunkedLogps(torch.autograd.Function):
+class _HeadLogps(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -155,96 +155,81 @@ class _ChunkedLogps(torch.autograd.Function):
         shape: tuple[float, float | None],
         chunk: int,
         cuts: list[int],
+        is_frozen: bool,
     ) -> Tensor:
         head = Head(weight_VD, bias_V, *shape)
         buffer_CV = _buffer(hidden_ND, head, chunk)
         logp_E, lse_N = buffer_CV.new_empty(len(row_E)), buffer_CV.new_empty(len(hidden_ND))
+        mean_ND = torch.empty_like(hidden_ND) if is_frozen else None
         for rows, entries in _chunks(len(hidden_ND), chunk, cuts):
             logits_CV = buffer_CV[: rows.stop - rows.start]
             head_logits_into(logits_CV, hidden_ND[rows], head)
             at_E = row_E[entries] - rows.start
-            lse_N[rows], _ = _take_logps(logits_CV, at_E, token_E[entries], logp_E[entries])
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N)
-        ctx.shape, ctx.chunk, ctx.cuts = shape, chunk, cuts
+            lse_N[rows], sum_C = _take_logps(logits_CV, at_E, token_E[entries], logp_E[entries])
+            if mean_ND is not None:
+                softmax_CV = logits_CV.div_(sum_C[:, None]).to(hidden_ND.dtype)
+                torch.mm(softmax_CV, weight_VD, out=mean_ND[rows])
+        if mean_ND is not None:  # all that the backward asks of the logits and hidden states
+            ctx.save_for_backward(mean_ND, weight_VD, row_E, token_E)
+        else:
+            ctx.save_for_backward(hidden_ND, weight_VD, row_E, token_E, bias_V, lse_N)
+        ctx.shape, ctx.chunk, ctx.cuts, ctx.is_frozen = shape, chunk, cuts, is_frozen
         return logp_E
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, row_E, token_E, lse_N = ctx.saved_tensors
-        head = Head(weight_VD, bias_V, *ctx.shape)
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        buffer_CV = _buffer(hidden_ND, head, ctx.chunk)
-        grad_hidden_ND = torch.empty_like(hidden_ND) if need_hidden else None
-        # Sums over chunks are kept in float32: bfloat16 would round each addition away.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_N.dtype) if need_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=lse_N.dtype) if need_bias else None
-        for rows, entries in _chunks(len(hidden_ND), ctx.chunk, ctx.cuts):
-            logits_CV = buffer_CV[: rows.stop - rows.start]
-            head_logits_into(logits_CV, hidden_ND[rows], head)
-            at_E, grad_e = row_E[entries] - rows.start, grad_E[entries]
-            # d logp[row, token] / d logits = onehot(token) - softmax(logits[row]), summed over
-            # the entries of a row.
-            total_C = grad_e.new_zeros(len(logits_CV)).index_add_(0, at_E, grad_e)
-            slope_CV = 1 - (logits_CV / head.softcap) ** 2 if head.softcap is not None else None
-            # In place from here on: one chunk of logits is the memory of the backward.
-            grad_CV = logits_CV.sub_(lse_N[rows, None]).exp_().mul_(-total_C[:, None])
-            # (row, token) entries are distinct, so nothing is added twice to one place.
-            grad_CV[at_E, token_E[entries]] += grad_e
-            if slope_CV is not None:
-                grad_CV *= slope_CV
-            if head.scale != 1.0:
-                grad_CV *= head.scale
-            if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(0)
-            grad_CV = grad_CV.to(hidden_ND.dtype)
-            if grad_hidden_ND is not None:
-                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[rows])
-            if grad_weight_VD is not None and grad_weight_VD.dtype == hidden_ND.dtype:
-                grad_weight_VD.addmm_(grad_CV.T, hidden_ND[rows])
-            elif grad_weight_VD is not None:
-                grad_weight_VD += grad_CV.T @ hidden_ND[rows]
-        return (
-            grad_hidden_ND,
-            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
-            None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
-            *[None] * 5,
-        )
+        grads = _frozen_head_gradient(ctx, grad_E) if ctx.is_frozen else _gradients(ctx, grad_E)
+        return *grads, *[None] * 6
 
 
-class _FrozenHeadLogps(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        row_E: Tensor,
-        token_E: Tensor,
-        shape: tuple[float, float | None],
-        chunk: int,
-        cuts: list[int],
-    ) -> Tensor:
-        head = Head(weight_VD, bias_V, *shape)
-        buffer_CV = _buffer(hidden_ND, head, chunk)
-        logp_E, mean_ND = buffer_CV.new_empty(len(row_E)), torch.empty_like(hidden_ND)
-        for rows, entries in _chunks(len(hidden_ND), chunk, cuts):
-            logits_CV = buffer_CV[: rows.stop - rows.start]
-            head_logits_into(logits_CV, hidden_ND[rows], head)
-            at_E = row_E[entries] - rows.start
-            _, sum_C = _take_logps(logits_CV, at_E, token_E[entries], logp_E[entries])
-            softmax_CV = logits_CV.div_(sum_C[:, None]).to(hidden_ND.dtype)
-            torch.mm(softmax_CV, weight_VD, out=mean_ND[rows])
-        ctx.save_for_backward(mean_ND, weight_VD, row_E, token_E)
-        ctx.scale = head.scale
-        return logp_E
+def _frozen_head_gradient(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of the hidden states, from the mean weight row of every position."""
+    mean_ND, weight_VD, row_E, token_E = ctx.saved_tensors
+    grad_E = grad_E * ctx.shape[0]
+    total_N = grad_E.new_zeros(len(mean_ND)).index_add_(0, row_E, grad_E)
+    grad_ND = at_least_float32(mean_ND) * -total_N[:, None]
+    grad_ND.index_add_(0, row_E, at_least_float32(weight_VD[token_E]) * grad_E[:, None])
+    return grad_ND.to(mean_ND.dtype), None, None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
-        mean_ND, weight_VD, row_E, token_E = ctx.saved_tensors
-        grad_E = grad_E * ctx.scale
-        total_N = grad_E.new_zeros(len(mean_ND)).index_add_(0, row_E, grad_E)
-        grad_ND = at_least_float32(mean_ND) * -total_N[:, None]
-        grad_ND.index_add_(0, row_E, at_least_float32(weight_VD[token_E]) * grad_E[:, None])
-        return grad_ND.to(mean_ND.dtype), *[None] * 7
+
+def _gradients(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of hidden states, weight and bias, each chunk's logits made again."""
+    hidden_ND, weight_VD, row_E, token_E, bias_V, lse_N = ctx.saved_tensors
+    head = Head(weight_VD, bias_V, *ctx.shape)
+    need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+    buffer_CV = _buffer(hidden_ND, head, ctx.chunk)
+    grad_hidden_ND = torch.empty_like(hidden_ND) if need_hidden else None
+    # Sums over chunks are kept in float32: bfloat16 would round each addition away.
+    grad_weight_VD = torch.zeros_like(weight_VD, dtype=lse_N.dtype) if need_weight else None
+    grad_bias_V = torch.zeros_like(bias_V, dtype=lse_N.dtype) if need_bias else None
+    for rows, entries in _chunks(len(hidden_ND), ctx.chunk, ctx.cuts):
+        logits_CV = buffer_CV[: rows.stop - rows.start]
+        head_logits_into(logits_CV, hidden_ND[rows], head)
+        at_E, grad_e = row_E[entries] - rows.start, grad_E[entries]
+        # d logp[row, token] / d logits = onehot(token) - softmax(logits[row]), summed over
+        # the entries of a row.
+        total_C = grad_e.new_zeros(len(logits_CV)).index_add_(0, at_E, grad_e)
+        slope_CV = 1 - (logits_CV / head.softcap) ** 2 if head.softcap is not None else None
+        # In place from here on: one chunk of logits is the memory of the backward.
+        grad_CV = logits_CV.sub_(lse_N[rows, None]).exp_().mul_(-total_C[:, None])
+        # (row, token) entries are distinct, so nothing is added twice to one place.
+        grad_CV[at_E, token_E[entries]] += grad_e
+        if slope_CV is not None:
+            grad_CV *= slope_CV
+        if head.scale != 1.0:
+            grad_CV *= head.scale
+        if grad_bias_V is not None:
+            grad_bias_V += grad_CV.sum(0)
+        grad_CV = grad_CV.to(hidden_ND.dtype)
+        if grad_hidden_ND is not None:
+            torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[rows])
+        if grad_weight_VD is not None and grad_weight_VD.dtype == hidden_ND.dtype:
+            grad_weight_VD.addmm_(grad_CV.T, hidden_ND[rows])
+        elif grad_weight_VD is not None:
+            grad_weight_VD += grad_CV.T @ hidden_ND[rows]
+    return (
+        grad_hidden_ND,
+        None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
+        None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
+    )
