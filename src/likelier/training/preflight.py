@@ -6,7 +6,6 @@ that are wrong from the beginning.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,11 +40,11 @@ def preflight(
     """
     policy, loss, chosen = batcher.policy, batcher.loss, telling_pairs(pairs)
     sequences = list(dict.fromkeys(one for pair in chosen for one in completions_of(pair)))
-    found = _compare_backends(policy, sequences)
-    if not found.difference <= found.allowed:
+    found, noise = _compare_backends(policy, sequences)
+    if not found["difference"] <= found["tolerance"]:
         raise RunFailed(
-            f"the {policy.backend} backend differs from the plain path by {found.difference:.2g} "
-            f"nats {found.unit}; {found.allowed:.2g} is allowed",
+            f"the {policy.backend} backend differs from the plain path by "
+            f"{found['difference']:.2g} nats {found['unit']}; {found['tolerance']:.2g} is allowed",
             hint="this architecture or kernel is not served rightly: please report it with "
             "`likelier env`",
         )
@@ -55,7 +54,7 @@ def preflight(
     ratios = torch.cat([values.chosen.ratio_P, values.rejected.ratio_P])
     reward = float(loss.beta * ratios.abs().max())
     # The reference was scored by the same path, but in other batches: twice the backend's noise.
-    allowed = loss.beta * 2 * found.noise
+    allowed = loss.beta * 2 * noise
     if initial_is_reference and not reward <= allowed:
         raise RunFailed(
             f"the policy is the reference, but a reward is {reward:.2g} before the first update; "
@@ -64,9 +63,7 @@ def preflight(
         )
     return {
         "pairs": len(chosen),
-        "difference": found.difference,
-        "tolerance": found.allowed,
-        "unit": found.unit,
+        **found,
         "loss": float(values.loss_P.mean()),
         "largest_reward": reward,
     }
@@ -107,20 +104,11 @@ def _plainly(policy: Policy, sequences: Sequence[Scored]) -> list[Tensor]:
         return [plain(batch)[batch.entry_K].double().cpu() for batch in batches]
 
 
-@dataclass(frozen=True)
-class _Comparison:
+def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> tuple[dict[str, Any], float]:
     """How far the backend is from the plain path, what is allowed, and per what.
 
-    ``noise`` is what rounding alone may do to one answer, in nats.
+    The second value is what rounding alone may do to one answer, in nats.
     """
-
-    difference: float
-    allowed: float
-    unit: str
-    noise: float
-
-
-def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> _Comparison:
     model = policy.causal_lm
     is_half = model.dtype in (torch.bfloat16, torch.float16)
     has_experts = any("expert" in name for name, _ in model.named_modules())
@@ -128,14 +116,17 @@ def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> _Compariso
     if not is_half:
         apart = (_sums(ours) - _sums(plain)).abs()
         difference = float(apart.median() if has_experts else apart.max())
-        return _Comparison(difference, TOLERANCE, "an answer", max(difference, TOLERANCE))
+        found = {"difference": difference, "tolerance": TOLERANCE, "unit": "an answer"}
+        return found, max(difference, TOLERANCE)
     with _in_float32(model):
         truth = _plainly(policy, sequences)
     # By tokens, thousands of them: the sums of a dozen answers differ by a factor of two by chance.
     our_error, plain_error = (_error(values, truth, has_experts) for values in (ours, plain))
     factor = EXPERT_FACTOR if has_experts else HALF_FACTOR
     noise = max(float((_sums(values) - _sums(truth)).abs().max()) for values in (ours, plain))
-    return _Comparison(our_error, factor * plain_error + TOLERANCE, "a token", noise + TOLERANCE)
+    allowed = factor * plain_error + TOLERANCE
+    found = {"difference": our_error, "tolerance": allowed, "unit": "a token"}
+    return found, noise + TOLERANCE
 
 
 def _sums(tokens: Sequence[Tensor]) -> Tensor:
