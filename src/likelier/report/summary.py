@@ -17,6 +17,7 @@ from likelier.report.read import (
     section,
 )
 
+ROWS = ("rows", "used", "dropped", "trimmed")  # counts of run.json, in reading order
 Tone = Literal["better", "same", "worse", "unknown"]
 
 
@@ -194,60 +195,65 @@ def _saved(run: RunFiles) -> Card | None:
 
 def run_facts(run: RunFiles) -> list[tuple[str, str]]:
     """What the run was, as labels and values: those that the folder holds, in reading order."""
-    groups = (_what, _settings, _data, _reference, _compute, _preflight, _where)
-    facts = [fact for group in groups for fact in group(run).items()]
-    return [(text(f"report.run.labels.{name}"), value) for name, value in facts if value]
-
-
-def _what(run: RunFiles) -> dict[str, str]:
-    trainable, parameters = count(run.record.get("trainable")), count(run.record.get("parameters"))
-    size = steps = ""
-    if trainable and parameters:
-        values = {"trainable": trainable, "parameters": parameters}
-        size = text("report.run.size", **values, share=percent(trainable / parameters))
-    done, planned = progress(run)
-    if done is not None:
-        key = "steps_of" if planned else "steps"
-        steps = text(f"report.run.{key}", done=done, planned=planned)
-    return {
-        "command": _plain(run.record.get("command")),
-        "model": _plain(section(run.config, "model").get("path")),
-        "size": size,
-        "steps": steps,
-    }
-
-
-def _settings(run: RunFiles) -> dict[str, str]:
-    """The settings that most decide a run; config.yaml, shown below them, has all."""
+    record, data, reference = (
+        run.record,
+        section(run.record, "data"),
+        section(run.record, "reference"),
+    )
+    held_out, train = section(data, "eval"), section(run.config, "train")
     adapter, loss = section(run.config, "adapter"), section(run.config, "loss")
-    train = section(run.config, "train")
-    return {
+    pairs = {"train": record.get("pairs"), "held_out": record.get("eval_pairs")}
+    answers, threads = count(reference.get("answers")), count(record.get("threads"))
+    facts = {
+        "command": _plain(record.get("command")),
+        "model": _plain(section(run.config, "model").get("path")),
+        "size": _size(run),
+        "steps": _steps(run),
+        # The settings that most decide a run; config.yaml, shown below them, has all.
         "adapter": _options(adapter, "kind", adapter),
         "loss": _options(loss, "name", loss),
         "learning_rate": _options(section(run.config, "optim"), "lr", ("schedule", "warmup")),
         "length": _options(train, "", ("epochs", "steps", "pairs_per_step", "seed")),
+        "rows": _counted({kind: data.get(kind) for kind in ROWS}),
+        "rows_held_out": _counted({kind: held_out.get(kind) for kind in ROWS}),
+        "pairs": _counted(pairs),
+        "findings": _listed(section(data, "findings"), ": "),
+        "findings_held_out": _listed(section(held_out, "findings"), ": "),
+        "reference": text("report.run.reference", n=answers) if answers is not None else "",
+        "reference_weights": _plain(reference.get("identity")),
+        "reference_log_probs": _plain(reference.get("column")),
+        "tokens": _sharing(run),
+        "backend": _backend(run),
+        "preflight": _preflight(run),
+        "initial_policy": _initial_policy(run),
+        "device": _plain(record.get("device")),
+        "threads": f"{threads}" if threads else "",
+        "versions": _versions(run),
     }
+    return [(text(f"report.run.labels.{name}"), value) for name, value in facts.items() if value]
+
+
+def _size(run: RunFiles) -> str:
+    trainable, parameters = count(run.record.get("trainable")), count(run.record.get("parameters"))
+    if not trainable or not parameters:
+        return ""
+    share = percent(trainable / parameters)
+    return text("report.run.size", trainable=trainable, parameters=parameters, share=share)
+
+
+def _steps(run: RunFiles) -> str:
+    done, planned = progress(run)
+    if done is None:
+        return ""
+    key = "steps_of" if planned else "steps"
+    return text(f"report.run.{key}", done=done, planned=planned)
 
 
 def _options(options: dict[str, Any], bare: str, named: Iterable[str]) -> str:
     """``lora, r 16, alpha 32``: the value of ``bare``, then each key with its value."""
     first = [_plain(options[bare])] if options.get(bare) is not None else []
-    rest = [f"{key} {_plain(options[key])}" for key in named if key in options and key != bare]
-    return ", ".join(first + rest)
-
-
-def _data(run: RunFiles) -> dict[str, str]:
-    data = section(run.record, "data")
-    held_out = section(data, "eval")
-    pairs = {"train": run.record.get("pairs"), "held_out": run.record.get("eval_pairs")}
-    kinds = ("rows", "used", "dropped", "trimmed")
-    return {
-        "rows": _counted({kind: data.get(kind) for kind in kinds}),
-        "rows_held_out": _counted({kind: held_out.get(kind) for kind in kinds}),
-        "pairs": _counted(pairs),
-        "findings": _findings(data),
-        "findings_held_out": _findings(held_out),
-    }
+    rest = {key: options[key] for key in named if key in options and key != bare}
+    return ", ".join([*first, _listed(rest, " ")] if rest else first)
 
 
 def _counted(counts: dict[str, Any]) -> str:
@@ -255,60 +261,57 @@ def _counted(counts: dict[str, Any]) -> str:
     return ", ".join(text(f"report.run.counts.{kind}", n=n) for kind, n in known)
 
 
-def _findings(counts: dict[str, Any]) -> str:
-    return ", ".join(f"{code}: {_plain(n)}" for code, n in section(counts, "findings").items())
+def _listed(values: dict[str, Any], between: str) -> str:
+    return ", ".join(f"{name}{between}{_plain(value)}" for name, value in values.items())
 
 
-def _reference(run: RunFiles) -> dict[str, str]:
-    reference = section(run.record, "reference")
-    answers = count(reference.get("answers"))
-    return {
-        "reference": text("report.run.reference", n=answers) if answers is not None else "",
-        "reference_weights": _plain(reference.get("identity")),
-        "reference_log_probs": _plain(reference.get("column")),
-    }
+def _sharing(run: RunFiles) -> str:
+    tokens = _tokens(run)
+    if tokens is None:
+        return ""
+    plain, tree = tokens
+    return text("report.run.tokens", tree=tree, plain=plain, times=plain / tree)
 
 
-def _compute(run: RunFiles) -> dict[str, str]:
-    shared = ""
-    if tokens := _tokens(run):
-        plain, tree = tokens
-        shared = text("report.run.tokens", tree=tree, plain=plain, times=plain / tree)
-    backend = _plain(run.record.get("backend"))
-    reason = _plain(run.record.get("backend_reason"))
-    if backend and reason:
-        backend = text("report.run.backend", backend=backend, reason=reason)
-    return {"tokens": shared, "backend": backend}
+def _backend(run: RunFiles) -> str:
+    backend, reason = (_plain(run.record.get(key)) for key in ("backend", "backend_reason"))
+    if not backend or not reason:
+        return backend
+    return text("report.run.backend", backend=backend, reason=reason)
 
 
-def _preflight(run: RunFiles) -> dict[str, str]:
-    found = section(run.record, "preflight") or section(run.record, "gate")
+def _checked(run: RunFiles) -> dict[str, Any]:
+    """The preflight check, which runs of version 0.1 called the gate."""
+    return section(run.record, "preflight") or section(run.record, "gate")
+
+
+def _preflight(run: RunFiles) -> str:
+    found = _checked(run)
     pairs, apart = count(found.get("pairs")), number(found.get("difference"))
-    tolerance, loss = number(found.get("tolerance")), number(found.get("loss"))
-    reward = number(found.get("largest_reward"))
-    same = initial = ""
-    if pairs is not None and apart is not None:
-        unit = _plain(found.get("unit")) or text("report.run.an_answer")
-        key, allowed = ("paths", "") if tolerance is None else ("paths_allowed", short(tolerance))
-        values = {"difference": short(apart), "unit": unit, "tolerance": allowed}
-        same = text(f"report.run.{key}", n=pairs, **values)
-    if loss is not None:
-        key = "initial_ln2" if starts_at_ln2(run) else "initial"
-        initial = text(f"report.run.{key}", loss=loss, ln2=math.log(2))  # six digits show ln 2
-        if reward is not None:
-            initial += ", " + text("report.run.largest_reward", reward=short(reward))
-    return {"preflight": same, "initial_policy": initial}
+    tolerance = number(found.get("tolerance"))
+    if pairs is None or apart is None:
+        return ""
+    unit = _plain(found.get("unit")) or text("report.run.an_answer")
+    key, allowed = ("paths", "") if tolerance is None else ("paths_allowed", short(tolerance))
+    values = {"difference": short(apart), "unit": unit, "tolerance": allowed}
+    return text(f"report.run.{key}", n=pairs, **values)
 
 
-def _where(run: RunFiles) -> dict[str, str]:
+def _initial_policy(run: RunFiles) -> str:
+    found = _checked(run)
+    loss, reward = number(found.get("loss")), number(found.get("largest_reward"))
+    if loss is None:
+        return ""
+    key = "initial_ln2" if starts_at_ln2(run) else "initial"
+    initial = text(f"report.run.{key}", loss=loss, ln2=math.log(2))  # six digits show ln 2
+    if reward is None:
+        return initial
+    return f"{initial}, {text('report.run.largest_reward', reward=short(reward))}"
+
+
+def _versions(run: RunFiles) -> str:
     likelier = {"likelier": run.record["likelier"]} if run.record.get("likelier") else {}
-    versions = {**likelier, **section(run.record, "versions")}
-    threads = count(run.record.get("threads"))
-    return {
-        "device": _plain(run.record.get("device")),
-        "threads": f"{threads}" if threads else "",
-        "versions": ", ".join(f"{name} {_plain(version)}" for name, version in versions.items()),
-    }
+    return _listed({**likelier, **section(run.record, "versions")}, " ")
 
 
 def _plain(value: Any) -> str:
