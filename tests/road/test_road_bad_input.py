@@ -17,6 +17,7 @@ from tests.support.runs import Place, make_place
 from tests.support.tiny import pair_rows, write_rows
 
 from likelier.cli import main
+from likelier.config import config_from
 from likelier.run import train
 from likelier.training.run_folder import open_folder
 
@@ -258,7 +259,7 @@ def test_finished_says_so(place: Place, config: Path, capsys: pytest.CaptureFixt
 
 
 def test_out_is_in_use(place: Place, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with open_folder(place.folder / "out"):
+    with open_folder(config_from(place.config("out"))):
         before = everything(place.folder)
         assert main(["train", str(config)]) == 73
         told(capsys.readouterr().err, 73, ("another process works in this folder (process ",))
