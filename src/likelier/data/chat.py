@@ -14,7 +14,7 @@ from likelier.data.tokenizer import (
     MAX_TEMPLATE_SECONDS,
     Encoder,
     TooSlow,
-    limited,
+    template_limits,
 )
 
 MAX_RENDERED_CHARACTERS = 64 * 2**20
@@ -117,7 +117,7 @@ def _apply(
     if encoder.frozen is not None:
         given["chat_template"] = encoder.frozen
     try:
-        with limited(MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_MEGABYTES):
+        with template_limits():
             text = encoder.tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,

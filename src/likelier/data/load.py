@@ -97,9 +97,8 @@ def load(
         ConfigError: a key of ``data.columns`` that is none of ours.
     """
     needs = needs or Needs()
-    task = Task(
-        Format("pairs", {}), reading_of(data), encoder, inspector=inspector, keep_tokens=True
-    )
+    unknown = Format("pairs", {})  # until the rows are looked at
+    task = Task(unknown, reading_of(data), encoder, inspector=inspector, keep_tokens=True)
     read = partial(_read_side, data, needs, seed)
     if eval is None and data.eval_path is None:
         share = data.eval_share

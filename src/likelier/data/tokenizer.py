@@ -15,7 +15,25 @@ from tokenizers import Tokenizer
 from likelier.base.errors import ConfigError, DataError
 from likelier.data.messages import nearest
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    _HAS_RESOURCE = False
+else:
+    _HAS_RESOURCE = True
+
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
+MAX_TEMPLATE_SECONDS = 2.0  # for one chat; a real template takes less than a thousandth of it
+MAX_TEMPLATE_MEGABYTES = 256  # of memory while it is rendered
+DEFAULT_DATE = "2024-07-26"  # as Llama 3.1's template says where it gets no date
+_ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
+RESERVED = (
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "strftime_now",
+)
 PROBES = ("a", "파이썬", "\n")
 
 
@@ -205,17 +223,6 @@ def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
     )
 
 
-DEFAULT_DATE = "2024-07-26"  # as Llama 3.1's template says where nobody tells it a date
-_ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
-RESERVED = (
-    "messages",
-    "tools",
-    "add_generation_prompt",
-    "continue_final_message",
-    "strftime_now",
-)
-
-
 def check_template(
     tokenizer: Any, template: Mapping[str, Any]
 ) -> tuple[str | None, frozenset[str]]:
@@ -273,7 +280,7 @@ def _variables(source: str) -> set[str]:
     # not optimized: that would run the template's sums here already
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
     try:
-        with limited(MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_MEGABYTES):
+        with template_limits():
             return jinja2.meta.find_undeclared_variables(environment.parse(plain))
     except (TooSlow, MemoryError, RecursionError) as error:
         hint = "fix chat_template in tokenizer_config.json (or chat_template.jinja)"
@@ -286,35 +293,24 @@ def _variables(source: str) -> set[str]:
         ) from error
 
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    _HAS_RESOURCE = False
-else:
-    _HAS_RESOURCE = True
-
-MAX_TEMPLATE_SECONDS = 2.0  # for one chat; a real template takes less than a thousandth of it
-MAX_TEMPLATE_MEGABYTES = 256  # of memory while it is rendered
-_PAGE = 4096
-
-
 class TooSlow(Exception):
-    """The call took longer than it may."""
+    """The template took longer than it may."""
 
 
 @contextmanager
-def limited(seconds: float, megabytes: int) -> Iterator[None]:
-    """Raise TooSlow after ``seconds``, and MemoryError at ``megabytes`` more than now.
+def template_limits() -> Iterator[None]:
+    """A template is foreign code: it gets little time and memory.
 
-    The time is watched in the main thread, where signals arrive; the memory where the system
-    tells it (Linux).
+    Raises TooSlow after `MAX_TEMPLATE_SECONDS`, and MemoryError at `MAX_TEMPLATE_MEGABYTES` more
+    than now. The time is watched in the main thread, where signals arrive; the memory where the
+    system shows it (Linux).
     """
     alarm = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
-    before = _narrow(megabytes)
+    before = _limit_memory()
     previous: Any = None
     if alarm:
         previous = signal.signal(signal.SIGALRM, _too_slow)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, MAX_TEMPLATE_SECONDS)
     try:
         yield
     finally:
@@ -329,17 +325,17 @@ def _too_slow(*_: object) -> None:
     raise TooSlow
 
 
-def _narrow(megabytes: int) -> tuple[int, int] | None:
+def _limit_memory() -> tuple[int, int] | None:
     """Lower the limit of the address space; what it was, where it was lowered."""
     if not _HAS_RESOURCE:
         return None
     try:
         with open("/proc/self/statm", "rb") as memory:
-            now = int(memory.read().split()[0]) * _PAGE
+            now = int(memory.read().split()[0]) * resource.getpagesize()
     except OSError:
         return None
     before = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = now + megabytes * 2**20
+    wanted = now + MAX_TEMPLATE_MEGABYTES * 2**20
     if before[0] != resource.RLIM_INFINITY and before[0] <= wanted:
         return None
     resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
