@@ -4,14 +4,13 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from likelier.checks.leaks import find_leaks
+from likelier.checks.leaks import find_leaks, hash_of
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
@@ -56,9 +55,7 @@ class EvenSample:
 
 def digest(side: Any) -> int:
     """64 bits of a side's content: equal for equal content, whatever the order of its keys."""
-    content = json.dumps(side, ensure_ascii=False, sort_keys=True, default=str)
-    hashed = blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(hashed, "little")
+    return hash_of(json.dumps(side, ensure_ascii=False, sort_keys=True, default=str))
 
 
 class Content:

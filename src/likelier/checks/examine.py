@@ -22,7 +22,7 @@ from likelier.data.formats import Counted, Format, Reading, read_row, recognised
 from likelier.data.load import no_row, reading_of
 from likelier.data.read import Data, read_data
 from likelier.data.records import Finding, Pair, Row
-from likelier.data.tokenizer import Encoder
+from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.data.workers import Chunk, Task, chunks
 
 MAX_SAMPLED = 20_000  # pairs whose features are kept for the statistics
@@ -67,8 +67,7 @@ class Question:
         """The encoder of the model asked about, if any; raises what loading and building raise."""
         if self.model is None:
             return None
-        from likelier.data.tokenizer import build_encoder
-        from likelier.model.load import load_tokenizer
+        from likelier.model.load import load_tokenizer  # imports torch
 
         loaded = load_tokenizer(self.model, self.revision)
         return build_encoder(*loaded, self.template, self.today)
