@@ -1,4 +1,4 @@
-"""Rows of one answer and a thumb: mismatched answers by content, labels, columns, and no stop."""
+"""Unpaired examples: mismatched completions by content, labels, numbers beside them, no stop."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from tests.support.loss_runs import rows_for
 from tests.support.runs import MISSING, Place, make_place
 
 from likelier.base.errors import DataError
+from likelier.checks.inspector import PairInspector
 from likelier.config import config_from
 from likelier.data.encode import content_hash
 from likelier.data.load import load as load_data
@@ -121,7 +122,7 @@ def test_kto_of_the_engine_is_the_plain_function(place: Place) -> None:
     assert torch.equal(ours, plain)
 
 
-def test_a_file_of_thumbs_from_the_command_line(tmp_path: Path, place: Place) -> None:
+def test_a_file_of_unpaired_examples_from_the_command_line(tmp_path: Path, place: Place) -> None:
     """The split keeps a prompt on one side, as that of pairs does."""
     rows = rows_for("kto", 16)
     tree = place.config("x", loss={"name": "kto"}, data={"eval": "30%"})
@@ -130,3 +131,34 @@ def test_a_file_of_thumbs_from_the_command_line(tmp_path: Path, place: Place) ->
     config = config_from(tree, ["data.train"])
     data = load_data(config.data, encoder, needs_of(config.loss), config.train.seed, rows)
     assert data.eval and not {p.prompt for p in data.eval} & {p.prompt for p in data.train}
+
+
+def test_many_rows_in_other_processes_are_the_same(
+    place: Place, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Mismatched completions are drawn once over all rows, wherever these are encoded."""
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path))
+    rows = rows_for("kto", 40)
+    alone = prepared(place, encoder, {"name": "kto"}, rows)
+    monkeypatch.setattr("likelier.data.workers.ROWS_AT_ONCE", 8)
+    assert prepared(place, encoder, {"name": "kto"}, rows) == alone
+    monkeypatch.setattr("likelier.data.workers._Pool.submit", None)  # nothing is encoded again
+    assert prepared(place, encoder, {"name": "kto"}, rows) == alone
+
+
+def test_one_prompt_is_enough_where_nothing_is_mismatched(place: Place, encoder: Encoder) -> None:
+    rows = [{**row, "prompt": "같은 물음"} for row in rows_for("kto", 4)]
+    bco = prepared(place, encoder, {"name": "bco_unpaired"}, rows)
+    assert len(bco.train) == 4 and all(pair.rejected == pair.chosen for pair in bco.train)
+
+
+def test_held_out_prompts_that_are_trained_on_are_counted(place: Place, encoder: Encoder) -> None:
+    rows = rows_for("kto", 12)
+    held = [{**rows[4], "completion": "다른 대답"}, {**rows[0], "prompt": "처음 보는 물음"}]
+    tree = place.config("x", loss={"name": "kto"}, train__eval_every=MISSING)
+    config = config_from(tree, ["data.train", "data.eval"])
+    needs = needs_of(config.loss)
+    data = load_data(config.data, encoder, needs, 0, rows, held, PairInspector())
+    assert data.counts["eval"]["findings"]["leak"] == 1
+    assert [found.code for found in data.findings if found.code == "leak"] == ["leak"]
+    assert "1 held-out prompts are also trained on, or nearly" in data.describe()

@@ -18,7 +18,7 @@ from likelier.data.read import Data, read_data, rows_from_memory
 from likelier.data.records import Finding, Pair, Row, TokenPair
 from likelier.data.split import held_out, parted, split_by_prompt
 from likelier.data.tokenizer import Encoder
-from likelier.data.workers import Chunk, InspectorLike, Shared, Task, chunks, row_of, unpack_tokens
+from likelier.data.workers import Chunk, Inspector, Shared, Task, chunks, row_of, unpack_tokens
 
 PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
 
@@ -81,7 +81,7 @@ def load(
     seed: int = 0,
     train: Iterable[Any] | None = None,
     eval: Iterable[Any] | None = None,
-    inspector: InspectorLike | None = None,
+    inspector: Inspector | None = None,
 ) -> Dataset:
     """Read and encode what a config asks for; ``train`` and ``eval`` replace its files by rows.
 

@@ -42,7 +42,7 @@ MAX_PROCESSES = 8  # reading one file feeds no more
 _COPIES = re.compile(r"(#\d+)+$")
 
 
-class InspectorLike(Protocol):
+class Inspector(Protocol):
     """Looks at the pairs of data: at each where it is read, and at what all say about each other.
 
     It goes to other processes, so it can be pickled; ``key`` says all that decides what it finds,
@@ -66,7 +66,7 @@ class InspectorLike(Protocol):
     def across(self, chunks: Sequence["Chunk"]) -> Iterable[Finding]:
         """What the pairs of all chunks say about each other."""
 
-    def watching(self, held_out: Sequence[Pair]) -> "InspectorLike":
+    def watching(self, held_out: Sequence[Pair]) -> "Inspector":
         """The same, for data that must not hold the prompts of these pairs."""
 
     def leaks(self, chunks: Sequence["Chunk"], used: Collection[str]) -> Iterable[Finding]:
@@ -95,7 +95,7 @@ class Task:
     keep_pairs: bool = False
     keep_tokens: bool = False
     split_seed: int | None = None
-    inspector: InspectorLike | None = None
+    inspector: Inspector | None = None
 
 
 @dataclass(frozen=True)
