@@ -227,6 +227,13 @@ def test_a_rule_is_silent_elsewhere(code: str, tmp_path: Path) -> None:
     assert code not in {kind.code for kind in found.kinds}, first_findings(found.kinds)
 
 
+def test_the_tokens_of_an_unpaired_example_count_once(tmp_path: Path) -> None:
+    """About one token a character, which is no foreign text; twice as many would be."""
+    row = {"prompt": "The question?", "completion": "qxzjvk" * 20, "label": True}
+    found = looked_at(Case([row], None, tokenizer=byte_level()), [row], tmp_path)
+    assert "foreign" not in {kind.code for kind in found.kinds}
+
+
 def test_rows_in_are_rows_used_and_rows_reported(tmp_path: Path) -> None:
     rows = [row for name, case in CASES.items() if case.tokenizer is None for row in case.rows]
     found = examine(Question(write(tmp_path / "a.jsonl", rows)))

@@ -263,7 +263,9 @@ def test_a_name_is_defined_in_one_module() -> None:
             if not name.startswith("_") and module != "cli":
                 homes[name].add(module)
     twice = {name: sorted(found) for name, found in homes.items() if len(found) > 1}
-    new = [f"{name}: {', '.join(twice[name])}" for name in sorted(twice.keys() - ALLOWED_TWICE.keys())]
+    new = [
+        f"{name}: {', '.join(twice[name])}" for name in sorted(twice.keys() - ALLOWED_TWICE.keys())
+    ]
     assert not new, "\n".join(new)
     assert {name: set(twice.get(name, ())) for name in ALLOWED_TWICE} == ALLOWED_TWICE
 
