@@ -472,10 +472,7 @@ def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
-@dataclass(frozen=True)
-class _Scored:
-    completion: str | Chat
-    score: float
+_Scored = tuple[float, str | Chat]  # a completion behind its score
 
 
 def _ranked(row: Row, form: Format, reading: Reading) -> list[Pair] | list[Finding]:
@@ -492,7 +489,7 @@ def _ranked(row: Row, form: Format, reading: Reading) -> list[Pair] | list[Findi
     chosen = [
         (better, worse)
         for better, worse in _choices(completions, reading.pairs)
-        if better.score > worse.score and better.score - worse.score >= reading.min_gap
+        if better[0] > worse[0] and better[0] - worse[0] >= reading.min_gap
     ]
     if not chosen:
         gap = f"; data.ranked.min_gap is {reading.min_gap:g}" if reading.min_gap else ""
@@ -503,19 +500,19 @@ def _ranked(row: Row, form: Format, reading: Reading) -> list[Pair] | list[Findi
     return [
         Pair(
             prompt,
-            better.completion,
-            worse.completion,
+            better,
+            worse,
             f"{row.source}#{number}" if len(chosen) > 1 else row.source,
-            scores=(better.score, worse.score),
-            margin=better.score - worse.score,
+            scores=(high, low),
+            margin=high - low,
             **beside,
         )
-        for number, (better, worse) in enumerate(chosen, start=1)
+        for number, ((high, better), (low, worse)) in enumerate(chosen, start=1)
     ]
 
 
 def _choices(completions: list[_Scored], how: str) -> list[tuple[_Scored, _Scored]]:
-    ordered = sorted(completions, key=lambda one: -one.score)
+    ordered = sorted(completions, key=lambda scored: -scored[0])
     if len(ordered) < 2:
         return []
     if how == "best-worst":
@@ -543,7 +540,7 @@ def _of_list(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> lis
             score = -score if beside is not None and beside.startswith("rank") else score
         else:
             score = _inner_score(item, place)
-        completions.append(_Scored(_completion(_inner_text(item, place), place, prompt), score))
+        completions.append((score, _completion(_inner_text(item, place), place, prompt)))
     return completions
 
 
@@ -592,7 +589,7 @@ def _of_comparison(record: Mapping[str, Any], form: Format, prompt: str | Chat) 
         for name in ("first", "second")
     )
     lead = _lead(record.get(columns["preference"]), columns["preference"])
-    return [_Scored(first, lead), _Scored(second, 0.0)]
+    return [(lead, first), (0.0, second)]
 
 
 def _lead(value: Any, field: str) -> float:

@@ -47,18 +47,18 @@ def read_number(value: Any, field: str) -> float:
     return number
 
 
-def check_start(answer: Chat, field: str) -> None:
+def check_start(completion: Chat, field: str) -> None:
     """Refuse messages that do not begin to answer."""
-    if not answer or answer[0]["role"] != "assistant":
+    if not completion or completion[0]["role"] != "assistant":
         message = "the answer does not start with an assistant turn"
         hint = "begin it after the prompt, or repeat the whole prompt in both answers"
         raise Unfit("role", field, message, hint)
 
 
-def check_end(answer: Chat, field: str) -> None:
+def check_end(completion: Chat, field: str) -> None:
     """Refuse messages that leave the last word to somebody else."""
-    if answer[-1]["role"] != "assistant":
-        message = f"the last turn is the {answer[-1]['role']}'s, not the assistant's"
+    if completion[-1]["role"] != "assistant":
+        message = f"the last turn is the {completion[-1]['role']}'s, not the assistant's"
         raise Unfit("role", field, message, "end each answer with an assistant turn")
 
 
