@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from likelier.checks.leaks import find_leaks, hash_of
+from likelier.checks.leaks import find_leaks, text_hash
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
@@ -55,7 +55,7 @@ class EvenSample:
 
 def digest(side: Any) -> int:
     """64 bits of a side's content: equal for equal content, whatever the order of its keys."""
-    return hash_of(json.dumps(side, ensure_ascii=False, sort_keys=True, default=str))
+    return text_hash(json.dumps(side, ensure_ascii=False, sort_keys=True, default=str))
 
 
 class Content:

@@ -15,7 +15,7 @@ MIN_COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of t
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 
-def hash_of(text: str) -> int:
+def text_hash(text: str) -> int:
     """64 bits of a text, the same in every process."""
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
@@ -23,7 +23,7 @@ def hash_of(text: str) -> int:
 
 def hashes_of(prompt: str) -> list[int]:
     """A hash of a bare prompt, and one of each of its n-grams."""
-    return [hash_of(prompt), *_grams(prompt)]
+    return [text_hash(prompt), *_grams(prompt)]
 
 
 def hashes_watched(held_out: Iterable[Pair]) -> frozenset[int]:
@@ -60,7 +60,7 @@ def find_leaks(
 
 
 def _message(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
-    if source := hits.get(hash_of(text)):
+    if source := hits.get(text_hash(text)):
         return f"the prompt is also in the training data, at {source}"
     if near:
         return f"nearly the same prompt is in the training data, at {near}"
@@ -88,4 +88,4 @@ def _near(
 
 def _grams(text: str) -> list[int]:
     words = _WORD.findall(text)
-    return [hash_of(" ".join(words[n : n + WORDS])) for n in range(len(words) - WORDS + 1)]
+    return [text_hash(" ".join(words[n : n + WORDS])) for n in range(len(words) - WORDS + 1)]
