@@ -99,7 +99,7 @@ def test_a_separate_reference_keeps_its_bits(
         seen.append(load(*arguments, **named))
         return seen[-1]
 
-    monkeypatch.setattr("likelier.start.load", watched)
+    monkeypatch.setattr("likelier.model.load.load", watched)
     other = make_place(tmp_path / "other", rows=1)
     train(place.config(tmp_path / "out", reference__path=str(other.base)))
     start, reference = seen
@@ -124,7 +124,7 @@ def test_a_separate_reference_is_let_go(
         gc.collect()
         alive.append([model() is not None for model in models])
 
-    monkeypatch.setattr("likelier.start.load", watched)
+    monkeypatch.setattr("likelier.model.load.load", watched)
     settings = place.config(tmp_path / "out", reference__path=str(place.base), train__steps=1)
     train(settings, on_step=on_step)
     assert alive
