@@ -12,12 +12,12 @@ import yaml
 
 from likelier.base.errors import ConfigError
 
-LARGEST_FILE = 1_000_000  # characters; a config has a few dozen keys
+_MAX_CHARACTERS = 1_000_000  # characters; a config has a few dozen keys
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
-_NESTING = 50
+_MAX_DEPTH = 50
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,8 +32,8 @@ class _Loader(yaml.SafeLoader):
             raise _refused("anchors (&) and aliases (*) are not used in a config", event)
         if getattr(event, "tag", None):
             raise _refused(f"the tag {event.tag!r} is not used in a config", event)
-        if self.depth >= _NESTING:
-            raise _refused(f"nested more than {_NESTING} deep", event)
+        if self.depth >= _MAX_DEPTH:
+            raise _refused(f"nested more than {_MAX_DEPTH} deep", event)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -102,8 +102,8 @@ def parse(text: str, source: str) -> Any:
     Raises:
         ConfigError: the text is not strict YAML; the message has ``source:line``.
     """
-    if len(text) > LARGEST_FILE:
-        raise ConfigError(f"is over {LARGEST_FILE} characters long", where=source)
+    if len(text) > _MAX_CHARACTERS:
+        raise ConfigError(f"is over {_MAX_CHARACTERS} characters long", where=source)
     loader = None
     try:
         loader = _Loader(text)
