@@ -185,9 +185,7 @@ def assert_same(run: Path, weights: dict[str, torch.Tensor], plain: Plain) -> No
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "padded":
-        monkeypatch.setattr(
-            "likelier.model.policy.choose_backend", lambda *_: ("padded", "the test says so")
-        )
+        monkeypatch.setattr("likelier.model.policy._failed_probe", lambda *_: "the test says so")
     return request.param
 
 
