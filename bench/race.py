@@ -84,8 +84,8 @@ def make_case(
 
     from likelier.config import config_from
     from likelier.data.load import load
-    from likelier.data.order import make_order
     from likelier.data.tokenizer import build_encoder
+    from likelier.training.order import make_order
 
     folder.mkdir(parents=True)
     workloads.write_rows(folder / "pairs.jsonl", rows)

@@ -16,9 +16,8 @@ from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say
 from likelier.checks.inspector import PairInspector
 from likelier.config import Config, config_from, learning_rate, live
-from likelier.data.encode import content_hash
 from likelier.data.load import Dataset, load, needs_of
-from likelier.data.order import Order, make_order
+from likelier.data.records import content_hash
 from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.export.save import save_policy
 from likelier.losses.registry import BoundLoss, bind
@@ -33,6 +32,7 @@ from likelier.training.batches import Batcher
 from likelier.training.checkpoint import resume, save_checkpoint
 from likelier.training.memory import without_autos
 from likelier.training.optimizer import MasterAdamW, schedule
+from likelier.training.order import Order, make_order
 from likelier.training.pair_log import PairLog
 from likelier.training.preflight import preflight
 from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder

@@ -101,7 +101,7 @@ def test_the_reference_moves_by_the_mix(place: Place, tmp_path: Path) -> None:
 
 
 def test_rows_of_the_wrong_kind_are_refused(place: Place, tmp_path: Path) -> None:
-    with pytest.raises(LikelierError, match="the loss learns from single answers") as found:
+    with pytest.raises(LikelierError, match="kto learns from single answers") as found:
         train(place.config(tmp_path / "a", loss={"name": "kto"}))
     assert found.value.exit_code == 65 and not (tmp_path / "a").exists()
     with pytest.raises(LikelierError, match="the loss reads this column") as found:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from tests.support.runs import Place, exact_norms, make_place, token_pairs, training_rows
 
-from likelier.data.order import make_order
 from likelier.data.records import Completion, TokenPair
 from likelier.model.load import load, quietly
 from likelier.run import train
+from likelier.training.order import make_order
 
 STEPS, PAIRS, LR, WARMUP, BETA, DECAY, CLIP = 20, 6, 1e-3, 4, 0.3, 0.1, 2.5
 BETAS, EPS, SEED, R, ALPHA = (0.9, 0.99), 1e-8, 3, 4, 8

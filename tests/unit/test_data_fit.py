@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.encode import encode_pair, fit
+from likelier.data.encode import encode_pair
+from likelier.data.fit import fit
 from likelier.data.records import Completion, Pair, TokenPair
 from likelier.data.tokenizer import build_encoder
 

@@ -12,9 +12,9 @@ from tests.support.runs import MISSING, Place, make_place
 from likelier.base.errors import DataError
 from likelier.checks.inspector import PairInspector
 from likelier.config import config_from
-from likelier.data.encode import content_hash
 from likelier.data.load import load as load_data
 from likelier.data.load import mismatched, needs_of
+from likelier.data.records import content_hash
 from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.load import load
 

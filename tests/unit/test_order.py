@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from likelier.data.order import Order, make_order
 from likelier.data.records import Completion, TokenPair
+from likelier.training.order import Order, make_order
 
 ANSWER = Completion((1,), (True,))
 

@@ -18,7 +18,6 @@ from likelier.batching.batch import Batch, Scored, completions_of, lay_out
 from likelier.batching.pack import pack
 from likelier.config import Config, live
 from likelier.data.load import Dataset, load, needs_of
-from likelier.data.order import Order, make_order
 from likelier.data.records import TokenPair
 from likelier.losses.registry import bind
 from likelier.model.adapters import adapt
@@ -29,6 +28,7 @@ from likelier.reference.cache import NoReference, StoredReference, completion_ke
 from likelier.training.batches import Batcher
 from likelier.training.memory import Memory, device_memory, memory_of, tokens_for, work_of
 from likelier.training.optimizer import MasterAdamW
+from likelier.training.order import Order, make_order
 from likelier.training.preflight import preflight, telling_pairs
 from likelier.training.step import loss_and_gradients
 

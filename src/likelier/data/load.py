@@ -12,7 +12,8 @@ import numpy as np
 from likelier.base.errors import ConfigError, DataError
 from likelier.config.losses import needs as loss_needs
 from likelier.config.schema import DataConfig
-from likelier.data.encode import fit, without_stops
+from likelier.data.encode import without_stops
+from likelier.data.fit import fit
 from likelier.data.formats import Counted, Format, Reading, read_row, recognised
 from likelier.data.read import Data, read_data, rows_from_memory
 from likelier.data.records import Finding, Pair, Row, TokenPair
@@ -28,9 +29,11 @@ class Needs:
     """What a loss reads of the data: pairs, or unpaired examples by their ``label``.
 
     Of unpaired examples it may want a ``mismatched`` completion beside their own; of any pair its
-    ``margin`` or its ``weight``. Without ``stop`` the stop tokens are not scored.
+    ``margin`` or its ``weight``. Without ``stop`` the stop tokens are not scored. ``loss`` is its
+    name.
     """
 
+    loss: str = "the loss"
     label: bool = False
     mismatched: bool = False
     margin: bool = False
@@ -41,7 +44,7 @@ class Needs:
 def needs_of(loss: Any) -> Needs:
     """What the loss of a config reads."""
     read = {name: loss_needs(loss, name) for name in ("label", "mismatched", "margin")}
-    return Needs(**read, weight=loss.pair_weights, stop=loss.stop_token)
+    return Needs(loss.name, **read, weight=loss.pair_weights, stop=loss.stop_token)
 
 
 @dataclass(frozen=True)
@@ -169,14 +172,14 @@ def _read_side(
     found = read_data(path) if rows is None else rows_from_memory(rows, name)
     form, counted = recognised(found, task.reading)
     if needs.mismatched:
-        counted = iter(_with_mismatched(counted, form, data, seed, where))
+        counted = iter(_with_mismatched(counted, form, data, needs, seed, where))
     tokens: list[TokenPair] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
     shared = Shared()
     for chunk in chunks(counted, replace(task, form=form)):
         tokens += unpack_tokens(chunk, shared, needs.margin, needs.weight)
-        _check_kind(tokens[:1], needs.label, where)
+        _check_kind(tokens[:1], needs, where)
         pairs += chunk.pairs
         arrays = {name: array for name, array in chunk.arrays.items() if name not in PACKED}
         done.append(replace(chunk, arrays=arrays, pairs=()))
@@ -209,24 +212,29 @@ def read_pairs(data: Data, reading: Reading) -> list[Pair]:
     no_row(sum(chunk.rows for chunk in done), str(data))
     refuse([finding for chunk in done for finding in chunk.findings], "error")
     pairs = [pair for chunk in done for pair in chunk.pairs]
-    _check_kind(pairs, False, str(data))
+    _check_kind(pairs, Needs(), str(data))
     return pairs
 
 
-def _check_kind(first: Sequence[Pair | TokenPair], labelled: bool, where: str) -> None:
+def _check_kind(first: Sequence[Pair | TokenPair], needs: Needs, where: str) -> None:
     """Refuse pairs where the loss reads unpaired examples, and the reverse."""
-    if not first or (first[0].label is not None) == labelled:
+    if not first or (first[0].label is not None) == needs.label:
         return
     what = "these rows hold one labelled answer each, not pairs"
     hint = "use a loss for unpaired answers, or make pairs"
-    if labelled:
-        what = "the loss learns from single answers with a label, these rows are pairs"
+    if needs.label:
+        what = f"{needs.loss} learns from single answers with a label, these rows are pairs"
         hint = "give rows of prompt, completion and label, or choose a loss of pairs"
     raise DataError(what, where=where, hint=hint)
 
 
 def _with_mismatched(
-    rows: Iterable[Counted], form: Format, data: DataConfig, seed: int, where: str
+    rows: Iterable[Counted],
+    form: Format,
+    data: DataConfig,
+    needs: Needs,
+    seed: int,
+    where: str,
 ) -> list[Counted]:
     """Unpaired examples with a completion that belongs to another prompt as the rejected one."""
     reading = reading_of(data)
@@ -235,7 +243,7 @@ def _with_mismatched(
         found = read_row(row, form, reading) if isinstance(row, Row) else [row]
         read += [(count, one) for one in found]
     pairs = [row for _, row in read if isinstance(row, Pair)]
-    _check_kind(pairs, True, where)
+    _check_kind(pairs, needs, where)
     bad = [row for _, row in read if isinstance(row, Finding)]
     refuse(bad, data.on_bad_row, usable=len(pairs))
     drawn = iter(mismatched(pairs, seed))

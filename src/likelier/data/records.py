@@ -1,7 +1,11 @@
 """The records that travel: a row, the pair in it, the same pair as tokens, and what was found."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}; the template may read further keys
 Chat = tuple[Message, ...]
@@ -110,3 +114,17 @@ def text_of(side: str | Chat) -> str:
         return side
     turns = (turn.get("content", "") for turn in side)
     return "\n".join(turn for turn in turns if isinstance(turn, str))
+
+
+def content_hash(pairs: Sequence[TokenPair]) -> str:
+    """SHA-256 of the tokens of pairs in their order: the same content, the same hash."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.prompt, pair.chosen.tokens, pair.rejected.tokens):
+            digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+        for scored in (pair.chosen.scored, pair.rejected.scored):
+            digest.update(np.asarray(scored, dtype=np.bool_).tobytes())
+        beside = (pair.margin, pair.weight, pair.label)
+        if any(value is not None for value in beside):
+            digest.update(repr(beside).encode())
+    return digest.hexdigest()

@@ -30,7 +30,8 @@ import numpy as np
 
 from likelier.base.errors import RunFailed
 from likelier.base.files import cache_dir
-from likelier.data.encode import encode_pairs, fit_pair
+from likelier.data.encode import encode_pairs
+from likelier.data.fit import fit_pair
 from likelier.data.formats import Counted, Format, Reading, read_row
 from likelier.data.records import Completion, Finding, Pair, Row, TokenPair
 from likelier.data.split import prompt_keys, prompt_signatures

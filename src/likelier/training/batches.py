@@ -14,8 +14,7 @@ from likelier.base.errors import RunFailed
 from likelier.base.terminal import say
 from likelier.batching.batch import Batch, Scored, completions_of, lay_out
 from likelier.batching.pack import pack
-from likelier.data.encode import content_hash
-from likelier.data.records import TokenPair
+from likelier.data.records import TokenPair, content_hash
 from likelier.losses.modifiers import Weights, token_weights
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues

@@ -1,0 +1,182 @@
+"""Pairs that are too long: dropped, trimmed or refused, and always counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from likelier.base.errors import ConfigError, DataError
+from likelier.data.records import Completion, Finding, TokenPair
+from likelier.data.tokenizer import Encoder
+
+MAX_DROPPED_SHARE = 0.05  # of the pairs; more is a mistake in max_length or in the data
+COMPLETION_SHARE = 4  # trimming leaves at least a quarter of max_length to the completions
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Pairs that fit, how many were dropped and how many trimmed, and where."""
+
+    pairs: tuple[TokenPair, ...]
+    dropped: int
+    trimmed: int
+    findings: tuple[Finding, ...]
+
+
+def fit(
+    pairs: Sequence[TokenPair],
+    max_length: int,
+    overlong: str,
+    encoder: Encoder | None = None,
+) -> Fitted:
+    """Make every sequence (prompt and one answer) at most ``max_length`` tokens long.
+
+    Args:
+        overlong: ``drop`` whole pairs, ``error`` at the first, or ``trim``: the prompt loses
+            its beginning where it is longer than three quarters of ``max_length`` (whole turns
+            of a chat), and an answer its end, with its stop. What a prompt loses depends on
+            the prompt and the limit alone, so that its answers keep one prompt.
+        encoder: knows the prompt's leading specials and turns; needed for ``trim``.
+
+    Raises:
+        DataError: ``error`` and a pair is too long; ``drop`` and more than 5 % of the pairs
+            would go; or no pair is left.
+        ConfigError: ``overlong`` is none of these.
+    """
+    if overlong not in ("drop", "error", "trim"):
+        hint = "use drop, trim or error"
+        raise ConfigError(f'"{overlong}" is not a choice', where="data.overlong", hint=hint)
+    if overlong == "trim" and encoder is None:
+        raise ValueError("trimming needs the encoder")
+    kept: list[TokenPair] = []
+    findings: list[Finding] = []
+    trimmed = 0
+    for pair in pairs:
+        shorter, found = fit_pair(pair, max_length, encoder if overlong == "trim" else None)
+        kept += [shorter] if shorter else []
+        trimmed += shorter is not None and shorter is not pair
+        findings += [found] if found else []
+    _check_dropped(pairs, kept, findings, overlong)
+    return Fitted(tuple(kept), len(pairs) - len(kept), trimmed, tuple(findings))
+
+
+def fit_pair(
+    pair: TokenPair, max_length: int, trim_with: Encoder | None
+) -> tuple[TokenPair | None, Finding | None]:
+    """The pair as it fits, or None; and what was found. Trimmed only with an encoder."""
+    if trim_with is None:
+        shorter = pair if _length(pair) <= max_length else _overlong(pair, max_length)
+    else:
+        shorter = _trim(pair, max_length, trim_with)
+    if isinstance(shorter, Finding):
+        return None, shorter
+    return shorter, None if shorter is pair else _trimmed(pair, shorter)
+
+
+def _check_dropped(
+    pairs: Sequence[TokenPair],
+    kept: Sequence[TokenPair],
+    findings: Sequence[Finding],
+    overlong: str,
+) -> None:
+    dropped = len(pairs) - len(kept)
+    first = next((finding for finding in findings if finding.code == "overlong"), None)
+    hint = "raise data.max_length, or shorten the texts"
+    if overlong == "error" and first:
+        more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
+        raise DataError(first.message + more, where=first.where, hint=first.hint)
+    if not kept:
+        first = first or next(iter(findings), None)
+        if first is None:
+            raise DataError("there is no pair", where="data.train", hint="give at least one")
+        what = f"no pair is left, all {len(pairs)} are too long; here {first.message}"
+        raise DataError(what, where=first.where, hint=hint)
+    if overlong == "drop" and dropped > MAX_DROPPED_SHARE * len(pairs):
+        what = f"{dropped} of {len(pairs)} pairs are too long; at most 5 % may be dropped"
+        where = first.where if first else None
+        raise DataError(what, where=where, hint=f"{hint}, or set data.overlong: trim")
+
+
+def _length(pair: TokenPair) -> int:
+    return len(pair.prompt) + max(len(pair.chosen.tokens), len(pair.rejected.tokens))
+
+
+def _overlong(pair: TokenPair, max_length: int) -> Finding:
+    lengths = f"prompt {len(pair.prompt)}, chosen {len(pair.chosen.tokens)}"
+    message = (
+        f"{_length(pair)} tokens ({lengths}, rejected {len(pair.rejected.tokens)}), "
+        f"max_length is {max_length}"
+    )
+    hint = "shorten it, raise data.max_length, or set data.overlong: drop or trim"
+    return Finding("overlong", "warning", pair.source, None, message, hint)
+
+
+def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Finding:
+    if (
+        _length(pair) <= max_length
+        and len(pair.prompt) <= max_length - max_length // COMPLETION_SHARE
+    ):
+        return pair
+    prompt = _shorter_prompt(pair.prompt, max_length - max_length // COMPLETION_SHARE, encoder)
+    if prompt is None:
+        return _overlong(pair, max_length)
+    room = max_length - len(prompt)
+    chosen, rejected = _cut_completion(pair.chosen, room), _cut_completion(pair.rejected, room)
+    same = chosen == rejected and pair.label is None
+    if same or not any(chosen.scored) or not any(rejected.scored):
+        message = f"the answers are the same or empty once cut to {room} tokens"
+        hint = "raise data.max_length, delete the row, or set data.on_bad_row: drop"
+        return Finding("truncated", "error", pair.source, None, message, hint)
+    return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def _shorter_prompt(prompt: tuple[int, ...], room: int, encoder: Encoder) -> tuple[int, ...] | None:
+    """The end of a prompt behind its leading specials; None where no whole turn fits."""
+    if len(prompt) <= room:
+        return prompt
+    specials = {*encoder.leading, encoder.tokenizer.bos_token_id}
+    head = 0
+    while head < len(prompt) and prompt[head] in specials:
+        head += 1
+    start = len(prompt) - (room - head)
+    if not encoder.control.isdisjoint(prompt[head:]):
+        turns = [turn for turn in _turn_starts(prompt, encoder) if turn >= start]
+        if not turns:
+            return None
+        start = turns[0]
+    return prompt[:head] + prompt[start:]
+
+
+def _turn_starts(prompt: tuple[int, ...], encoder: Encoder) -> list[int]:
+    """Where whole turns begin: at the first control token after the end of another turn.
+
+    What has no end of a turn behind it is the header of the answer to come, and no turn.
+    """
+    ends = set(encoder.end_ids.values())
+    control = [place for place, token in enumerate(prompt) if token in encoder.control]
+    last_end = max((place for place in control if prompt[place] in ends), default=0)
+    starts = [place for before, place in pairwise(control) if prompt[before] in ends]
+    return [place for place in starts if place < last_end]
+
+
+def _cut_completion(completion: Completion, room: int) -> Completion:
+    """The first ``room`` tokens, ending in a scored one; what is cut has no stop."""
+    if len(completion.tokens) <= room:
+        return completion
+    while room > 0 and not completion.scored[room - 1]:
+        room -= 1
+    return Completion(completion.tokens[:room], completion.scored[:room])
+
+
+def _trimmed(before: TokenPair, after: TokenPair) -> Finding:
+    cuts = [
+        f"{name} {len(old)} to {len(new)}"
+        for name, old, new in (
+            ("prompt", before.prompt, after.prompt),
+            ("chosen", before.chosen.tokens, after.chosen.tokens),
+            ("rejected", before.rejected.tokens, after.rejected.tokens),
+        )
+        if len(old) != len(new)
+    ]
+    message = f"trimmed: {', '.join(cuts)} tokens"
+    hint = "raise data.max_length to keep all of it"
+    return Finding("trimmed", "warning", before.source, None, message, hint)
