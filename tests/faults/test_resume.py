@@ -334,7 +334,7 @@ def test_other_threads_are_told(
     train(place.config(crashed))
     said = capsys.readouterr().err
     assert "began with threads 7, resumes with 1: bits may differ\n" in said
-    assert "began with torch 2.0.0, goes on with" in said
+    assert "began with torch 2.0.0, resumes with" in said
     assert said.count("bits may differ") == 2
 
 

@@ -49,6 +49,7 @@ def changed(sequences: list[Scored], index: int, seed: int) -> list[Scored] | No
 def score(policy: Policy, batch: Batch, backend: str) -> tuple[Tensor, list[Tensor]]:
     """All hidden states of a pass by flat position, and each answer's log-probs."""
     kept = []
+    assert policy.scorer is not None  # made before the hook: it tries the head on a row
     backbone = policy.causal_lm.base_model
     hook = backbone.register_forward_hook(lambda *call: kept.append(call[-1].last_hidden_state))
     try:
