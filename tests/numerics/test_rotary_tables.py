@@ -133,4 +133,4 @@ def test_tables_are_read_from_the_configuration() -> None:
     }
     assert rotary_tables(SimpleNamespace(rope_parameters=by_layer)).longrope == (ORIGINAL,)
     dynamic = SimpleNamespace(rope_parameters=DYNAMIC, max_position_embeddings=99)
-    assert rotary_tables(dynamic) == RotaryTables(most=99)
+    assert rotary_tables(dynamic) == RotaryTables(max_length=99)

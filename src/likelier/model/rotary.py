@@ -16,12 +16,12 @@ from likelier.base.errors import DataError
 
 @dataclass(frozen=True)
 class RotaryTables:
-    """``longrope``: the lengths up to which a forward uses the short table. ``most``: how long
-    a sequence may be, None for any length.
+    """``longrope``: the lengths up to which a forward uses the short table. ``max_length``:
+    how long a sequence may be, None for any length.
     """
 
     longrope: tuple[int, ...] = ()
-    most: int | None = None
+    max_length: int | None = None
 
 
 def rotary_tables(config: object) -> RotaryTables:
@@ -35,23 +35,23 @@ def rotary_tables(config: object) -> RotaryTables:
         for table in tables
         if table.get("rope_type") == "longrope"
     ]
-    most = getattr(config, "max_position_embeddings", None) if "dynamic" in kinds else None
-    return RotaryTables(tuple(sorted(set(original))), most)
+    max_length = getattr(config, "max_position_embeddings", None) if "dynamic" in kinds else None
+    return RotaryTables(tuple(sorted(set(original))), max_length)
 
 
 def check_length(tables: RotaryTables, depth_BL: Tensor) -> None:
     """Refuse what no table gives the same values for twice.
 
-    Raises DataError where a sequence is longer than ``most``.
+    Raises DataError where a sequence is longer than ``max_length``.
     """
-    if tables.most is None:
+    if tables.max_length is None:
         return
     longest = int(depth_BL.max()) + 1
-    if longest > tables.most:
+    if longest > tables.max_length:
         raise DataError(
-            f"a sequence of {longest} tokens: beyond {tables.most} this model's rotary table "
+            f"a sequence of {longest} tokens: beyond {tables.max_length} this model's rotary table "
             "depends on what was computed before",
-            hint=f"set data.max_length: {tables.most}, or shorten the text",
+            hint=f"set data.max_length: {tables.max_length}, or shorten the text",
         )
 
 
