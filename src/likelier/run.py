@@ -89,8 +89,9 @@ def train(
     data = load(config.data, encoder, needs, config.train.seed, train, eval, PairInspector())
     say(data.describe())
     say(f"loss: {objective.formula}")
-    other = reference_policy(config, initial)
+    reference_model = reference_policy(config, initial)  # None: the initial policy is its own
     policy = adapt(config, initial)
+    fresh_adapter = policy is not initial  # switched off, it leaves the initial policy
     if policy.backend_reason:
         say(f"using padded batches (one sequence per row): {policy.backend_reason}")
 
@@ -103,17 +104,17 @@ def train(
         reference: Reference = NoReference()
         if objective.needs("reference"):
             reference = reference_of_run(
-                other or policy, data.pairs, budget, folder.path,
-                base_only=other is None and policy is not initial, resumes=folder.resumes,
+                reference_model or policy, data.pairs, budget, folder.path,
+                base_only=fresh_adapter and reference_model is None, resumes=folder.resumes,
             )  # fmt: skip
             folder.must_hold(reference=sha256(folder.path / "reference.safetensors"))
-        starts_equal = other is None and objective.needs("reference")
-        del other  # a second model has said all that it is needed for
+        starts_equal = reference_model is None and objective.needs("reference")
+        del reference_model  # its log-probs are all that is needed of it
         batcher = Batcher(policy, reference, objective, budget)
-        report = preflight(batcher, data.train, starts_equal)
+        figures = preflight(batcher, data.train, starts_equal)
         order = make_order(data.train, config.train)
         facts = _facts(folder, data, batcher)
-        folder.begin(settings, steps=order.num_steps, preflight=report, **facts)
+        folder.begin(settings, steps=order.num_steps, preflight=figures, **facts)
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
         with listening() as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept():
@@ -140,30 +141,31 @@ def _take_steps(
     moving = None
     if config.reference.update_every is not None:
         moving = MovingReference(batcher.reference, policy, optimizer.masters, config.reference)
-        batcher.reference = moving
+        batcher.reference = moving  # before resuming, which puts its weights back
     pair_log = PairLog(folder.path / "pair_log", loss.beta)
     checkpoints = folder.path / "checkpoints"
-    first = resume(checkpoints, folder.inputs, optimizer, batcher)
-    folder.cut_back(first)
-    pair_log.cut_back(first)
+    done = resume(checkpoints, folder.inputs, optimizer, batcher)
+    folder.cut_back(done)  # what was logged after that checkpoint is logged again
+    pair_log.cut_back(done)
 
     def save(step: int) -> None:
         optimizer.must_be_finite()
         pair_log.write()
         folder.sync_logs()
-        facts = {"figures": loss.state, **folder.inputs}
+        manifest = {"figures": loss.state, **folder.inputs}
         keep, reference = config.train.keep, batcher.moved_reference
-        save_checkpoint(checkpoints, step, optimizer, facts, keep, reference)
+        save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
         folder.write_record(step=step)
 
     def evaluate(step: int) -> None:
+        # Rescoring changes nothing unless reference.update_every is set.
         values = step_values(policy, batcher.rescored(held), loss)
         folder.log({"step": step, **held_out_metrics(data.eval, values, loss.beta)})
 
-    if held and first == 0:
+    if held and done == 0:
         evaluate(0)
-    with bar("train", order.num_steps, first) as show:
-        for step in range(first + 1, order.num_steps + 1):
+    with bar("train", order.num_steps, done) as show:
+        for step in range(done + 1, order.num_steps + 1):
             began = time.perf_counter()
             visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
             pairs = [pair for _, pair in visits]
