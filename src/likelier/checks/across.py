@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from likelier.checks.leaks import find_leaks, text_hash
+from likelier.checks.rules import finding
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
@@ -112,7 +113,7 @@ class Content:
         """What the pairs say about each other, in their order."""
         against = self._labels() if self.is_labelled else self._conflicts()
         found = [*self._duplicates(), *against, *self._near_copies()]
-        return [finding for _, finding in sorted(found, key=itemgetter(0))]
+        return [one for _, one in sorted(found, key=itemgetter(0))]
 
     def leaks(self, held_out: Sequence[Pair], used: Collection[str] | None = None) -> list[Finding]:
         """Held-out prompts that stand here too; near copies only where the source is ``used``."""
@@ -127,8 +128,7 @@ class Content:
             before = self.source(first[index])
             if row_of(before) == row_of(self.source(index)):  # a copy by its weight
                 continue
-            hint = "delete one, unless it should count twice"
-            yield self._finding("duplicate", index, f"the same pair as {before}", hint)
+            yield self._finding("duplicate", index, f"the same pair as {before}")
 
     def _conflicts(self) -> Iterator[tuple[int, Finding]]:
         """Of each prompt the graph of who beats whom: pairs of opposites, and circles."""
@@ -147,7 +147,7 @@ class Content:
             if opposite is not None:
                 before = self.source(opposite)
                 message = f"the same pair as {before} with chosen and rejected swapped"
-                yield self._finding("conflict", index, message, "keep the right one")
+                yield self._finding("conflict", index, message)
             edges.setdefault((chosen, rejected), index)
         component = _components(list(edges))
         for (chosen, rejected), index in edges.items():
@@ -155,7 +155,7 @@ class Content:
             if circle and (rejected, chosen) not in edges:
                 size = sum(number == component[chosen] for number in component.values())
                 message = f"part of a circle of {size} answers, each preferred to the next"
-                yield self._finding("cycle", index, message, "delete the weakest judgement")
+                yield self._finding("cycle", index, message)
 
     def _labels(self) -> Iterator[tuple[int, Finding]]:
         """The same answer to the same prompt, once good and once bad."""
@@ -163,7 +163,7 @@ class Content:
         for index in again:
             if self.keys[index, 2] != self.keys[first[index], 2]:
                 message = f"the same answer as {self.source(first[index])} with the other label"
-                yield self._finding("conflict", index, message, "keep the right one")
+                yield self._finding("conflict", index, message)
 
     def _near_copies(self) -> Iterator[tuple[int, Finding]]:
         if not self.sampled:
@@ -175,11 +175,10 @@ class Content:
             if group != n and first[n] == n:  # not a plain copy
                 index = int(numbers[n])
                 message = f"nearly the same pair as {self.source(numbers[group])}"
-                hint = "keep one of them, or give eval a file of its own"
-                yield self._finding("near", index, message, hint)
+                yield self._finding("near", index, message)
 
-    def _finding(self, code: str, index: int, message: str, hint: str) -> tuple[int, Finding]:
-        return index, Finding(code, "warning", self.source(index), None, message, hint)
+    def _finding(self, code: str, index: int, message: str) -> tuple[int, Finding]:
+        return index, finding(code, self.source(index), message)
 
 
 def signature_of(pair: Pair) -> np.ndarray:

@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from likelier.checks.rules import finding
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import bare, near_groups, signature
 
@@ -51,9 +52,8 @@ def find_leaks(
     distinct = list(dict.fromkeys(texts))
     near = _near([signature(text) for text in distinct], signatures, sources)
     messages = {text: _message(text, hits, near.get(n)) for n, text in enumerate(distinct)}
-    hint = "delete it from one of the two"
     return [
-        Finding("leak", "warning", pair.source, "prompt", message, hint)
+        finding("leak", pair.source, message, "prompt")
         for pair, text in zip(held_out, texts, strict=True)
         if (message := messages[text])
     ]

@@ -10,6 +10,7 @@ import numpy as np
 from likelier.base.errors import DataError
 from likelier.batching.batch import Scored, completions_of
 from likelier.checks.examine import Question
+from likelier.checks.rules import finding
 from likelier.checks.shortcuts import estimate
 from likelier.checks.summary import Examination, ModelView, Tally
 from likelier.data.encode import encode_completion, encode_pairs
@@ -89,9 +90,7 @@ def _means(policy: Policy, answers: Sequence[Scored]) -> np.ndarray:
 
 def _noise(source: str, gap: float, median: float) -> Finding:
     message = f"the model finds rejected likelier by {-gap:.2f} nats a token (median {median:+.2f})"
-    return Finding(
-        "noise", "note", source, None, message, "read this row; hard is not the same as wrong"
-    )
+    return finding("noise", source, message)
 
 
 def _odd(gap: np.ndarray) -> list[int]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from likelier.checks.rules import finding
 from likelier.data.chat import render_chat, stands_in, texts_of
 from likelier.data.messages import ROLES, Unfit
 from likelier.data.records import Chat, Finding, Pair, TokenPair, text_of
@@ -45,7 +46,7 @@ def assistant_text(side: str | Chat) -> str:
 
 
 def script_of(text: str) -> str | None:
-    """The script of most letters (Kana wins over Han, as in Japanese), or None of too few."""
+    """The script of most letters, or None where there are too few. Some Kana makes Han Kana."""
     places = np.searchsorted(_STARTS, code_points(text[:MAX_SCRIPT_CHARACTERS]), side="right") - 1
     counts = np.bincount(_SCRIPT[places], minlength=len(SCRIPTS))
     counts[SCRIPTS.index("other")] = 0
@@ -65,17 +66,14 @@ def findings_as_read(pair: Pair) -> Iterator[Finding]:
         return
     if repeats_prompt(pair):
         message = "both answers begin with the whole prompt, which would be read twice"
-        hint = "take the prompt off the answers; `likelier check --fix` does it"
-        yield Finding("doubled", "warning", pair.source, None, message, hint)
+        yield finding("doubled", pair.source, message)
     if pair.scores and pair.scores[0] < pair.scores[1]:
         message = f"chosen scores {pair.scores[0]:g}, rejected {pair.scores[1]:g}"
-        hint = "swap them, or check what the scores mean"
-        yield Finding("inverted", "warning", pair.source, None, message, hint)
+        yield finding("inverted", pair.source, message)
     chosen, rejected = (script_of(assistant_text(side)) for side in (pair.chosen, pair.rejected))
     if chosen and rejected and chosen != rejected:
         message = f"chosen is written in {chosen} letters, rejected in {rejected}"
-        hint = "keep it only where the language is meant to be learned"
-        yield Finding("language", "note", pair.source, None, message, hint)
+        yield finding("language", pair.source, message)
 
 
 def repeats_prompt(pair: Pair) -> bool:
@@ -91,16 +89,15 @@ def repeats_prompt(pair: Pair) -> bool:
 def _of_side(pair: Pair, name: str, side: str | Chat) -> Iterator[Finding]:
     text = text_of(side)
     if _DECOMPOSED.search(text):
-        message, hint = "Hangul in decomposed form (NFD)", "convert the text to NFC"
-        yield Finding("decomposed", "warning", pair.source, name, message, hint)
+        message = "the text holds Hangul in decomposed form (NFD)"
+        yield finding("decomposed", pair.source, message, name)
     if "\ufffd" in text:
-        message, hint = "the text was damaged before (U+FFFD)", "decode the original again"
-        yield Finding("damaged", "warning", pair.source, name, message, hint)
+        message = "the text was damaged before it came here: it holds U+FFFD"
+        yield finding("damaged", pair.source, message, name)
     if not isinstance(pair.prompt, str) and not isinstance(side, str):
         before = () if name == "prompt" else pair.prompt[-1:]
         if odd := _odd_turns((*before, *side)):
-            hint = "check that no turn was lost; the template may refuse this"
-            yield Finding("turns", "warning", pair.source, name, odd, hint)
+            yield finding("turns", pair.source, odd, name)
 
 
 def _odd_turns(chat: Chat) -> str | None:
@@ -119,29 +116,24 @@ def findings_as_tokens(
     prompt, *answers = texts
     if any(BREAK in text for text in texts):
         message = "control tokens stand in the text; they are encoded as text"
-        hint = "delete them, unless the text is about them"
-        yield Finding("control", "warning", pair.source, None, message, hint)
+        yield finding("control", pair.source, message)
     ids = (*tokens.chosen.tokens, *tokens.rejected.tokens)
     if encoder.unknown is not None and (count := ids.count(encoder.unknown)):
         message = f"{count} unknown tokens: the tokenizer does not know this text"
-        hint = "check that the tokenizer is the model's own"
-        yield Finding("unknown", "warning", pair.source, None, message, hint)
+        yield finding("unknown", pair.source, message)
     if message := _wrong_bos(encoder, tokens.prompt):
-        hint = "let either the template or the tokenizer write it"
-        yield Finding("bos", "warning", pair.source, "prompt", message, hint)
+        yield finding("bos", pair.source, message, "prompt")
     letters = sum(map(len, answers))
     if len(ids) >= max(MIN_FOREIGN_TOKENS, FOREIGN_TOKENS_PER_CHARACTER * letters):
-        message = f"{len(ids) / max(letters, 1):.1f} tokens a character"
-        hint = "check that the tokenizer is the model's own and knows this language"
-        yield Finding("foreign", "warning", pair.source, None, message, hint)
+        message = f"the answers take {len(ids) / max(letters, 1):.1f} tokens a character"
+        yield finding("foreign", pair.source, message)
     if isinstance(pair.prompt, str):
         return
     rendered = prompt.replace(BREAK, "")
     for number, turn in enumerate(pair.prompt):
         if not all(stands_in(text, rendered) for text in texts_of(turn)):
             message = f"the template leaves out text of the {turn['role']}'s turn"
-            hint = "look at it with `likelier show`; change the template or the roles"
-            yield Finding("drops", "warning", pair.source, f"prompt[{number}]", message, hint)
+            yield finding("drops", pair.source, message, f"prompt[{number}]")
 
 
 def _wrong_bos(encoder: Encoder, prompt: Sequence[int]) -> str:
@@ -156,12 +148,10 @@ def _wrong_bos(encoder: Encoder, prompt: Sequence[int]) -> str:
 
 
 def template_finding(encoder: Encoder, pair: Pair) -> Finding | None:
-    """What the chat template does to all rows, told by one: no use of it, or words of its own."""
+    """A finding where the template of this pair's file is not used, or adds words of its own."""
     if isinstance(pair.prompt, str):
         message = "the rows are plain texts, so the model's chat template is not used for them"
-        hint = "set data.chat: true (check --chat) to make turns of them"
-        plain = Finding("plain", "warning", pair.source, None, message, hint)
-        return plain if encoder.reads else None
+        return finding("plain", pair.source, message) if encoder.reads else None
     if pair.tools:
         return None
     try:
@@ -174,6 +164,4 @@ def template_finding(encoder: Encoder, pair: Pair) -> Finding | None:
     words = [word for word in _WORD.findall(added) if word.lower() not in (*ROLES, "think")]
     if sum(map(len, words)) <= MIN_ADDED_LETTERS:
         return None
-    message = f"the template adds {' '.join(added.split())[:80]!r}"
-    hint = "look at it with `likelier show`; a system turn of your own often replaces it"
-    return Finding("adds", "note", pair.source, None, message, hint)
+    return finding("adds", pair.source, f"the template adds {' '.join(added.split())[:80]!r}")

@@ -1,12 +1,13 @@
-"""Every finding there is: its code, how grave it is, why it matters, what to do."""
+"""Every kind of finding: its code, its severity, why it matters and what to do about it."""
 
 from typing import Literal
 
+from likelier.data.records import Finding
 from likelier.pages.texts import text
 
 Severity = Literal["error", "warning", "note"]
 
-# Why each matters and what to do about it stand in the catalogue of texts, under findings.
+# Why each kind matters and what to do about it: pages/texts/en.yaml, under findings.
 RULES: dict[str, Severity] = {
     # reading
     "json": "error", "utf8": "error", "csv": "error", "parquet": "error", "gzip": "error",
@@ -38,3 +39,8 @@ def why(code: str) -> str:
 def cure(code: str) -> str:
     """What to do about a kind of finding; empty for a code that is none of ours."""
     return text(f"findings.{code}.cure") if code in RULES else ""
+
+
+def finding(code: str, source: str, message: str, field: str | None = None) -> Finding:
+    """A finding with the severity of its kind, and what to do about its kind as the hint."""
+    return Finding(code, RULES[code], source, field, message, cure(code))

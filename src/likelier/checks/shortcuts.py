@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from likelier.checks.pairs import SCRIPTS, script_of
+from likelier.checks.rules import finding
 from likelier.data.records import Finding
+from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import text
 
 FOLDS = 5
@@ -186,10 +188,7 @@ def estimate(right: np.ndarray, groups: np.ndarray) -> Estimate:
     variance = float((sums**2).sum()) / len(right) ** 2 * clusters / max(clusters - 1, 1)
     free = mean * (1 - mean)
     count = min(float(len(right)), free / variance) if variance > 0 else float(clusters)
-    z = 1.959964
-    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * np.sqrt(free / count + z * z / (4 * count * count))
-    return Estimate(mean, float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
+    return Estimate(mean, *wilson(mean, count))
 
 
 @dataclass(frozen=True)
@@ -236,8 +235,7 @@ def shortcuts(found: Probe | None, skew: Lengths | None, name: str) -> Iterator[
             f"trivial features alone tell chosen from rejected for {found.accuracy.value:.0%} of "
             f"the pairs ({low:.0%} to {high:.0%}){best}"
         )
-        hint = "balance the data in these features, or filter by them"
-        yield Finding("shortcut", "warning", name, None, message, hint)
+        yield finding("shortcut", name, message)
     share = skew.chosen_longer if skew else None
     if found and skew and share and (share.low > LONGER_SHARE or share.high < 1 - LONGER_SHARE):
         side = "chosen" if share.value > 0.5 else "rejected"
@@ -245,5 +243,4 @@ def shortcuts(found: Probe | None, skew: Lengths | None, name: str) -> Iterator[
             f"{side} is longer in {max(share.value, 1 - share.value):.0%} of the pairs (median "
             f"{skew.median_chosen:.0f} and {skew.median_rejected:.0f} {skew.unit})"
         )
-        hint = "match lengths, or use a length-normalised loss"
-        yield Finding("length", "warning", name, None, message, hint)
+        yield finding("length", name, message)

@@ -1,14 +1,15 @@
-"""Intervals of shares. Imports no torch: the report uses it, too."""
+"""Intervals of shares. Imports no torch: the report and the checks of data use it, too."""
 
 import math
 
 Z95 = 1.959963984540054
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share observed over ``n`` independent trials (Wilson 1927).
 
-    Ties counted as a half make ``share * n`` fractional, which the formula allows.
+    Neither ``n`` nor ``share * n`` must be whole: ties count as a half, and trials that depend on
+    each other count as fewer.
     """
     scale = 1 + Z95**2 / n
     middle = (share + Z95**2 / (2 * n)) / scale
