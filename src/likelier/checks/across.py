@@ -1,26 +1,33 @@
-"""What pairs say about each other: the same pair twice, both ways round, in a circle, held out."""
+"""What rows say about each other: copies, contradictions, circles, held-out prompts trained on."""
 
 import json
+import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from itertools import compress, groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from likelier.checks.leaks import find_leaks, text_hash
 from likelier.checks.rules import finding
 from likelier.data.records import Finding, Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
 
+GRAM_WORDS = 8  # the n of the n-grams
+MIN_COVERED = 0.5  # share of a held-out prompt's words that lie in n-grams of training prompts
+# Words; a Han or Kana character is a word of its own, because no spaces part them.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+
 
 class EvenSample:
-    """Every so many rows, at most ``most``: when there are more, every second goes.
+    """At most ``most`` of the rows added, evenly spaced over all of them.
 
-    ``step`` is how far apart the rows of the sample stand.
+    Every ``step``-th row is kept. Where the sample grows too large, every second row leaves it
+    and ``step`` doubles.
     """
 
     def __init__(self, most: int) -> None:
@@ -95,11 +102,6 @@ class Content:
         return source.decode(errors="surrogatepass")
 
     @property
-    def is_labelled(self) -> bool:
-        """Whether they are unpaired examples."""
-        return set(np.unique(self.keys[:, 2]).tolist()) <= {digest(True), digest(False)}
-
-    @property
     def sampled(self) -> int:
         """How many pairs are compared for near copies."""
         return len(self._signatures)
@@ -111,7 +113,8 @@ class Content:
 
     def findings(self) -> list[Finding]:
         """What the pairs say about each other, in their order."""
-        against = self._labels() if self.is_labelled else self._conflicts()
+        unpaired = set(np.unique(self.keys[:, 2]).tolist()) <= {digest(True), digest(False)}
+        against = self._labels() if unpaired else self._conflicts()
         found = [*self._duplicates(), *against, *self._near_copies()]
         return [one for _, one in sorted(found, key=itemgetter(0))]
 
@@ -131,7 +134,7 @@ class Content:
             yield self._finding("duplicate", index, f"the same pair as {before}")
 
     def _conflicts(self) -> Iterator[tuple[int, Finding]]:
-        """Of each prompt the graph of who beats whom: pairs of opposites, and circles."""
+        """In the graph of which answer beats which, prompt by prompt: opposites and circles."""
         keys = self.keys
         counts = np.unique(keys[:, 0], return_inverse=True, return_counts=True)
         several = np.flatnonzero(counts[2][counts[1].ravel()] > 1)
@@ -181,11 +184,6 @@ class Content:
         return index, finding(code, self.source(index), message)
 
 
-def signature_of(pair: Pair) -> np.ndarray:
-    """The signature of a whole row."""
-    return signature(bare("\n".join(map(text_of, pair.sides.values()))))
-
-
 def _first_of(keys: np.ndarray) -> tuple[list[int], list[int]]:
     """For each row the first row equal to it, and the rows that are not the first."""
     rows = np.ascontiguousarray(keys).view(np.dtype((np.void, keys.shape[1] * 8))).ravel()
@@ -225,3 +223,83 @@ def _components(edges: list[tuple[int, int]]) -> dict[int, int]:
                     while node not in component:
                         component[path.pop()] = number[node]
     return component
+
+
+# ---- held-out prompts that are trained on -------------------------------------------------------
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text, the same in every process."""
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def hashes_of(prompt: str) -> list[int]:
+    """A hash of a bare prompt, and one of each of its n-grams."""
+    return [text_hash(prompt), *_grams(prompt)]
+
+
+def hashes_watched(held_out: Iterable[Pair]) -> frozenset[int]:
+    """What to look for in training prompts: the hashes of held-out ones."""
+    texts = {bare(text_of(pair.prompt)) for pair in held_out}
+    return frozenset(found for text in texts for found in hashes_of(text))
+
+
+def find_leaks(
+    held_out: Sequence[Pair],
+    hits: Mapping[int, str],
+    signatures: np.ndarray,
+    sources: Sequence[str],
+) -> list[Finding]:
+    """A warning for each held-out pair whose prompt is trained on; it names both rows.
+
+    The strongest reason is named: the same prompt, a near copy, or more than half of its
+    words in runs of eight that training prompts have, too.
+
+    Args:
+        hits: the hashes watched for that training prompts have, and where first.
+        signatures: (n, NUM_HASHES) of training prompts, and their ``sources``.
+    """
+    texts = [bare(text_of(pair.prompt)) for pair in held_out]
+    distinct = list(dict.fromkeys(texts))
+    near = _near([signature(text) for text in distinct], signatures, sources)
+    messages = {text: _message(text, hits, near.get(n)) for n, text in enumerate(distinct)}
+    return [
+        finding("leak", pair.source, message, "prompt")
+        for pair, text in zip(held_out, texts, strict=True)
+        if (message := messages[text])
+    ]
+
+
+def _message(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
+    if source := hits.get(text_hash(text)):
+        return f"the prompt is also in the training data, at {source}"
+    if near:
+        return f"nearly the same prompt is in the training data, at {near}"
+    grams = _grams(text)
+    found = [n for n, gram in enumerate(grams) if gram in hits]
+    covered = {word for n in found for word in range(n, n + GRAM_WORDS)}
+    share = len(covered) / (len(grams) + GRAM_WORDS - 1) if grams else 0.0
+    if share <= MIN_COVERED:
+        return None
+    return f"{share:.0%} of its words stand in training prompts, as at {hits[grams[found[0]]]}"
+
+
+def _near(
+    held: Sequence[np.ndarray], trained: np.ndarray, sources: Sequence[str]
+) -> dict[int, str]:
+    """For each held-out prompt with a near copy in training, the source of the first."""
+    if not held or not len(trained):
+        return {}
+    groups = near_groups(np.concatenate([np.stack(held), trained])).tolist()
+    first: dict[int, str] = {}
+    for group, source in zip(groups[len(held) :], sources, strict=True):
+        first.setdefault(group, source)
+    return {n: first[group] for n, group in enumerate(groups[: len(held)]) if group in first}
+
+
+def _grams(text: str) -> list[int]:
+    words = _WORD.findall(text)
+    return [
+        text_hash(" ".join(words[n : n + GRAM_WORDS])) for n in range(len(words) - GRAM_WORDS + 1)
+    ]

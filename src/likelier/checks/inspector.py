@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from likelier.checks.across import Content, digest, signature_of
-from likelier.checks.leaks import hashes_of, hashes_watched
+from likelier.checks.across import Content, digest, hashes_of, hashes_watched
 from likelier.checks.pairs import assistant_text, findings_as_read, findings_as_tokens
+from likelier.checks.rules import RULES, cure
 from likelier.checks.shortcuts import FEATURES, features
 from likelier.data.records import Finding, Pair, TokenPair, text_of
-from likelier.data.split import NUM_HASHES, bare, prompt_signatures
+from likelier.data.split import NUM_HASHES, bare, prompt_signatures, signature
 from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Chunk
 
@@ -33,8 +33,9 @@ class PairInspector:
 
     @property
     def key(self) -> str:
-        """All that decides what is found."""
-        return repr((self.statistics, self.watched and sorted(self.watched)))
+        """All that decides what is found, and the words of the hints."""
+        hints = [cure(code) for code in RULES]
+        return repr((self.statistics, self.watched and sorted(self.watched), hints))
 
     def __getstate__(self) -> dict[str, object]:
         return {"statistics": self.statistics, "held_out": (), "watched": self.watched}
@@ -46,18 +47,19 @@ class PairInspector:
     def as_tokens(
         self, encoder: Encoder, pair: Pair, texts: Sequence[str], tokens: TokenPair
     ) -> Iterator[Finding]:
-        """What it shows as tokens."""
+        """What a pair shows as tokens."""
         return findings_as_tokens(encoder, pair, texts, tokens)
 
     def arrays(self, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> dict[str, np.ndarray]:
-        """What of the pairs is compared with others."""
+        """What is kept of the pairs, to be compared with others."""
         found: dict[str, np.ndarray] = {}
         found["keys"] = np.array([_keys(pair) for pair in pairs], np.uint64).reshape(-1, 3)
         if self.watched is not None:
             found["hits"] = np.array(list(self._hits(pairs)), np.uint64).reshape(-1, 2)
             found["prompts"] = prompt_signatures(pairs)
         if self.statistics:
-            nears = [signature_of(pair) for pair in pairs]
+            whole = ["\n".join(map(text_of, pair.sides.values())) for pair in pairs]
+            nears = [signature(bare(text)) for text in whole]
             both = [
                 [features(assistant_text(side)) for side in (pair.chosen, pair.rejected)]
                 for pair in pairs
