@@ -1,6 +1,6 @@
 """The losses as plain functions: log-probs in, a loss for each pair out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,17 +51,21 @@ def preference_loss(
         ValueError: an unknown name or hyper-parameter, a value out of range, a missing input, or
             inputs that differ in shape.
     """
-    loss, fixed = _loss_and_parameters(name, parameters)
+    loss = _checked_loss(name, parameters)
     if not loss.paired:
         raise ValueError(f"{loss.name} is for single answers with a label, not for pairs")
-    needed = {
-        "reference": (reference_chosen, reference_rejected),
-        "lengths": (chosen_tokens, rejected_tokens),
-        "margin": (margin,),
-    }
-    for need, wanted in needed.items():
-        if loss.reads(need) and any(value is None for value in wanted):
-            raise ValueError(f"{loss.name} needs {_NAMES[need]}")
+    fixed = loss.defaults | parameters
+    if fixed.get("delta") == "running":
+        fixed["delta"] = 0.0
+    inputs = {
+        "reference": {"reference_chosen": reference_chosen,
+                      "reference_rejected": reference_rejected},
+        "lengths": {"chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens},
+        "margin": {"margin": margin},
+    }  # fmt: skip
+    for need, named in inputs.items():
+        if loss.reads(need) and any(value is None for value in named.values()):
+            raise ValueError(f"{loss.name} needs {' and '.join(named)}")
     given = [policy_chosen, policy_rejected, reference_chosen, reference_rejected,
              chosen_tokens, rejected_tokens, margin, weight]  # fmt: skip
     (pc, pr, rc, rr, nc, nr, offset, weight_P), out = _flat(given)
@@ -81,24 +85,14 @@ def preference_loss(
     return out(loss_P if weight_P is None else loss_P * weight_P)
 
 
-_NAMES = {
-    "reference": "reference_chosen and reference_rejected",
-    "lengths": "chosen_tokens and rejected_tokens",
-    "margin": "margin, how much better the chosen answer of each pair is",
-}
-
-
-def _loss_and_parameters(name: str, parameters: dict[str, Any]) -> tuple[Loss, dict[str, Any]]:
+def _checked_loss(name: str, parameters: Mapping[str, Any]) -> Loss:
     try:
-        loss = find_loss(name)
+        loss = find_loss(name, "name")
+        loss.check(parameters)
     except ConfigError as error:
-        raise ValueError(f"{error.what}. {error.hint}") from None
-    if wrong := loss.problem(parameters):
-        raise ValueError(f"{wrong[0]}: {wrong[1]} ({wrong[2]})")
-    fixed = loss.defaults | parameters
-    if fixed.get("delta") == "running":
-        fixed["delta"] = 0.0
-    return loss, fixed
+        where = str(error.where).removeprefix("loss.")
+        raise ValueError(f"{where}: {error.what}. {error.hint}") from None
+    return loss
 
 
 def kto_loss(
@@ -129,7 +123,7 @@ def kto_loss(
     Source: Ethayarajh et al. 2024 (arXiv 2402.01306).
     """
     given = {"beta": beta, "desirable": desirable, "undesirable": undesirable}
-    _loss_and_parameters("kto", dict(given))
+    _checked_loss("kto", given)
     (policy_R, reference_R, label_R), out = _flat([policy, reference, label])
     if not bool(((label_R == 0) | (label_R == 1)).all()):
         raise ValueError("a label is neither 0 nor 1")

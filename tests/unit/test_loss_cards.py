@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from likelier.base.errors import ConfigError
 from likelier.cli import main
 from likelier.commands.losses import page, table
 from likelier.losses.declare import LOSSES
@@ -44,7 +45,8 @@ def test_a_wrong_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_parameter_allows_its_default_and_no_more_than_its_range() -> None:
     for loss in LOSSES.values():
-        assert loss.problem({"unknown": 1}) is not None
+        with pytest.raises(ConfigError, match="does not read unknown"):
+            loss.check({"unknown": 1})
         for hyper in loss.hypers:
             assert hyper.allows(hyper.default), (loss.name, hyper.name)
             if not hyper.choices:

@@ -253,7 +253,7 @@ def test_a_bare_ipo_is_two_losses() -> None:
         ("sigmoid", {"divergence": "kl"}, "reverse_kl or forward_kl or js or alpha"),
         ("robust", {"smoothing": 0.5}, "from 0 to under 0.5"),
         ("exo", {"smoothing": 0.0}, "over 0 to under 0.5"),
-        ("simper", {"beta": 1.0}, "it has no hyper-parameter"),
+        ("simper", {"beta": 1.0}, "it reads no hyper-parameter"),
         ("kto", {}, "single answers"),
         ("simpo", {"chosen_tokens": None}, "needs chosen_tokens and rejected_tokens"),
         ("simpo", {"chosen_tokens": torch.zeros(5)}, "at least one token"),

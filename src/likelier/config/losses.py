@@ -68,14 +68,13 @@ _PAIRED: dict[str, Any] = {
 
 
 def _field(hyper: Hyper) -> tuple[Any, Any]:
-    about = f"{hyper.meaning}; begin with {hyper.start}"
+    kind: Any = Annotated[float, Field(gt=hyper.gt, ge=hyper.ge, lt=hyper.lt, le=hyper.le)]
     if hyper.choices:
-        return Literal[hyper.choices], Field(hyper.default, description=about)
-    ends = {end: getattr(hyper, end) for end in ("gt", "ge", "lt", "le")}
-    number: Any = Annotated[float, Field(**{k: v for k, v in ends.items() if v is not None})]
-    if isinstance(hyper.default, str):
-        number = Literal[hyper.default] | number
-    return number, Field(hyper.default, description=about)
+        kind = Literal[hyper.choices]
+    elif isinstance(hyper.default, str):
+        kind = Literal[hyper.default] | kind
+    about = f"{hyper.meaning}; begin with {hyper.start}"
+    return kind, Field(hyper.default, description=about)
 
 
 def _kind(loss: Loss, suffix: str, beside: Mapping[str, Any]) -> Any:
@@ -96,15 +95,7 @@ def named(value: Any, where: str = "loss") -> Any:
         return given
     loss = find_loss(given["name"], f"{where}.name")
     every = {name for other in LOSSES.values() for name in other.defaults}
-    wrong = loss.problem({k: v for k, v in given.items() if k in every})
-    if wrong:
-        key, what, hint = wrong
-        if key not in loss.defaults:
-            readers = [one.name for one in LOSSES.values() if key in one.defaults]
-            hint = f"{hint}; {key} is read by {', '.join(readers)}"
-        elif "is not possible" in what:  # the value as the config would have it
-            what = f"{flow(given[key])} is not possible;{what.partition(';')[2]}"
-        raise ConfigError(what, where=f"{where}.{key}", hint=hint)
+    loss.check({key: value for key, value in given.items() if key in every}, where, flow)
     return given | {"name": loss.name}
 
 

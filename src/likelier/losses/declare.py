@@ -4,7 +4,7 @@ No torch here: the losses are listed, and configs are read, without it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,11 +17,12 @@ _MARGIN = "((pc - rc) - (pr - rr))"  # what {margin} stands for in a formula
 
 @dataclass(frozen=True)
 class Hyper:
-    """A hyper-parameter: a number with a range, one of ``choices``, or its default if a text.
+    """A hyper-parameter: a number in a range, or one of ``choices``.
 
-    The ends of the range are named as in pydantic: over ``gt`` or from ``ge``, under ``lt`` or up
-    to ``le``. ``start`` is where to begin and what people use. ``only_if`` is a (name, value) of
-    another hyper-parameter without which this one is not read.
+    A default that is text is allowed beside the numbers. The ends of the range are named as in
+    pydantic: over ``gt`` or from ``ge``, under ``lt`` or up to ``le``. ``start`` is where to begin
+    and what people use. ``only_if`` is the (name, value) that another hyper-parameter must have
+    for this one to be read.
     """
 
     default: float | str
@@ -70,22 +71,34 @@ def hyper(default: float | str, meaning: str, start: str, **more: Any) -> Any:
 
 def hyper_beta(default: float = 0.1, start: str = "0.1; 0.01 to 0.5 are in use") -> Any:
     """The usual beta."""
-    return hyper(default, "how strongly the policy is held near", start, gt=0, le=100)
+    meaning = "scale of the rewards; a larger beta keeps the policy nearer to the reference, if any"
+    return hyper(default, meaning, start, gt=0, le=100)
+
+
+def hyper_smoothing(default: float, start: str) -> Any:
+    """The usual smoothing of labels."""
+    return hyper(default, "the share of pairs whose labels are flipped", start, ge=0, lt=0.5)
+
+
+def hyper_shift() -> Any:
+    """The shift of rewards in binary classifier optimization; ``running`` is state of the run."""
+    meaning = "the reward shift: the running mean of all rewards of the run, or a number"
+    return hyper("running", meaning, "running", ge=-10_000, le=10_000)
 
 
 @dataclass(frozen=True)
 class Loss:
     """One loss: ``function(values, **hypers)`` gives a value per pair, shape (P,), in nats.
 
-    ``formula`` is a template: ``{beta}`` stands for the hyper-parameter, and ``variants`` are
-    (choice of a hyper-parameter, its formula). ``needs`` is made of ``reference``, ``lengths``,
-    ``margin`` (a data column), ``label``, ``mismatched`` (completions of other prompts) and
-    ``whole step``. ``reward`` names the hyper-parameter that scales the log-ratio in the logged
-    rewards; None means 1.
+    ``formula`` is a template: ``{beta}`` stands for the hyper-parameter. ``variants`` are the
+    formulas for certain choices of a hyper-parameter. ``needs`` is made of ``reference``,
+    ``lengths``, ``margin`` (a data column), ``label``, ``mismatched`` (completions of other
+    prompts) and ``whole step``. ``reward`` names the hyper-parameter that scales the log-ratio in
+    the logged rewards; None means 1.
 
-    Where what is optimised is not the reward, ``score`` says it in words and ``scores`` is the name
-    of a figure of `Side`, or a function that gives the figures of the chosen and the rejected
-    side, to be multiplied by beta if ``times_beta``.
+    Where the loss does not optimise the reward, ``score`` says in words what it does optimise.
+    ``scores`` is then the name of a figure of `Side`, or a function that gives the figures of the
+    chosen and the rejected side; they are multiplied by beta if ``times_beta``.
     """
 
     name: str
@@ -98,7 +111,7 @@ class Loss:
     trap: str
     needs: tuple[str, ...] = ("reference",)
     aliases: tuple[str, ...] = ()
-    variants: tuple[tuple[str, str], ...] = ()
+    variants: Mapping[str, str] = field(default_factory=dict)
     reward: str | None = "beta"
     score: str | None = None
     scores: str | Callable[..., Any] | None = None
@@ -129,44 +142,55 @@ class Loss:
     def objective(self, values: Mapping[str, Any]) -> str:
         """The formula with these numbers in it."""
         shown = {k: f"{v:g}" if isinstance(v, int | float) else str(v) for k, v in values.items()}
-        chosen = [formula for choice, formula in self.variants if choice in values.values()]
-        return (chosen[0] if chosen else self.formula).format(margin=_MARGIN, **shown)
+        variants = (f for choice, f in self.variants.items() if choice in values.values())
+        return next(variants, self.formula).format(margin=_MARGIN, **shown)
 
     @property
     def formulas(self) -> list[str]:
         """The formula and its variants with the names of the hyper-parameters in them."""
         names = {hyper.name: hyper.name for hyper in self.hypers}
-        written = [self.formula, *(f"{choice}: {own}" for choice, own in self.variants)]
+        written = [self.formula, *(f"{choice}: {f}" for choice, f in self.variants.items())]
         return [formula.format(margin=_MARGIN, **names) for formula in written]
 
-    def problem(self, given: Mapping[str, Any]) -> tuple[str, str, str] | None:
-        """(key, what is wrong, how to fix it) for the first wrong hyper-parameter, or None."""
+    def check(
+        self,
+        given: Mapping[str, Any],
+        where: str = "loss",
+        shown: Callable[[Any], str] = str,
+    ) -> None:
+        """Check hyper-parameters that stand under the key ``where``; ``shown`` writes a value.
+
+        Raises ConfigError for the first that the loss does not read, or whose value is impossible.
+        """
         known = {hyper.name: hyper for hyper in self.hypers}
         for name, value in given.items():
             if name not in known:
-                return name, f"{self.name} does not read {name}", _instead(name, known)
+                what, hint = f"{self.name} does not read {name}", self._instead_of(name)
+                raise ConfigError(what, where=f"{where}.{name}", hint=hint)
             if not known[name].allows(value):
+                what = f"{shown(value)} is not possible; write {known[name].range}"
                 hint = f"{known[name].meaning}; begin with {known[name].start}"
-                return name, f"{value} is not possible; write {known[name].range}", hint
+                raise ConfigError(what, where=f"{where}.{name}", hint=hint)
         for name in given:
             if not known[name].is_read(self.defaults | dict(given)):
                 other, value = known[name].only_if or ("", "")
-                return name, f"would not be read: {other} is not {value}", f"take {name} away"
-        return None
+                what = f"would not be read: {other} is not {value}"
+                raise ConfigError(what, where=f"{where}.{name}", hint=f"remove {name}")
 
-
-def _instead(name: str, known: Mapping[str, Hyper]) -> str:
-    near = get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"it reads {', '.join(known)}" if known else "it has no hyper-parameter"
+    def _instead_of(self, name: str) -> str:
+        if near := get_close_matches(name, self.defaults, n=1):
+            hint = f"did you mean {near[0]}?"
+        else:
+            hint = f"it reads {', '.join(self.defaults) or 'no hyper-parameter'}"
+        readers = [other.name for other in LOSSES.values() if name in other.defaults]
+        return f"{hint}; {name} is read by {', '.join(readers)}" if readers else hint
 
 
 def loss(**card: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as a loss by its name; ``card`` is the rest of its `Loss`.
 
-    Its hyper-parameters are its keywords, each with a `hyper` as default; the title is the first
-    line of its docstring. The function itself is given back, its defaults plain values.
+    Its hyper-parameters are its keywords, each with a `hyper` as default; its title is the first
+    line of its docstring. Returns the function itself, its defaults made plain values.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from likelier.losses.declare import hyper, hyper_beta, loss
+from likelier.losses.declare import hyper, hyper_beta, hyper_smoothing, loss
 from likelier.losses.stable import EXPONENT, expm1, log_sigmoid, sigma
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from likelier.losses.values import StepValues
-
-_FLIPS = "the share of pairs whose labels are flipped"
 
 
 def f_scores(
@@ -36,14 +34,17 @@ def _f_score(ratio_P: Tensor, divergence: str, alpha: float) -> Tensor:
     return -expm1(-power * ratio_P.clamp(min=-EXPONENT)) / power
 
 
-_F_FORMULAS = (
-    ("forward_kl", "-log sigmoid({beta} * (exp(rr - pr) - exp(rc - pc)))"),
-    ("js", "-log sigmoid({beta} * (log sigmoid(pc - rc) - log sigmoid(pr - rr)))"),
-    (
-        "alpha",
-        "-log sigmoid({beta} * (exp({alpha} * (rr - pr)) - exp({alpha} * (rc - pc))) / {alpha})",
-    ),
+_F_FORMULAS = {
+    "forward_kl": "-log sigmoid({beta} * (exp(rr - pr) - exp(rc - pc)))",
+    "js": "-log sigmoid({beta} * (log sigmoid(pc - rc) - log sigmoid(pr - rr)))",
+    "alpha": "-log sigmoid({beta} * (exp({alpha} * (rr - pr)) - exp({alpha} * (rc - pc))) "
+    "/ {alpha})",
+}
+_F_PAPER = (
+    "Wang et al. 2023, Beyond Reverse KL, arXiv 2309.16240: the reward is beta * f'(policy / "
+    "reference); f' follows from each divergence's f and agrees with TRL"
 )
+_F_SCORE = "beta * f'(policy / reference), the divergence's own reward"
 _NEARNESS = "what holds the policy near the reference"
 _ALPHA = hyper(
     0.5,
@@ -56,8 +57,7 @@ _ALPHA = hyper(
 
 
 @loss(
-    paper="Rafailov et al. 2023, arXiv 2305.18290, equation 7; divergences: Wang et al. 2023, "
-    "arXiv 2309.16240, main objective",
+    paper=f"Rafailov et al. 2023, arXiv 2305.18290, equation 7; other divergences: {_F_PAPER}",
     formula="-log sigmoid({beta} * {margin})",
     variants=_F_FORMULAS,
     use="The first choice for clean pairs whose answers lie near what the model writes.",
@@ -65,7 +65,7 @@ _ALPHA = hyper(
     "doubt drive the margin without bound. Other divergences than reverse KL grow as "
     "exp(-log-ratio), so log-ratios are clamped at -30 nats before exp.",
     aliases=("dpo",),
-    score="beta * f'(policy / reference), the divergence's own reward",
+    score=_F_SCORE,
     scores=f_scores,
 )
 def sigmoid(
@@ -73,7 +73,7 @@ def sigmoid(
     *,
     beta: float = hyper_beta(),
     divergence: str = hyper(
-        "reverse_kl", _NEARNESS, "reverse_kl", choices=("reverse_kl", *dict(_F_FORMULAS))
+        "reverse_kl", _NEARNESS, "reverse_kl", choices=("reverse_kl", *_F_FORMULAS)
     ),
     alpha: float = _ALPHA,
 ) -> Tensor:
@@ -84,20 +84,20 @@ def sigmoid(
 
 
 @loss(
-    paper="Wang et al. 2023, Beyond Reverse KL, arXiv 2309.16240, main objective",
+    paper=_F_PAPER,
     formula="-log sigmoid({beta} * (s(pc - rc) - s(pr - rr))), s(d) = f'(exp(d)) of the divergence",
     variants=_F_FORMULAS,
     use="More varied answers than DPO leaves; js and alpha lie between reverse and forward KL.",
     trap="forward_kl and alpha grow as exp(-log-ratio), so log-ratios are clamped at -30 nats "
     "before exp. What is alpha here is 1 - alpha in some trainers: both agree at 0.5 alone.",
-    score="beta * f'(policy / reference), the divergence's own reward",
+    score=_F_SCORE,
     scores=f_scores,
 )
 def f_dpo(
     values: StepValues,
     *,
     beta: float = hyper_beta(),
-    divergence: str = hyper("js", _NEARNESS, "js", choices=tuple(dict(_F_FORMULAS))),
+    divergence: str = hyper("js", _NEARNESS, "js", choices=tuple(_F_FORMULAS)),
     alpha: float = _ALPHA,
 ) -> Tensor:
     """f-DPO: another divergence than reverse KL; sigmoid with the same divergence is the same."""
@@ -122,7 +122,7 @@ def cdpo(
     values: StepValues,
     *,
     beta: float = hyper_beta(),
-    smoothing: float = hyper(0.1, _FLIPS, "0.1 to 0.2", ge=0, lt=0.5),
+    smoothing: float = hyper_smoothing(0.1, "0.1 to 0.2"),
 ) -> Tensor:
     """Conservative DPO: labels are flipped with a known probability."""
     return smoothed(beta * values.log_ratio_margin_P, smoothing)
@@ -139,7 +139,7 @@ def robust(
     values: StepValues,
     *,
     beta: float = hyper_beta(),
-    smoothing: float = hyper(0.1, _FLIPS, "0.1", ge=0, lt=0.5),
+    smoothing: float = hyper_smoothing(0.1, "0.1"),
 ) -> Tensor:
     """Robust DPO: unbiased under flipped labels."""
     x_P = beta * values.log_ratio_margin_P
@@ -339,7 +339,8 @@ def chi_po(
 
 
 @loss(
-    paper="Liu et al. 2025, FocalPO, arXiv 2501.06645, main objective",
+    paper="Liu et al. 2025, FocalPO, arXiv 2501.06645: misranked pairs weigh less, as its abstract "
+    "says; the factor p^gamma is oxRL's, not compared with the paper's equations",
     formula="-p^{gamma} * log p, p = sigmoid({beta} * {margin})",
     use="Pairs that the model ranks wrongly are mostly noise, or beyond what it can learn.",
     trap="The slope turns round where p is under exp(-1 / gamma): such pairs are pushed further "
@@ -350,7 +351,11 @@ def focalpo(
     *,
     beta: float = hyper_beta(),
     gamma: float = hyper(
-        0.05, "how much less a pair weighs that is ranked wrongly; 0 is DPO", "0.05", ge=0, le=10
+        0.05,
+        "how much less a misranked pair weighs; 0 is DPO",
+        "0.05, not compared with the paper's value",
+        ge=0,
+        le=10,
     ),
 ) -> Tensor:
     """FocalPO: pairs that are ranked rightly weigh more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from likelier.losses.declare import hyper, hyper_beta, loss
 from likelier.losses.stable import EXPONENT, expm1, log_sigmoid
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from likelier.losses.values import StepValues
 
 SUREST = -1e-15  # log-prob of a token surer than which the odds are no information
+
+
+def _hyper_likelihood(default: float, start: str) -> Any:
+    meaning = "weight of the chosen answer's negative log-likelihood"
+    return hyper(default, meaning, start, ge=0, le=100)
 
 
 _GAMMA = hyper(1.25, "target margin: gamma itself, not gamma / beta", "half of beta", ge=0, le=100)
@@ -143,12 +148,8 @@ def cpo(
     values: StepValues,
     *,
     beta: float = hyper_beta(),
-    alpha: float = hyper(
-        1.0,
-        "weight of the chosen answer's negative log-likelihood",
-        "1, or 1 / (mean length) for the mean that most code takes",
-        ge=0,
-        le=100,
+    alpha: float = _hyper_likelihood(
+        1.0, "1, or 1 / (mean length) for the mean that most code takes"
     ),
 ) -> Tensor:
     """Contrastive preference optimization."""
@@ -171,13 +172,7 @@ def slic(
     values: StepValues,
     *,
     delta: float = hyper(1.0, "margin in nats", "0.1, 0.5, 1 or 2", ge=0, le=10_000),
-    alpha: float = hyper(
-        0.1,
-        "lambda: weight of the chosen answer's negative log-likelihood",
-        "0.1, 0.5, 1 or 10",
-        ge=0,
-        le=100,
-    ),
+    alpha: float = _hyper_likelihood(0.1, "0.1, 0.5, 1 or 10; the paper's lambda"),
 ) -> Tensor:
     """SLiC-HF."""
     chosen_P, rejected_P = values.chosen.policy_P, values.rejected.policy_P

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from likelier.losses.declare import hyper, hyper_beta, loss
+from likelier.losses.declare import hyper, hyper_beta, hyper_shift, loss
 from likelier.losses.stable import log_sigmoid, sigma
 
 if TYPE_CHECKING:
@@ -122,13 +122,7 @@ def bco(
     values: StepValues,
     *,
     beta: float = hyper_beta(0.01, "0.01"),
-    delta: float = hyper(
-        "running",
-        "the reward shift: the running mean of all rewards of the run, or a number",
-        "running",
-        ge=-10_000,
-        le=10_000,
-    ),
+    delta: float = hyper_shift(),
 ) -> Tensor:
     """Binary classifier optimization with pairs."""
     up_P, down_P = beta * values.chosen.ratio_P, beta * values.rejected.ratio_P

@@ -23,7 +23,7 @@ class BoundLoss:
     ``beta`` scales the logged rewards. ``observe`` is called once a step with the values of the
     whole step, before any gradient, and may change ``state``: figures that belong to the run, and
     to its checkpoints. ``held_out`` stands in for ``per_pair`` on held-out pairs. ``losses`` are
-    those of the registry that it is made of; ``function`` and ``fixed`` are set where it is one.
+    those of the registry that it is made of; ``fixed`` are the hyper-parameters where it is one.
     """
 
     name: str
@@ -38,7 +38,6 @@ class BoundLoss:
     observe: Callable[[StepValues], None] | None = None
     held_out: PerPair | None = None
     state: dict[str, float] = field(default_factory=dict)
-    function: Callable[..., Tensor] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def needs(self, what: str) -> bool:
@@ -81,7 +80,7 @@ def bind(
             raise ConfigError(
                 "would not be read: a loss function was handed over",
                 where=f"loss.{dead[0]}",
-                hint="take it away; loss.beta scales the rewards that are logged",
+                hint="remove it; loss.beta alone is read: it scales the logged rewards",
             )
         name, per_pair = getattr(function, "__name__", "own"), partial(_one_a_pair, function)
         whole = BoundLoss(name, per_pair, given.get("beta", 0.1), True, formula=f"{name}(values)")
@@ -99,8 +98,7 @@ def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> Boun
     """One loss of the registry; hyper-parameters that are left out take their defaults."""
     chosen = {key: value for key, value in given.items() if key not in ("name", "weight")}
     loss = find_loss(given["name"])
-    if wrong := loss.problem(chosen):
-        raise ConfigError(wrong[1], where=f"loss.{wrong[0]}", hint=wrong[2])
+    loss.check(chosen)
     fixed = loss.defaults | chosen
     per_pair: PerPair = partial(loss.function, **fixed)
     observe = None
@@ -116,7 +114,6 @@ def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> Boun
         losses=(loss,),
         observe=observe,
         state=state,
-        function=loss.function,
         fixed=fixed,
     )
 
@@ -190,13 +187,15 @@ def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
 
 
 def _with_dynamic_beta(loss: BoundLoss, options: Mapping[str, float]) -> BoundLoss:
-    if loss.function is None or "beta" not in loss.fixed:
+    if "beta" not in loss.fixed:
         raise ConfigError(
             f"{loss.name} has no single beta to follow the margins",
             where="loss.dynamic_beta",
-            hint="take it away, or use a loss such as sigmoid",
+            hint="remove it, or use a loss such as sigmoid",
         )
-    per_pair, observe = modifiers.dynamic_beta(loss.function, loss.fixed, loss.state, options)
+    per_pair, observe = modifiers.dynamic_beta(
+        loss.losses[0].function, loss.fixed, loss.state, options
+    )
     return replace(
         loss,
         per_pair=per_pair,

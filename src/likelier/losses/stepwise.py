@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from likelier.losses.declare import hyper, hyper_beta, loss
+from likelier.losses.declare import hyper, hyper_beta, hyper_shift, hyper_smoothing, loss
 from likelier.losses.pairwise import smoothed
 from likelier.losses.stable import log_sigmoid, sigma
 
@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from likelier.losses.values import StepValues
-
-
-_SMOOTHING = hyper(0.0, "the share of pairs whose labels are flipped", "0", ge=0, lt=0.5)
 
 
 def of_same_rank(values_P: Tensor, others_P: Tensor) -> Tensor:
@@ -37,7 +34,7 @@ def aot(
     values: StepValues,
     *,
     beta: float = hyper_beta(0.01, "0.01"),
-    smoothing: float = _SMOOTHING,
+    smoothing: float = hyper_smoothing(0.0, "0"),
 ) -> Tensor:
     """Alignment by optimal transport, paired."""
     policy_P = values.chosen.policy_P - values.rejected.policy_P
@@ -58,7 +55,7 @@ def aot_unpaired(
     values: StepValues,
     *,
     beta: float = hyper_beta(0.01, "0.01"),
-    smoothing: float = _SMOOTHING,
+    smoothing: float = hyper_smoothing(0.0, "0"),
 ) -> Tensor:
     """Alignment by optimal transport, unpaired."""
     chosen_P, rejected_P = values.chosen.ratio_P, values.rejected.ratio_P
@@ -124,13 +121,7 @@ def bco_unpaired(
     values: StepValues,
     *,
     beta: float = hyper_beta(0.01, "0.01"),
-    delta: float = hyper(
-        "running",
-        "the reward shift: the running mean of the run, or a number",
-        "running",
-        ge=-10_000,
-        le=10_000,
-    ),
+    delta: float = hyper_shift(),
 ) -> Tensor:
     """Binary classifier optimization of single answers."""
     x_P = beta * values.chosen.ratio_P - delta
