@@ -6,7 +6,7 @@ from typing import Any
 
 from likelier.checks.inspector import PairInspector
 from likelier.checks.summary import in_file_order
-from likelier.data.formats import Format, Reading, recognised
+from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row
 from likelier.data.read import Data, read_data, rows_from_memory
 from likelier.data.records import Finding, Pair, Row
@@ -25,21 +25,21 @@ class Loaded:
     form: Format
 
 
-def load_pairs(data: Data, columns: Mapping[str, str] | Reading) -> Loaded:
+def load_pairs(data: Data, columns: Mapping[str, str] | Format) -> Loaded:
     return _load(read_data(data), columns, str(data))
 
 
 def load_memory(
-    rows: Iterable[Any], columns: Mapping[str, str] | Reading, name: str = "train"
+    rows: Iterable[Any], columns: Mapping[str, str] | Format, name: str = "train"
 ) -> Loaded:
     return _load(rows_from_memory(rows, name), columns, name)
 
 
-def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Reading, name: str) -> Loaded:
-    reading = columns if isinstance(columns, Reading) else Reading(columns)
+def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Format, name: str) -> Loaded:
+    asked = columns if isinstance(columns, Format) else Format(columns)
     inspector = PairInspector()
-    form, counted = recognised(rows, reading)
-    done = list(chunks(counted, Task(form, reading, keep_pairs=True, inspector=inspector)))
+    form, items = recognised(rows, asked)
+    done = list(chunks(items, Task(form, keep_pairs=True, inspector=inspector)))
     no_row(sum(chunk.rows for chunk in done), name)
     found = [finding for chunk in done for finding in chunk.findings]
     pairs = [pair for chunk in done for pair in chunk.pairs]

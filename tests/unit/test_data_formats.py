@@ -16,7 +16,7 @@ from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import ConfigError, InputMissing
 from likelier.checks.rules import RULES, cure, why
-from likelier.data.formats import Reading, recognise
+from likelier.data.formats import Format, recognise
 
 Rows = list[dict[str, Any]]
 
@@ -258,7 +258,7 @@ LIST = {"prompt": ASK, "completions": [t for t, _ in SCORED], "scores": [s for _
     ],
 )  # fmt: skip
 def test_pairs_of_a_ranked_list(how: Any, gap: float, expected: list[tuple[str, str]]) -> None:
-    loaded = load_memory([LIST], Reading(pairs=how, min_gap=gap))
+    loaded = load_memory([LIST], Format(pairs=how, min_gap=gap))
     assert [(p.chosen, p.rejected) for p in loaded.pairs] == expected
     assert (loaded.rows, loaded.left_out) == (1, 0 if expected else 1)
     if not expected:
@@ -304,17 +304,17 @@ def test_columns_win_over_what_is_recognised() -> None:
     row = {"prompt": "아님", "물음": ASK, "chosen": GOOD, "rejected": BAD, "system": "x"}
     pair = the_pair(load_memory([row], {"prompt": "물음", "system": "prompt"}))
     assert pair.prompt == (system("아님"), user(ASK))
-    assert recognise([row], {"prompt": "물음"}).columns["prompt"] == "물음"
+    assert recognise([row], Format({"prompt": "물음"})).columns["prompt"] == "물음"
 
 
 def test_chat_makes_turns_of_texts() -> None:
-    pair = the_pair(load_memory(CASES["plain"].good, Reading(chat=True)))
+    pair = the_pair(load_memory(CASES["plain"].good, Format(chat=True)))
     assert (pair.prompt, pair.chosen, pair.rejected) == CHAT
 
 
 def test_a_ranking_that_nothing_reads_is_an_error() -> None:
     with pytest.raises(ConfigError, match="would not be read"):
-        load_memory(CASES["plain"].good, Reading(pairs="all"))
+        load_memory(CASES["plain"].good, Format(pairs="all"))
 
 
 def folder_of(path: Path, *names: str) -> None:

@@ -192,8 +192,8 @@ def test_a_pickled_task_makes_the_same_of_its_rows() -> None:
     from likelier.data.workers import Task, process_rows
 
     columns = {name: name for name in ("prompt", "chosen", "rejected")}
-    task = Task(Format("pairs", columns, chat=True), encoder=ENCODER, keep_tokens=True)
-    batch = [(1, Row(f"a:{n}", row)) for n, row in enumerate(rows_of(5))]
+    task = Task(Format(columns, chat=True), encoder=ENCODER, keep_tokens=True)
+    batch = [Row(f"a:{n}", row) for n, row in enumerate(rows_of(5))]
     ours, theirs = process_rows(task, batch), process_rows(pickle.loads(pickle.dumps(task)), batch)
     assert ours.sources == theirs.sources and ours.arrays["ids"].size
     assert ours.arrays["ids"].tolist() == theirs.arrays["ids"].tolist()

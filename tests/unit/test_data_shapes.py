@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from likelier.data.formats import Format, Reading, read_row
+from likelier.data.formats import Format, read_row
 from likelier.data.messages import nearest
 from likelier.data.records import Finding, Pair, Row
 
@@ -23,7 +23,7 @@ SYSTEM = {"role": "system", "content": "공손하게 답하세요."}
 
 
 def read(record: dict[str, Any], columns: dict[str, str] | None) -> Pair | Finding:
-    (found,) = read_row(Row("a.jsonl:7", record), Format("pairs", columns or {}), Reading())
+    (found,) = read_row(Row("a.jsonl:7", record), Format(columns or {}))
     return found
 
 

@@ -81,7 +81,7 @@ def test_leaks_name_both_rows() -> None:
     inspector = PairInspector().watching(held_out)
     arrays = inspector.arrays(train, [])
     sources = tuple(pair.source for pair in train)
-    chunk = Chunk(len(train), 0, (), sources, (1,) * len(train), (), arrays)
+    chunk = Chunk(len(train), (), sources, (1,) * len(train), (), arrays)
     (finding,) = inspector.leaks([chunk], sources)
     assert (finding.code, finding.severity, finding.source) == ("leak", "warning", "eval:1")
     assert "a:1" in finding.message

@@ -18,8 +18,8 @@ from likelier.checks.pairs import SCRIPTS, template_finding
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.config import Config
-from likelier.data.formats import Counted, Format, Reading, read_row, recognised
-from likelier.data.load import no_row, reading_of
+from likelier.data.formats import Format, read_row, recognised
+from likelier.data.load import format_of, no_row
 from likelier.data.read import Data, read_data
 from likelier.data.records import Finding, Pair, Row
 from likelier.data.tokenizer import Encoder, build_encoder
@@ -36,7 +36,7 @@ class Question:
 
     Attributes:
         data: a file, folder or Hub id; or several with weights.
-        reading: columns, chat and ranking.
+        format: what is said of it: columns, chat and ranking.
         model: whose tokenizer and template are used; None looks at the text alone.
         held_out: data whose prompts must not be trained on.
         max_length: tokens; pairs over it are found. None is any length.
@@ -47,7 +47,7 @@ class Question:
     """
 
     data: Data
-    reading: Reading = field(default_factory=Reading)
+    format: Format = field(default_factory=Format)
     model: str | None = None
     held_out: str | None = None
     max_length: int | None = None
@@ -96,9 +96,9 @@ def question_of_options(
     for option, given in needing.items():
         if given and model is None:
             raise ConfigError("would not be read without a model", where=option, hint="add --model")
-    reading = Reading(columns, chat, pairs or PAIRINGS[0], min_gap or 0.0)  # type: ignore[arg-type]  # checked above
+    asked = Format(columns, chat, pairs or PAIRINGS[0], min_gap or 0.0)  # type: ignore[arg-type]  # checked above
     return Question(
-        str(data), reading, model, held_out, max_length,
+        str(data), asked, model, held_out, max_length,
         template=template, score=score,
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def question_of_config(config: Config, score: int, options: Mapping[str, Any]) -
             raise ConfigError(what, where=option, hint="take it away, or change the config")
     data = config.data
     return Question(
-        data.train, reading_of(data), config.model.path, data.eval_path, data.max_length,
+        data.train, format_of(data), config.model.path, data.eval_path, data.max_length,
         trim=data.overlong == "trim", template=data.template, today=data.today,
         revision=config.model.revision, score=score,
     )  # fmt: skip
@@ -135,11 +135,10 @@ def examine(question: Question) -> Examination:
     encoder = question.encoder
     inspector = PairInspector(statistics=True)
     if question.held_out is not None:
-        inspector = inspector.watching(_held_out(question.held_out, question.reading))
-    form, rows = recognised(read_data(question.data), question.reading)
+        inspector = inspector.watching(_held_out(question.held_out, question.format))
+    form, rows = recognised(read_data(question.data), question.format)
     task = Task(
         form,
-        question.reading,
         encoder,
         max_length=question.max_length,
         trim=question.trim,
@@ -153,7 +152,7 @@ def examine(question: Question) -> Examination:
             advance(chunk.rows)
     no_row(found.rows, question.name)
     if encoder is not None:
-        found.tally.add(_of_template(encoder, first, form, question.reading))
+        found.tally.add(_of_template(encoder, first, form))
     found.tally.add(found.content.findings())
     if question.held_out is not None:
         found.tally.add(found.content.leaks(inspector.held_out))
@@ -164,19 +163,19 @@ def examine(question: Question) -> Examination:
 
 
 def _of_template(
-    encoder: Encoder, rows: Sequence[Counted], form: Format, reading: Reading
+    encoder: Encoder, rows: Sequence[Row | Finding], form: Format
 ) -> Iterator[Finding]:
     """At most one finding about the template, told by the first pair that can be read."""
-    read = (read_row(row, form, reading) for _, row in rows if isinstance(row, Row))
+    read = (read_row(row, form) for row in rows if isinstance(row, Row))
     first = next((pair for found in read for pair in found if isinstance(pair, Pair)), None)
     if first is not None and (finding := template_finding(encoder, first)):
         yield finding
 
 
-def _held_out(data: str, reading: Reading) -> list[Pair]:
+def _held_out(data: str, asked: Format) -> list[Pair]:
     """The held-out pairs that can be read; what is wrong with them is their own check's."""
-    form, rows = recognised(read_data(data), reading)
-    task = Task(form, reading, keep_pairs=True)
+    form, rows = recognised(read_data(data), asked)
+    task = Task(form, keep_pairs=True)
     return [pair for chunk in chunks(rows, task) for pair in chunk.pairs]
 
 

@@ -76,10 +76,9 @@ def _check_out(question: Question, out: Path, changes_file: Path) -> None:
 
 def _lines(question: Question) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Lines of the cleaned copy, and changes with their code, in the order of the rows."""
-    form, rows = recognised(read_data(question.data), question.reading)
+    form, rows = recognised(read_data(question.data), question.format)
     task = Task(
         form,
-        question.reading,
         question.encoder,
         max_length=question.max_length,
         trim=question.trim,

@@ -64,14 +64,14 @@ def add_model_view(found: Examination, question: Question) -> Examination:
     return replace(found, kinds=(*found.kinds, *tally.kinds()), model_view=view)
 
 
-def _samples(question: Question, rows: int, counts: Sequence[int]) -> list[list[Pair]]:
+def _samples(question: Question, num_rows: int, counts: Sequence[int]) -> list[list[Pair]]:
     """For each of ``counts`` up to so many pairs, evenly out of all rows, in one reading."""
-    form, counted = recognised(read_data(question.data), question.reading)
-    task = Task(form, question.reading, keep_pairs=True)
-    steps = [max(1, rows // count) for count in counts]
+    form, rows = recognised(read_data(question.data), question.format)
+    task = Task(form, keep_pairs=True)
+    steps = [max(1, num_rows // count) for count in counts]
     kept = [
         (number, row)
-        for number, row in enumerate(counted)
+        for number, row in enumerate(rows)
         if any(number % step == 0 for step in steps)
     ]
     found = []

@@ -156,7 +156,10 @@ def as_data(found: Examination) -> dict[str, Any]:
             for kind in found.kinds
         ],
         "places": [asdict(finding) for finding in first_findings(found.kinds)],
-        "format": {**asdict(found.form), "description": found.form.describe()},
+        "format": {
+            **{key: getattr(found.form, key) for key in ("shape", "columns", "chat", "style")},
+            "description": found.form.describe(),
+        },
         "statistics": asdict(found.statistics),
         "reference": asdict(found.model_view) if found.model_view else None,
     }

@@ -9,7 +9,7 @@ from likelier.base.files import write_text
 from likelier.base.terminal import say
 from likelier.batching.batch import completions_of
 from likelier.data.encode import encode_pairs
-from likelier.data.formats import Reading
+from likelier.data.formats import Format
 from likelier.data.load import read_pairs, refuse
 from likelier.data.tokenizer import build_encoder
 from likelier.model.load import load
@@ -25,7 +25,7 @@ def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) 
 
     Raises DataError where a row cannot be used: every row gets its values or none does.
     """
-    read = read_pairs(data, Reading(columns))  # a bad row is found before any model is loaded
+    read = read_pairs(data, Format(columns))  # a bad row is found before any model is loaded
     policy = load(model)
     encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
     pairs, findings = encode_pairs(encoder, read)

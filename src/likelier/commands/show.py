@@ -14,7 +14,7 @@ from likelier.base.files import write_text
 from likelier.base.terminal import say, visible
 from likelier.batching.batch import completions_of, tree_batch
 from likelier.batching.tree import common_length
-from likelier.data.formats import Reading, recognised
+from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row, refuse
 from likelier.data.read import read_data
 from likelier.data.records import Completion, Finding, TokenPair
@@ -46,7 +46,7 @@ def show(
     """
     tokenizer, generation = load_tokenizer(model)
     encoder = build_encoder(tokenizer, generation, template)
-    pairs = _first_pairs(data, encoder, Reading(columns, chat), number)
+    pairs = _first_pairs(data, encoder, Format(columns, chat), number)
     shown = [_shown(pair, tokenizer) for pair in pairs]
     if html is not None:
         page = render_page("show.html", ["page.css"], name=str(data), pairs=shown)
@@ -59,9 +59,9 @@ def show(
         console.print(_in_terminal(one))
 
 
-def _first_pairs(data: Path, encoder: Encoder, reading: Reading, number: int) -> list[TokenPair]:
-    form, rows = recognised(read_data(str(data)), reading)
-    task = Task(form, reading, encoder, keep_pairs=True, keep_tokens=True)
+def _first_pairs(data: Path, encoder: Encoder, asked: Format, number: int) -> list[TokenPair]:
+    form, rows = recognised(read_data(str(data)), asked)
+    task = Task(form, encoder, keep_pairs=True, keep_tokens=True)
     pairs: list[TokenPair] = []
     bad: list[Finding] = []
     count = 0

@@ -27,7 +27,6 @@ from likelier.data.records import Chat, Finding, Pair, Row, text_of
 from likelier.pages.texts import text
 
 Shape = Literal["pairs", "ranked", "scored", "compared", "labelled"]
-Counted = tuple[int, Row | Pair | Finding]  # how many rows of the file, and what they hold
 ROWS_LOOKED_AT = 200  # to recognise a format
 MAX_CHARACTERS = 2_000_000  # of a prompt or a completion; a tokenizer takes 150 bytes for each
 
@@ -79,30 +78,20 @@ PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How rows are to be read: ``data.columns``, ``data.chat`` and ``data.ranked``.
+class Format:
+    """How rows write preferences: what the user says of it, and what `recognised` finds.
 
-    Of a list of completions ``pairs`` says which are compared, and ``min_gap`` by how much their
-    scores must differ.
+    ``columns`` maps our names of columns to the file's. ``chat`` makes plain texts a user's and an
+    assistant's turn, so that the model's template is used for them. Of a list of completions
+    ``pairs`` says which are compared, and ``min_gap`` by how much their scores must differ.
+    ``shape`` and ``style`` (what kind of texts they are, in words) are always recognised.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     chat: bool = False
     pairs: Literal["best-worst", "best-rest", "all"] = "best-worst"
     min_gap: float = 0.0
-
-
-@dataclass(frozen=True)
-class Format:
-    """A way to write preferences: its shape, and under which names the columns stand.
-
-    ``columns`` maps our names to the file's. ``chat`` makes plain texts a user's and an
-    assistant's turn, so that the model's template is used for them.
-    """
-
-    shape: Shape
-    columns: Mapping[str, str]
-    chat: bool = False
+    shape: Shape = "pairs"
     style: str = ""
 
     def describe(self) -> str:
@@ -117,13 +106,15 @@ class Format:
         return text("check.format.columns_style", shape=shape, style=self.style, columns=columns)
 
 
-def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format, Iterator[Counted]]:
-    """The format of rows, and all of the rows, with how many rows of the file each stands for.
+def recognised(
+    rows: Iterable[Row | Finding], asked: Format
+) -> tuple[Format, Iterator[Row | Finding]]:
+    """The format of rows, and all of the rows; scored completions of one prompt become one row.
 
     Raises ConfigError for a key of ``columns`` that is none of ours, and for a choice of pairs
     that no list of completions would use.
     """
-    for name in reading.columns:
+    for name in asked.columns:
         if name not in COLUMN_NAMES:
             meant = nearest(name, COLUMN_NAMES)
             known = ", ".join(COLUMN_NAMES)
@@ -132,20 +123,20 @@ def recognised(rows: Iterable[Row | Finding], reading: Reading) -> tuple[Format,
     iterator = iter(rows)
     first = list(islice(iterator, ROWS_LOOKED_AT))
     records = [row.record for row in first if isinstance(row, Row)]
-    form = recognise(records, reading.columns, reading.chat)
-    default = (reading.pairs, reading.min_gap) == (Reading.pairs, Reading.min_gap)
+    form = recognise(records, asked)
+    default = (form.pairs, form.min_gap) == (Format.pairs, Format.min_gap)
     if form.shape not in ("ranked", "scored") and not default:
         what = f"would not be read: the data have {form.describe()}"
         raise ConfigError(what, where="data.ranked", hint="take data.ranked away")
-    return form, _with_counts(chain(first, iterator), form)
+    rows = chain(first, iterator)
+    return form, _grouped(rows, form) if form.shape == "scored" else rows
 
 
-def recognise(
-    records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], chat: bool = False
-) -> Format:
+def recognise(records: Sequence[Mapping[str, Any]], asked: Format) -> Format:
     """The format of rows, known by the names of their columns and, where these say too little,
-    by what stands in them. ``columns`` wins over what is found.
+    by what stands in them. The columns that are asked for win over what is found.
     """
+    columns = asked.columns
     present: dict[str, Any] = {}
     for record in records:
         for key, value in record.items():
@@ -159,7 +150,8 @@ def recognise(
     if _is_implied(shape, used, present, columns):
         used.pop("prompt", None)
     ordered = {name: used[name] for name in COLUMN_NAMES if name in used}
-    return Format(shape, ordered, chat, _style(shape, ordered, present, chat))
+    style = _style(shape, ordered, present, asked.chat)
+    return replace(asked, shape=shape, columns=ordered, style=style)
 
 
 def _alias(name: str, present: Mapping[str, Any]) -> str | None:
@@ -217,27 +209,21 @@ def _style(shape: Shape, columns: Mapping[str, str], present: Mapping[str, Any],
     return text("check.format.texts_as_chats" if as_chats else "check.format.texts")
 
 
-def _with_counts(rows: Iterable[Row | Finding], form: Format) -> Iterator[Counted]:
-    """Rows with how many rows of the file each stands for.
-
-    Neighbours with one prompt become one list of completions where each row holds only one.
-    """
-    if form.shape != "scored":
-        yield from ((0 if "#" in row.source[-4:] else 1, row) for row in rows)  # 0: a copy
-        return
+def _grouped(rows: Iterable[Row | Finding], form: Format) -> Iterator[Row | Finding]:
+    """Neighbours with one prompt, each with one completion, as one row with a list of them."""
     prompt, text, score = (form.columns[name] for name in ("prompt", "completion", "score"))
     together = groupby(rows, lambda row: row.record.get(prompt) if isinstance(row, Row) else row)
     for _, group in together:
         first, *others = group
         if isinstance(first, Finding):
-            yield 1, first
+            yield first
             continue
         records = [row.record for row in (first, *others) if isinstance(row, Row)]
         listed = [{"response": one.get(text), "score": one.get(score)} for one in records]
-        yield len(listed), Row(first.source, {**first.record, "completions": listed})
+        yield Row(first.source, {**first.record, "completions": listed}, len(listed))
 
 
-def read_row(row: Row, form: Format, reading: Reading) -> list[Pair | Finding]:
+def read_row(row: Row, form: Format) -> list[Pair | Finding]:
     """The pairs of a row, and why others, or the row as a whole, cannot be used.
 
     An error `Finding` stands for a pair or a row that cannot be read, a note for a row that holds
@@ -249,7 +235,7 @@ def read_row(row: Row, form: Format, reading: Reading) -> list[Pair | Finding]:
         elif form.shape == "labelled":
             found = [_unpaired(row, form)]
         else:
-            found = _ranked(row, form, reading)
+            found = _ranked(row, form)
     except Unfit as unfit:
         return [unfit.at(row.source)]
     return [one for each in found for one in (_usable(each) if isinstance(each, Pair) else [each])]
@@ -475,24 +461,21 @@ def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
 _Scored = tuple[float, str | Chat]  # a completion behind its score
 
 
-def _ranked(row: Row, form: Format, reading: Reading) -> list[Pair] | list[Finding]:
+def _ranked(row: Row, form: Format) -> list[Pair] | list[Finding]:
     """The pairs of completions that are scored, ranked or compared; a note where there is none.
 
     Scores are kept: higher is better (ranks become their negatives).
     """
-    if form.shape == "scored":
-        columns = {**form.columns, "completions": "completions"}
-        form = replace(form, shape="ranked", columns=columns)
     prompt = _prompt(row.record, form.columns, form.chat)
     read = _of_comparison if form.shape == "compared" else _of_list
     completions = read(row.record, form, prompt)
     chosen = [
         (better, worse)
-        for better, worse in _choices(completions, reading.pairs)
-        if better[0] > worse[0] and better[0] - worse[0] >= reading.min_gap
+        for better, worse in _choices(completions, form.pairs)
+        if better[0] > worse[0] and better[0] - worse[0] >= form.min_gap
     ]
     if not chosen:
-        gap = f"; data.ranked.min_gap is {reading.min_gap:g}" if reading.min_gap else ""
+        gap = f"; data.ranked.min_gap is {form.min_gap:g}" if form.min_gap else ""
         message = f"no two of its {len(completions)} answers differ in their scores{gap}"
         hint = "nothing, or lower data.ranked.min_gap"
         return [Finding("tie", "note", row.source, None, message, hint)]
@@ -523,7 +506,7 @@ def _choices(completions: list[_Scored], how: str) -> list[tuple[_Scored, _Score
 
 
 def _of_list(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
-    field = form.columns["completions"]
+    field = form.columns.get("completions", "completions")
     items = record.get(field)
     if not isinstance(items, (list, tuple)):
         missing(record, form.columns, "completions", form.columns)

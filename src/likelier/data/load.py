@@ -14,12 +14,21 @@ from likelier.config.losses import needs as loss_needs
 from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit
-from likelier.data.formats import Counted, Format, Reading, read_row, recognised
+from likelier.data.formats import Format, read_row, recognised
 from likelier.data.read import Data, read_data, rows_from_memory
 from likelier.data.records import Finding, Pair, Row, TokenPair
 from likelier.data.split import held_out, parted, split_by_prompt
 from likelier.data.tokenizer import Encoder
-from likelier.data.workers import Chunk, Inspector, Shared, Task, chunks, row_of, unpack_tokens
+from likelier.data.workers import (
+    Chunk,
+    Inspector,
+    Item,
+    Shared,
+    Task,
+    chunks,
+    row_of,
+    unpack_tokens,
+)
 
 PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
 
@@ -100,8 +109,7 @@ def load(
         ConfigError: a key of ``data.columns`` that is none of ours.
     """
     needs = needs or Needs()
-    unknown = Format("pairs", {})  # until the rows are looked at
-    task = Task(unknown, reading_of(data), encoder, inspector=inspector, keep_tokens=True)
+    task = Task(format_of(data), encoder, inspector=inspector, keep_tokens=True)
     read = partial(_read_side, data, needs, seed)
     if eval is None and data.eval_path is None:
         share = data.eval_share
@@ -170,14 +178,15 @@ def _read_side(
 ) -> _Side:
     where = str(path) if rows is None else name
     found = read_data(path) if rows is None else rows_from_memory(rows, name)
-    form, counted = recognised(found, task.reading)
+    items: Iterable[Item]
+    form, items = recognised(found, task.form)
     if needs.mismatched:
-        counted = iter(_with_mismatched(counted, form, data, needs, seed, where))
+        items = _with_mismatched(items, form, data, needs, seed, where)
     tokens: list[TokenPair] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
     shared = Shared()
-    for chunk in chunks(counted, replace(task, form=form)):
+    for chunk in chunks(items, replace(task, form=form)):
         tokens += unpack_tokens(chunk, shared, needs.margin, needs.weight)
         _check_kind(tokens[:1], needs, where)
         pairs += chunk.pairs
@@ -191,9 +200,10 @@ def _read_side(
     refuse(fitted.findings, data.on_bad_row, usable=len(fitted.pairs))
     findings += task.inspector.across(done) if task.inspector is not None else []
     findings += fitted.findings
-    count = {
-        row_of(s): n for chunk in done for s, n in zip(chunk.sources, chunk.counts, strict=True)
-    }
+    count: Counter[str] = Counter()
+    for chunk in done:
+        for source, n in zip(chunk.sources, chunk.counts, strict=True):
+            count[row_of(source)] += n
     used = sum(count[row] for row in {row_of(pair.source) for pair in fitted.pairs})
     counts = {
         "rows": num_rows,
@@ -205,10 +215,10 @@ def _read_side(
     return _Side(fitted.pairs, tuple(pairs), tuple(done), tuple(findings), counts)
 
 
-def read_pairs(data: Data, reading: Reading) -> list[Pair]:
+def read_pairs(data: Data, asked: Format) -> list[Pair]:
     """All pairs of data as they were read. Raises DataError where a row cannot be used."""
-    form, rows = recognised(read_data(data), reading)
-    done = list(chunks(rows, Task(form, reading, keep_pairs=True)))
+    form, rows = recognised(read_data(data), asked)
+    done = list(chunks(rows, Task(form, keep_pairs=True)))
     no_row(sum(chunk.rows for chunk in done), str(data))
     refuse([finding for chunk in done for finding in chunk.findings], "error")
     pairs = [pair for chunk in done for pair in chunk.pairs]
@@ -229,27 +239,24 @@ def _check_kind(first: Sequence[Pair | TokenPair], needs: Needs, where: str) -> 
 
 
 def _with_mismatched(
-    rows: Iterable[Counted],
+    rows: Iterable[Row | Finding],
     form: Format,
     data: DataConfig,
     needs: Needs,
     seed: int,
     where: str,
-) -> list[Counted]:
+) -> list[Pair | Finding]:
     """Unpaired examples with a completion that belongs to another prompt as the rejected one."""
-    reading = reading_of(data)
-    read: list[Counted] = []
-    for count, row in rows:
-        found = read_row(row, form, reading) if isinstance(row, Row) else [row]
-        read += [(count, one) for one in found]
-    pairs = [row for _, row in read if isinstance(row, Pair)]
+    read: list[Pair | Finding] = []
+    for row in rows:
+        read += read_row(row, form) if isinstance(row, Row) else [row]
+    pairs = [one for one in read if isinstance(one, Pair)]
     _check_kind(pairs, needs, where)
-    bad = [row for _, row in read if isinstance(row, Finding)]
+    bad = [one for one in read if isinstance(one, Finding)]
     refuse(bad, data.on_bad_row, usable=len(pairs))
     drawn = iter(mismatched(pairs, seed))
     return [
-        (count, replace(row, rejected=next(drawn).chosen) if isinstance(row, Pair) else row)
-        for count, row in read
+        replace(one, rejected=next(drawn).chosen) if isinstance(one, Pair) else one for one in read
     ]
 
 
@@ -343,7 +350,7 @@ def no_row(count: int, where: str) -> None:
         raise DataError("no row in it", where=where, hint="put at least one row in it")
 
 
-def reading_of(data: DataConfig) -> Reading:
-    """How a config says that rows are read."""
+def format_of(data: DataConfig) -> Format:
+    """What a config says of the format of its rows."""
     columns = {str(ours): theirs for ours, theirs in data.columns.items()}
-    return Reading(columns, data.chat, data.ranked.pairs, data.ranked.min_gap)
+    return Format(columns, data.chat, data.ranked.pairs, data.ranked.min_gap)

@@ -13,10 +13,14 @@ Chat = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One record as it was read; ``source`` is ``file:line``, or ``train[3]`` in memory."""
+    """One record as it was read; ``source`` is ``file:line``, or ``train[3]`` in memory.
+
+    ``count`` is how many rows of the file it was made of.
+    """
 
     source: str
     record: dict[str, Any]
+    count: int = 1
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import re
 import subprocess
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from likelier.base.errors import RunFailed
 from likelier.base.files import cache_dir
 from likelier.data.encode import encode_pairs
 from likelier.data.fit import fit_pair
-from likelier.data.formats import Counted, Format, Reading, read_row
+from likelier.data.formats import Format, read_row
 from likelier.data.records import Completion, Finding, Pair, Row, TokenPair
 from likelier.data.split import prompt_keys, prompt_signatures
 from likelier.data.tokenizer import Encoder
@@ -41,6 +41,7 @@ ROWS_AT_ONCE = 500  # of a chunk
 MIN_CHUNKS = 4  # fewer are not worth starting processes for
 MAX_PROCESSES = 8  # reading one file feeds no more
 _COPIES = re.compile(r"(#\d+)+$")
+Item = Row | Pair | Finding  # a row as it was read, the pair in it, or why it cannot be read
 
 
 class Inspector(Protocol):
@@ -89,7 +90,6 @@ class Task:
     """
 
     form: Format
-    reading: Reading = field(default_factory=Reading)
     encoder: Encoder | None = None
     max_length: int | None = None
     trim: bool = False
@@ -105,25 +105,29 @@ class Chunk:
 
     Attributes:
         rows: how many rows of the file they were.
-        left_out: rows of which nothing can be used; each has an error or a note.
         sources: the place of each usable pair, in the order of the file.
-        counts: for each pair how many rows of the file its row stands for (0: a copy).
+        counts: for each usable pair how many rows of the file it was made of; 0 where an earlier
+            pair of the same row already counts them.
         pairs: as they were read, where they are kept.
         arrays: of the usable pairs: `pack_tokens` of their tokens; ``split_keys`` (n, 16) and
             ``split_signatures`` (n, NUM_HASHES) of their prompts; and the inspector's.
     """
 
     rows: int
-    left_out: int
     findings: tuple[Finding, ...]
     sources: tuple[str, ...]
     counts: tuple[int, ...]
     pairs: tuple[Pair, ...]
     arrays: dict[str, np.ndarray]
 
+    @property
+    def left_out(self) -> int:
+        """Rows of which nothing can be used; each has an error or a note."""
+        return self.rows - sum(self.counts)
+
 
 def chunks(
-    rows: Iterable[Counted],
+    rows: Iterable[Item],
     task: Task,
     processes: int | None = None,
     rows_at_once: int | None = None,
@@ -157,17 +161,14 @@ def _done(item: Chunk | Future[Chunk]) -> Chunk:
     return item.result() if isinstance(item, Future) else item
 
 
-def process_rows(task: Task, batch: Sequence[Counted]) -> Chunk:
+def process_rows(task: Task, batch: Sequence[Item]) -> Chunk:
     """Everything that a task asks of some rows: read all, then encode all, then fit."""
     findings: list[Finding] = []
     pairs: list[Pair] = []
-    weight: dict[str, int] = {}  # by row: how many rows of the file it stands for
-    place: dict[str, int] = {}
-    for number, (count, row) in enumerate(batch):
-        name = row_of(row.source)
-        place.setdefault(name, number)
-        weight[name] = weight.get(name, 0) + count
-        for found in read_row(row, task.form, task.reading) if isinstance(row, Row) else [row]:
+    unused: Counter[str] = Counter()  # by row: how many rows of the file it was made of
+    for item in batch:
+        unused[row_of(item.source)] += _count(item)
+        for found in read_row(item, task.form) if isinstance(item, Row) else [item]:
             if isinstance(found, Finding):
                 findings.append(found)
                 continue
@@ -180,8 +181,8 @@ def process_rows(task: Task, batch: Sequence[Counted]) -> Chunk:
         findings += found_in_tokens
         usable = {pair.source for pair in tokens}
         pairs = [pair for pair in pairs if pair.source in usable]
-    used = {row_of(pair.source) for pair in pairs}
-    findings.sort(key=lambda finding: place.get(row_of(finding.source), len(place)))
+    order = {name: number for number, name in enumerate(unused)}
+    findings.sort(key=lambda finding: order.get(row_of(finding.source), len(order)))
     arrays = pack_tokens(tokens) if task.keep_tokens else {}
     if task.split_seed is not None:
         arrays["split_keys"] = prompt_keys(pairs, task.split_seed)
@@ -189,11 +190,10 @@ def process_rows(task: Task, batch: Sequence[Counted]) -> Chunk:
     if task.inspector is not None:
         arrays |= task.inspector.arrays(pairs, tokens)
     return Chunk(
-        rows=sum(weight.values()),
-        left_out=sum(count for source, count in weight.items() if source not in used),
+        rows=sum(unused.values()),
         findings=tuple(findings),
         sources=tuple(pair.source for pair in pairs),
-        counts=tuple(weight.get(row_of(pair.source), 0) for pair in pairs),
+        counts=tuple(unused.pop(row_of(pair.source), 0) for pair in pairs),
         pairs=tuple(pairs) if task.keep_pairs else (),
         arrays=arrays,
     )
@@ -202,6 +202,13 @@ def process_rows(task: Task, batch: Sequence[Counted]) -> Chunk:
 def row_of(source: str) -> str:
     """The place of the row that a pair was made from."""
     return source if source[-1:] in ":]" else _COPIES.sub("", source)
+
+
+def _count(item: Item) -> int:
+    """How many rows of the file an item was made of; none where it is a copy of a row."""
+    if item.source != row_of(item.source):
+        return 0
+    return item.count if isinstance(item, Row) else 1
 
 
 def _encoded(
@@ -291,10 +298,10 @@ class _Pool:
         for _ in range(count):
             self._idle.put(None)  # started when it is needed
 
-    def submit(self, batch: Sequence[Counted]) -> Future[Chunk]:
+    def submit(self, batch: Sequence[Item]) -> Future[Chunk]:
         return self._threads.submit(self._work, batch)
 
-    def _work(self, batch: Sequence[Counted]) -> Chunk:
+    def _work(self, batch: Sequence[Item]) -> Chunk:
         process = self._idle.get() or self._start()
         try:
             assert process.stdin is not None and process.stdout is not None
@@ -376,7 +383,7 @@ class _Cache:
         self._folder = cache_dir() / "data"
         self._task = _task_key(task)
 
-    def get(self, batch: Sequence[Counted]) -> Chunk | None:
+    def get(self, batch: Sequence[Item]) -> Chunk | None:
         """What was made of such rows, with the places of these; None where it is not known."""
         try:
             with np.load(self._path(batch), allow_pickle=False) as stored:
@@ -384,10 +391,9 @@ class _Cache:
             plain = json.loads(bytes(arrays.pop("chunk")))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
-        places = [row.source for _, row in batch]
+        places = [item.source for item in batch]
         return Chunk(
             rows=plain["rows"],
-            left_out=plain["left_out"],
             findings=tuple(_found(found, places) for found in plain["findings"]),
             sources=tuple(places[number] + copy for number, copy in plain["sources"]),
             counts=tuple(plain["counts"]),
@@ -395,9 +401,9 @@ class _Cache:
             arrays=arrays,
         )
 
-    def put(self, batch: Sequence[Counted], chunk: Chunk) -> None:
+    def put(self, batch: Sequence[Item], chunk: Chunk) -> None:
         """Keep what was made of rows. A cache that cannot be written is no error."""
-        number = {row.source: index for index, (_, row) in enumerate(batch)}
+        number = {item.source: index for index, item in enumerate(batch)}
 
         def place(source: str) -> list[Any]:
             row = source if source in number else row_of(source)
@@ -405,7 +411,6 @@ class _Cache:
 
         plain = {
             "rows": chunk.rows,
-            "left_out": chunk.left_out,
             "findings": [[*place(found.source), asdict(found)] for found in chunk.findings],
             "sources": [place(source) for source in chunk.sources],
             "counts": chunk.counts,
@@ -419,11 +424,11 @@ class _Cache:
                 np.savez(stream, **arrays)  # type: ignore[arg-type]
             os.replace(temporary, path)
 
-    def _path(self, batch: Sequence[Counted]) -> Path:
+    def _path(self, batch: Sequence[Item]) -> Path:
         digest = hashlib.sha256(self._task)
-        for count, row in batch:
-            content = row.record if isinstance(row, Row) else {**asdict(row), "source": ""}
-            plain = json.dumps([count, content], ensure_ascii=False, default=repr)
+        for item in batch:
+            content = item.record if isinstance(item, Row) else {**asdict(item), "source": ""}
+            plain = json.dumps([_count(item), content], ensure_ascii=False, default=repr)
             digest.update(plain.encode(errors="surrogatepass") + b"\n")
         return self._folder / f"{digest.hexdigest()}.npz"
 
