@@ -8,9 +8,8 @@ from torch import Tensor
 
 from likelier.base.errors import ConfigError
 from likelier.losses.declare import Loss, find_loss
-from likelier.losses.stable import log_sigmoid
 from likelier.losses.stepwise import kto_values
-from likelier.losses.values import StepValues
+from likelier.losses.values import StepValues, log_sigmoid
 
 Numbers = Tensor | float
 

@@ -23,7 +23,8 @@ from likelier.config import (
     resolved,
 )
 from likelier.config import strict_yaml as yaml_text
-from likelier.config.explain import NEEDLESS, RENAMED, _known_keys
+from likelier.config.explain import _known_keys
+from likelier.config.other_trainers import NEEDLESS, RENAMED
 from likelier.config.schema import NoAdapter
 
 LEAST = {"model": {"path": "m"}, "data": {"train": "pairs.jsonl"}, "out": "runs/a"}

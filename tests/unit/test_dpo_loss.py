@@ -16,8 +16,7 @@ from likelier.base.errors import ConfigError
 from likelier.losses.declare import LOSSES
 from likelier.losses.pairwise import sigmoid
 from likelier.losses.registry import bind
-from likelier.losses.stable import log_sigmoid
-from likelier.losses.values import StepValues
+from likelier.losses.values import StepValues, log_sigmoid
 
 LN2 = math.log(2)
 # Policy chosen, policy rejected, reference chosen, reference rejected: nats of whole answers.

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from likelier.losses.declare import hyper, hyper_beta, hyper_smoothing, loss
-from likelier.losses.stable import EXPONENT, expm1, log_sigmoid, sigma
+from likelier.losses.values import EXPONENT, StepValues, expm1, log_sigmoid, sigma
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from likelier.losses.values import StepValues
 
 
 def f_scores(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from likelier.losses.declare import hyper, hyper_beta, loss
-from likelier.losses.stable import EXPONENT, expm1, log_sigmoid
+from likelier.losses.values import EXPONENT, StepValues, expm1, log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from likelier.losses.values import StepValues
 
 SUREST = -1e-15  # log-prob of a token surer than which the odds are no information
 

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 from likelier.losses.declare import hyper, hyper_beta, hyper_shift, hyper_smoothing, loss
 from likelier.losses.pairwise import smoothed
-from likelier.losses.stable import log_sigmoid, sigma
+from likelier.losses.values import StepValues, log_sigmoid, sigma
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from likelier.losses.values import StepValues
 
 
 def of_same_rank(values_P: Tensor, others_P: Tensor) -> Tensor:

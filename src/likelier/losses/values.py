@@ -1,6 +1,7 @@
-"""What a loss reads: the log-probs of a step's completions and which of them form pairs.
+"""What a loss is made of: the log-probs of a step's pairs, and functions exact in value and slope.
 
-Axis letters: R completions, P pairs.
+Axis letters: R completions, P pairs. torch is imported when a function is called: the losses are
+listed and configs are read without it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # configs are read, and losses listed, without torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 
@@ -95,3 +96,25 @@ class StepValues:
         """The log-ratio of the chosen answer less that of the rejected one, in nats."""
         ratio_R = self.log_ratio_R
         return ratio_R[self.chosen_P] - ratio_R[self.rejected_P]
+
+
+# ---- functions of them -----------------------------------------------------------------------
+
+EXPONENT = 30.0  # nats: exp of more is no information, and of 710 no number
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """``log(sigmoid(x))``, which written so would underflow at x = -120 in float32."""
+    from torch.nn.functional import logsigmoid
+
+    return logsigmoid(x)
+
+
+def sigma(x: Tensor) -> Tensor:
+    """The sigmoid. ``torch.sigmoid`` has the slope s * (1 - s), which is 0 from x = 37 on."""
+    return log_sigmoid(x).exp()
+
+
+def expm1(x: Tensor) -> Tensor:
+    """``exp(x) - 1``. ``torch.expm1`` has the slope (exp(x) - 1) + 1, which is 0 below -37."""
+    return x.expm1().where(x.abs() < 1, x.exp() - 1)
