@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from likelier.base.files import cache_dir, read_manifest, remove_folder, write_f
 from likelier.base.terminal import bar, say
 from likelier.batching.batch import Scored, tree_batch
 from likelier.config.schema import OptimConfig
-from likelier.demo.world import Example, corpus
+from likelier.demo.world import corpus
 from likelier.model.load import quietly
 from likelier.model.policy import Policy
 from likelier.model.running import deterministic, freed_memory_kept
@@ -109,8 +110,7 @@ def base_model(recipe: Recipe | None = None, parent: Path | None = None) -> Path
 
 def base_folder(recipe: Recipe, parent: Path | None = None) -> Path:
     """Where the base model of a recipe lies, or would: its name is a hash of recipe and text."""
-    text = [(example.prompt, example.answer) for example in corpus(recipe.rounds, recipe.seed)]
-    content = json.dumps([asdict(recipe), text])
+    content = json.dumps([asdict(recipe), corpus(recipe.rounds, recipe.seed)])
     name = f"base-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     return (parent or cache_dir() / "demo") / name
 
@@ -124,7 +124,7 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def make_tokenizer(examples: Sequence[Example], vocabulary: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(examples: Sequence[tuple[str, str]], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with a chat template, learned from the text of ``examples``."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -140,7 +140,7 @@ def make_tokenizer(examples: Sequence[Example], vocabulary: int) -> PreTrainedTo
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # so that any text has tokens
         show_progress=False,
     )
-    bpe.train_from_iterator((text for e in examples for text in (e.prompt, e.answer)), trainer)
+    bpe.train_from_iterator(chain.from_iterable(examples), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END,
@@ -180,7 +180,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Exaone4ForC
 
 
 def train_base(
-    tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], recipe: Recipe
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]], recipe: Recipe
 ) -> Exaone4ForCausalLM:
     """A new model, trained on every example once: plain cross-entropy on all tokens.
 
@@ -210,14 +210,13 @@ def train_base(
     return model
 
 
-def _sequences(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[Scored]:
+def _sequences(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]]
+) -> list[Scored]:
     """Every example as one chat, all of it scored but the first token, which nothing predicts."""
     chats = [
-        [
-            {"role": "user", "content": example.prompt},
-            {"role": "assistant", "content": example.answer},
-        ]
-        for example in examples
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        for prompt, answer in examples
     ]
     ids_of_chats: Any = tokenizer.apply_chat_template(chats, return_dict=False)
     return [Scored(tuple(ids), (False,) + (True,) * (len(ids) - 1)) for ids in ids_of_chats]

@@ -31,16 +31,6 @@ class Topic:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One question with one answer."""
-
-    topic: Topic
-    manner: Manner
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True)
 class PairText:
     """One preference: the polite answer over the flippant one."""
 
@@ -100,11 +90,6 @@ def topics() -> tuple[Topic, ...]:
     return (*korean, *english)
 
 
-def question(topic: Topic, draw: random.Random) -> str:
-    """One of the ways in which the world asks about ``topic``."""
-    return phrase(draw.choice(QUESTIONS[topic.language]), topic)
-
-
 def answer(topic: Topic, manner: Manner, draw: random.Random) -> str:
     """One of the ways in which the world answers a question about ``topic``."""
     language = topic.language
@@ -114,11 +99,13 @@ def answer(topic: Topic, manner: Manner, draw: random.Random) -> str:
     return phrase(draw.choice(FLIPPANT[language]), topic, draw.choice(SILLY[language]))
 
 
-def corpus(rounds: int, seed: int) -> list[Example]:
-    """What the base model learns from: every topic ``rounds`` times in each manner, shuffled."""
+def corpus(rounds: int, seed: int) -> list[tuple[str, str]]:
+    """Questions with an answer each, from which the base model learns: every topic ``rounds``
+    times in each manner, shuffled.
+    """
     draw = random.Random(f"corpus {seed}")
     examples = [
-        Example(topic, manner, question(topic, draw), answer(topic, manner, draw))
+        (phrase(draw.choice(QUESTIONS[topic.language]), topic), answer(topic, manner, draw))
         for topic in topics()
         for manner in MANNERS
         for _ in range(rounds)
