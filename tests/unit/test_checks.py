@@ -261,7 +261,7 @@ def test_gates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["check", path, "--gate", "duplicate<=0.1"]) == 3
     assert "duplicate<=0.1: it is 0.1429" in capsys.readouterr().err
-    for text, says in (("duplicat<1", 'did you mean "duplicate"'), ("x", "is no gate")):
+    for text, says in (("duplicat<1", 'did you mean "duplicate"'), ("x", "cannot read the limit")):
         with pytest.raises(ConfigError, match=says):
             read_gate(text)
     bad = write(tmp_path / "b.jsonl", ["{"])
@@ -364,7 +364,7 @@ def test_a_config_is_looked_at_with_its_mixture_and_its_model(
     (conflict,) = codes["conflict"]["places"]
     assert "b.jsonl:2" in conflict["source"] + conflict["message"]
     assert main(["check", str(config), "--model", "other"]) == 2
-    assert "--model: would not be read: the config says it" in capsys.readouterr().err
+    assert "--model: would not be read: the config decides this" in capsys.readouterr().err
 
 
 def test_near_copies_are_sought_in_an_even_sample(

@@ -37,13 +37,14 @@ class Question:
     Attributes:
         data: a file, folder or Hub id; or several with weights.
         format: what is said of it: columns, chat and ranking.
-        model: whose tokenizer and template are used; None looks at the text alone.
+        model: whose tokenizer and template are used; with None only the texts are examined.
         held_out: data whose prompts must not be trained on.
         max_length: tokens; pairs over it are found. None is any length.
-        trim: find what trimming would leave instead.
-        template: further arguments of the chat template; ``today`` is the date it gets.
+        trim: say what trimming would leave of them instead.
+        template: further arguments of the chat template.
+        today: the date that the chat template gets.
         revision: of the model.
-        score: how many pairs are scored with the model, an even sample; 0 loads no weights.
+        score: how many pairs, evenly out of all, the model scores; 0 loads no weights.
     """
 
     data: Data
@@ -71,6 +72,10 @@ class Question:
 
         loaded = load_tokenizer(self.model, self.revision)
         return build_encoder(*loaded, self.template, self.today)
+
+    def task(self, form: Format, **further: Any) -> Task:
+        """How rows of this format are made into pairs, with ``further`` fields of the task."""
+        return Task(form, self.encoder, self.max_length, self.trim, **further)
 
 
 def question_of_options(
@@ -106,12 +111,12 @@ def question_of_options(
 def question_of_config(config: Config, score: int, options: Mapping[str, Any]) -> Question:
     """The training data of a config, mixtures too, as its model will see them.
 
-    Raises ConfigError for an option that the config answers.
+    Raises ConfigError for an option given beside it that the config decides.
     """
     for option, given in options.items():
         if given is not None and given is not False:
-            what = "would not be read: the config says it"
-            raise ConfigError(what, where=option, hint="take it away, or change the config")
+            what = "would not be read: the config decides this"
+            raise ConfigError(what, where=option, hint="remove the option, or change the config")
     data = config.data
     return Question(
         data.train, format_of(data), config.model.path, data.eval_path, data.max_length,
@@ -130,20 +135,14 @@ def examine(question: Question) -> Examination:
         InputMissing: the file or the model is not there.
         DataError: the file cannot be read at all, or the model's tokenizer or template cannot
             be used.
-        ConfigError: a key of ``columns`` that is none of ours, or a setting of no effect.
+        ConfigError: an unknown key in ``columns``, or a setting of no effect.
     """
     encoder = question.encoder
     inspector = PairInspector(statistics=True)
     if question.held_out is not None:
         inspector = inspector.watching(_held_out(question.held_out, question.format))
     form, rows = recognised(read_data(question.data), question.format)
-    task = Task(
-        form,
-        encoder,
-        max_length=question.max_length,
-        trim=question.trim,
-        inspector=inspector,
-    )
+    task = question.task(form, inspector=inspector)
     first = list(islice(rows, TEMPLATE_ROWS))
     found = _Found(form)
     with counting("check", question.name) as advance:
@@ -165,7 +164,7 @@ def examine(question: Question) -> Examination:
 def _of_template(
     encoder: Encoder, rows: Sequence[Row | Finding], form: Format
 ) -> Iterator[Finding]:
-    """At most one finding about the template, told by the first pair that can be read."""
+    """At most one finding about the template, from the first pair that can be read."""
     read = (read_row(row, form) for row in rows if isinstance(row, Row))
     first = next((pair for found in read for pair in found if isinstance(pair, Pair)), None)
     if first is not None and (finding := template_finding(encoder, first)):
@@ -173,7 +172,7 @@ def _of_template(
 
 
 def _held_out(data: str, asked: Format) -> list[Pair]:
-    """The held-out pairs that can be read; what is wrong with them is their own check's."""
+    """The held-out pairs that can be read; rows that cannot are not reported here."""
     form, rows = recognised(read_data(data), asked)
     task = Task(form, keep_pairs=True)
     return [pair for chunk in chunks(rows, task) for pair in chunk.pairs]

@@ -17,7 +17,7 @@ from likelier.data.formats import recognised
 from likelier.data.load import no_row
 from likelier.data.read import files_of, read_data
 from likelier.data.records import Chat, Pair, text_of
-from likelier.data.workers import Task, chunks
+from likelier.data.workers import chunks
 
 
 def fix(question: Question, out: Path) -> tuple[int, Path, Mapping[str, int]]:
@@ -33,7 +33,7 @@ def fix(question: Question, out: Path) -> tuple[int, Path, Mapping[str, int]]:
 
     Raises:
         OutputError: there is something at ``out`` already, or it cannot be written.
-        ConfigError: ``out`` is no name of a JSONL file.
+        ConfigError: the name of ``out`` does not end in .jsonl.
         DataError: no pair is left.
     """
     changes_file = out.with_name(f"{out.name}.ledger.jsonl")
@@ -60,30 +60,26 @@ def fix(question: Question, out: Path) -> tuple[int, Path, Mapping[str, int]]:
 
 def _check_out(question: Question, out: Path, changes_file: Path) -> None:
     if out.suffix != ".jsonl":
-        raise ConfigError(f"{out} is no JSONL file", where="--fix", hint="end its name in .jsonl")
+        raise ConfigError(f"{out} does not end in .jsonl", where="--fix", hint="rename it")
     data = question.data
     names: list[str | Path] = list(data) if isinstance(data, Mapping) else [data]
     for file in (file for name in names for file in files_of(name)):
         if file.exists() and out.exists() and file.samefile(out):
-            what = "this is the data itself, which is never touched"
+            what = "this file is the data itself, which is never changed"
             raise OutputError(what, where=str(out), hint="name another file")
     for path in (out, changes_file):
         if path.exists():
-            raise OutputError("there is a file already", where=str(path), hint="name another file")
+            raise OutputError("this file already exists", where=str(path), hint="name another file")
     if not out.parent.is_dir():
-        raise OutputError("there is no such folder", where=str(out.parent), hint="make it first")
+        raise OutputError(
+            "there is no such folder", where=str(out.parent), hint="make the folder first"
+        )
 
 
 def _lines(question: Question) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Lines of the cleaned copy, and changes with their code, in the order of the rows."""
     form, rows = recognised(read_data(question.data), question.format)
-    task = Task(
-        form,
-        question.encoder,
-        max_length=question.max_length,
-        trim=question.trim,
-        keep_pairs=True,
-    )
+    task = question.task(form, keep_pairs=True)
     first: dict[int, str] = {}  # where each pair stands first, by a hash of it
     count = 0
     for chunk in chunks(rows, task):
@@ -145,7 +141,7 @@ def _composed(pair: Pair) -> Pair:
 
 
 def _without(side: str | Chat, prompt: str) -> str | Chat:
-    """An answer without the prompt at its beginning, if something is left of it."""
+    """An answer without the prompt at its beginning; unchanged where nothing would be left."""
     if isinstance(side, str):
         rest = side.lstrip().removeprefix(prompt)
         return rest if rest.strip() else side
@@ -154,7 +150,7 @@ def _without(side: str | Chat, prompt: str) -> str | Chat:
 
 
 def _content(pair: Pair) -> dict[str, Any]:
-    """What two copies of a pair have in common, as a row names it."""
+    """What makes two pairs copies of each other, under the column names of a row."""
     content: dict[str, Any] = dict(pair.sides)
     if pair.label is not None:
         content["label"] = pair.label
@@ -162,7 +158,7 @@ def _content(pair: Pair) -> dict[str, Any]:
 
 
 def _row(pair: Pair) -> dict[str, Any]:
-    """A pair as a row that is read again as the same pair."""
+    """A pair as a row of JSON, from which the same pair is read again."""
     row = _content(pair)
     if pair.scores:
         row["chosen_score"], row["rejected_score"] = pair.scores

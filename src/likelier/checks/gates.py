@@ -1,4 +1,4 @@
-"""Limits that data must keep, such as ``conflicts<=0.01``: what is asked and whether it is met."""
+"""Limits that data must keep, such as ``conflicts<=0.01``: reading them, and enforcing them."""
 
 import operator
 import re
@@ -26,14 +26,11 @@ class Gate:
 
 
 def read_gate(text: str) -> Gate:
-    """A gate as it is written, such as ``conflicts<=0.01`` or ``conflict <= 1%``.
-
-    Raises ConfigError where it is none.
-    """
+    """Read a limit such as ``conflicts<=0.01`` or ``conflict <= 1%``. Raises ConfigError."""
     found = _GATE.fullmatch(text)
     if found is None:
         hint = "write a figure, a sign and a number, such as conflicts<=0.01"
-        raise ConfigError(f"{text!r} is no gate", where="--gate", hint=hint)
+        raise ConfigError(f"cannot read the limit {text!r}", where="--gate", hint=hint)
     name, sign, number, percent = found.groups()
     known = (*RULES, *FIGURES)
     for figure in (name, name.removesuffix("s"), name.removesuffix("es")):
@@ -41,7 +38,7 @@ def read_gate(text: str) -> Gate:
             return Gate(text, figure, sign, float(number) / (100 if percent else 1))
     meant = nearest(name, known)
     hint = f'did you mean "{meant}"?' if meant else f"name a finding or {', '.join(FIGURES)}"
-    raise ConfigError(f'no figure "{name}"', where="--gate", hint=hint)
+    raise ConfigError(f'there is no figure "{name}"', where="--gate", hint=hint)
 
 
 def enforce_gates(gates: Sequence[Gate], found: Examination) -> None:
@@ -53,7 +50,9 @@ def enforce_gates(gates: Sequence[Gate], found: Examination) -> None:
         if not SIGNS[gate.sign](value, gate.limit)
     ]
     if missed:
-        raise GateMissed("; ".join(missed), where="--gate", hint="fix the data, or the limit")
+        raise GateMissed(
+            "; ".join(missed), where="--gate", hint="fix the data, or change the limit"
+        )
 
 
 def _figure(name: str, found: Examination) -> float:

@@ -1,6 +1,7 @@
 """The sentences of the pages by their keys, from one file a language, and numbers as text."""
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,8 @@ CATALOGUES = Path(__file__).parent / "texts"  # en.yaml, and one file for each f
 
 
 def language() -> str:
-    """The language of the pages: LIKELIER_LANGUAGE, or English.
-
-    Raises:
-        ConfigError: there is no catalogue for LIKELIER_LANGUAGE.
-    """
-    code = os.environ.get("LIKELIER_LANGUAGE") or "en"
-    known = sorted(path.stem for path in CATALOGUES.glob("*.yaml"))
-    if code not in known:
-        raise ConfigError(
-            f"there are no texts in the language {code}",
-            where="LIKELIER_LANGUAGE",
-            hint=f"use one of {', '.join(known)}, or unset it for English",
-        )
-    return code
+    """The language of the pages: LIKELIER_LANGUAGE, or English."""
+    return os.environ.get("LIKELIER_LANGUAGE") or "en"
 
 
 def text(key: str, **values: Any) -> str:
@@ -34,6 +23,7 @@ def text(key: str, **values: Any) -> str:
 
     Raises:
         KeyError: there is no such key, or no value for one of its placeholders.
+        ConfigError: there is no catalogue for LIKELIER_LANGUAGE.
     """
     sentences = catalogue(language())
     if key not in sentences and "n" in values:
@@ -43,17 +33,24 @@ def text(key: str, **values: Any) -> str:
 
 @cache
 def catalogue(code: str) -> dict[str, str]:
-    """All sentences of a language by their dotted keys."""
+    """All sentences of a language by their dotted keys. Raises ConfigError where it has none."""
+    known = sorted(path.stem for path in CATALOGUES.glob("*.yaml"))
+    if code not in known:
+        raise ConfigError(
+            f"there are no texts in the language {code}",
+            where="LIKELIER_LANGUAGE",
+            hint=f"use one of {', '.join(known)}, or unset it for English",
+        )
     tree = yaml.safe_load((CATALOGUES / f"{code}.yaml").read_text(encoding="utf-8"))
-    return dict(_flat("", tree))
+    return dict(_flat(tree))
 
 
-def _flat(prefix: str, tree: dict[str, Any]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in tree.items():
-        key = f"{prefix}{name}"
-        found += _flat(f"{key}.", value) if isinstance(value, dict) else [(key, value)]
-    return found
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def percent(value: float) -> str:
