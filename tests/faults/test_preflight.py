@@ -229,9 +229,9 @@ def test_what_it_looks_at() -> None:
     pairs[17] = pair(17, (17,), 9)
     pairs[25] = pair(25, (25,), 8)
     pairs[20], pairs[29] = pair(20, (99,), 3), pair(29, (99,), 3)
-    chosen = [int(p.source) for p in preflight.telling_pairs(pairs)]
+    chosen = [int(p.source) for p in preflight.pairs_to_compare(pairs)]
     assert chosen == [17, 25, 20, 29, 0, 1, 2, 3]
-    assert [int(p.source) for p in preflight.telling_pairs(pairs[:3])] == [0, 1, 2]
+    assert [int(p.source) for p in preflight.pairs_to_compare(pairs[:3])] == [0, 1, 2]
 
 
 def test_what_is_kept_of_it(place: Place, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def step(place: Place) -> Step:
     answers = {answer for pair in pairs for answer in completions_of(pair)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
-        own = cached_reference(policy, "x", answers, 10_000, base_only=False)
+        own = cached_reference(policy, answers, 10_000)
     shifted = {key: value + 0.3 * (key[0] / 255 - 0.5) for key, value in own.values.items()}
     return Step(policy, pairs, StoredReference("x", shifted))
 

@@ -7,7 +7,7 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 from likelier.batching.batch import Scored, tree_batch
 from likelier.model.adapters import checkpoint_activations
 from likelier.model.policy import Policy
-from likelier.training.memory import Memory, _saved_by, memory_of, tokens_per_batch, work_of
+from likelier.training.memory import Memory, _saved_by, memory_of, operations_of, tokens_per_batch
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ def test_work_by_hand() -> None:
         Scored((1, 2, 3, 4, 5, 6, 2), (False,) * 4 + (True,) * 3),
         Scored((1, 2, 3, 4, 7, 2), (False,) * 4 + (True,) * 2),
     ]
-    work = work_of(tree_batch(answers), model)
+    work = operations_of(tree_batch(answers), model)
     # A layer: queries and outputs 32x32, keys and values 32x16, three of 32x64.
     assert work["layers"] == 2 * 7 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     assert work["head"] == 2 * 4 * 32 * model.config.vocab_size  # at 4, 5, 6 and 7
@@ -84,7 +84,7 @@ def test_the_counted_arithmetic_is_torch_s() -> None:
     policy = ready_of()
     policy.causal_lm.set_attn_implementation("sdpa")
     batch = tree_batch([Scored(tuple(range(20)), (False,) * 5 + (True,) * 15)])
-    work = work_of(batch, policy.causal_lm)
+    work = operations_of(batch, policy.causal_lm)
     with torch.no_grad(), policy.running() as scorer, FlopCounterMode(display=False) as counter:
         scorer(batch)
     products = counter.get_flop_counts()["Global"]

@@ -106,7 +106,7 @@ def held(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
         answers = {answer for pair in pairs for answer in completions_of(pair)}
-        column = cached_reference(policy, "x", answers, 10_000, base_only=False)
+        column = cached_reference(policy, answers, 10_000)
     shifted = {key: value + 0.2 * (key[0] / 255 - 0.5) for key, value in column.values.items()}
     return policy, pairs, StoredReference("x", shifted)
 

@@ -109,6 +109,10 @@ class Batch:
         """How many tokens each completion counts as."""
         return self.scored_R if self.weight_K is None else self._summed(self.weight_K)
 
+    def token_logps(self, logp_E: Tensor) -> tuple[Tensor, ...]:
+        """For each completion the log-probs of its scored tokens, from those of the entries."""
+        return logp_E[self.entry_K].split(self.scored_R.tolist())
+
     def completion_logps(self, logp_E: Tensor) -> Tensor:
         """Log-prob of each completion in nats, shape (R,): its tokens' summed in float64."""
         logp_K = logp_E.double()[self.entry_K]

@@ -23,7 +23,6 @@ from likelier.generation.sample import sample
 from likelier.model.load import load
 from likelier.model.policy import Policy
 from likelier.reference.cache import cached_reference
-from likelier.reference.fingerprint import reference_identity
 
 TOKENS_PER_BATCH = 2048
 NUM_OWN = 16  # prompts that the model answers itself
@@ -83,8 +82,7 @@ def _samples(question: Question, num_rows: int, counts: Sequence[int]) -> list[l
 
 def _means(policy: Policy, answers: Sequence[Scored]) -> np.ndarray:
     """(n,): the mean log-prob of a scored token of each answer."""
-    identity = reference_identity(policy, base_only=False)
-    scores = cached_reference(policy, identity, set(answers), TOKENS_PER_BATCH, base_only=False)
+    scores = cached_reference(policy, set(answers), TOKENS_PER_BATCH)
     return np.array([scores.completion_logp(answer) / answer.num_scored for answer in answers])
 
 

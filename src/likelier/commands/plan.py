@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
 import torch
@@ -26,10 +26,10 @@ from likelier.model.policy import Policy, score_sequences
 from likelier.model.running import deterministic, freed_memory_kept
 from likelier.reference.cache import NoReference, StoredReference, completion_key
 from likelier.training.batches import Batcher
-from likelier.training.memory import Memory, device_memory, memory_of, tokens_for, work_of
+from likelier.training.memory import Memory, device_memory, memory_of, operations_of, tokens_for
 from likelier.training.optimizer import MasterAdamW
 from likelier.training.order import Order, make_order
-from likelier.training.preflight import preflight, telling_pairs
+from likelier.training.preflight import pairs_to_compare, preflight
 from likelier.training.step import loss_and_gradients
 
 SAMPLED_STEPS = 32
@@ -42,8 +42,8 @@ Steps = Sequence[tuple[list[TokenPair], list[Batch]]]
 class Plan:
     """What a run will take. Times in seconds, sizes in bytes, ``tokens`` summed over the run.
 
-    ``plain_tokens`` is what one row a sequence would compute, without padding. The
-    preflight, the reference and the evaluations are part of ``seconds``.
+    ``plain_tokens`` are those computed if every sequence had a row of its own, without padding.
+    ``seconds`` counts opening, reference, preflight and evaluations, too.
     """
 
     steps: int
@@ -62,12 +62,12 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Measure two steps on the batches of a run and reckon the whole from them.
+    """Measure two steps of a run and estimate the whole from them.
 
     The model is loaded and the data read as `train` does; nothing is written and no weight
     changes.
 
-    Raises ConfigError where the longest pair does not fit into memory, and what `train` raises
+    Raises ConfigError where the largest batch does not fit into memory, and what `train` raises
     before its first step.
     """
     began = time.perf_counter()
@@ -84,11 +84,12 @@ def plan(config: Config) -> Plan:
     opened = time.perf_counter() - began
     with deterministic(config.train.deterministic), freed_memory_kept():
         pace = _measure(config, data.train, batcher, steps)
-    return _reckoned(config, data, batcher, order, steps, pace, opened)
+    planned = _whole_run(config, data, batcher, order, steps, pace)
+    return replace(planned, seconds=opened + planned.seconds)
 
 
 def _sampled(order: Order, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
-    """The pairs of steps at even distances, of at most so many."""
+    """The pairs of up to ``SAMPLED_STEPS`` steps, at even distances over the run."""
     count = min(order.num_steps, SAMPLED_STEPS)
     numbers = sorted({1 + i * order.num_steps // count for i in range(count)})
     return [[pairs[index] for _, index in order.step(number)] for number in numbers]
@@ -109,9 +110,9 @@ def _must_fit(memory: Memory, tokens: int, config: Config) -> None:
 
 @dataclass(frozen=True)
 class _Pace:
-    """Seconds: ``fixed + work * slope`` for a batch of a step, ``forward`` per operation of a
-    batch without gradient, ``update`` for the optimizer, ``cutting`` to lay a step out,
-    ``preflight`` for the comparison before the first step."""
+    """Measured seconds: ``fixed + slope * operations`` for a batch of a step, ``forward`` for an
+    operation of a batch without gradient, ``update`` for the optimizer, ``cutting`` to lay a step
+    out, ``preflight`` for the comparison before the first step."""
 
     fixed: float
     slope: float
@@ -120,9 +121,9 @@ class _Pace:
     cutting: float
     preflight: float
 
-    def of(self, work: float) -> float:
+    def of(self, operations: float) -> float:
         """Seconds of a batch with gradient."""
-        return self.fixed + self.slope * work
+        return self.fixed + self.slope * operations
 
 
 def _measure(
@@ -134,7 +135,7 @@ def _measure(
     """
     policy = batcher.policy
     found = [
-        (_work(policy, batch), [pairs[at] for at in batch.position_P.tolist()])
+        (_operations(policy, batch), [pairs[at] for at in batch.position_P.tolist()])
         for pairs, batches in steps
         for batch in batches
     ]
@@ -144,8 +145,8 @@ def _measure(
     began = time.perf_counter()
     batcher(steps[0][0])
     cutting = time.perf_counter() - began
-    looked_at = [*telling_pairs(pairs_of_run), *(pair for _, pairs in chosen for pair in pairs)]
-    sequences = list(dict.fromkeys(one for pair in looked_at for one in completions_of(pair)))
+    read = [*pairs_to_compare(pairs_of_run), *(pair for _, pairs in chosen for pair in pairs)]
+    sequences = list(dict.fromkeys(one for pair in read for one in completions_of(pair)))
     reference, forward = _scored(policy, sequences, batcher.tokens_per_batch)
     with_reference = Batcher(policy, reference, batcher.loss, batcher.tokens_per_batch)
     began = _now(policy)
@@ -176,7 +177,7 @@ def _measure(
 def _scored(
     policy: Policy, sequences: Sequence[Scored], budget: int
 ) -> tuple[StoredReference, float]:
-    """The reference of some completions, and seconds an operation of scoring them."""
+    """The reference of some completions, and the seconds that an operation took to score them."""
     for _ in range(2):  # the first warms up
         began = _now(policy)
         values = {
@@ -184,16 +185,16 @@ def _scored(
             for index, logps in score_sequences(policy, sequences, budget)
         }
         took = _now(policy) - began
-    work = sum(
-        _work(policy, lay_out([sequences[i] for i in indices], policy.backend))
+    operations = sum(
+        _operations(policy, lay_out([sequences[i] for i in indices], policy.backend))
         for indices in pack([(one,) for one in sequences], budget, policy.backend)
     )
-    return StoredReference("plan", values), took / work
+    return StoredReference("plan", values), took / operations
 
 
-def _work(policy: Policy, batch: Batch) -> float:
-    """Operations of a forward."""
-    return sum(work_of(batch, policy.causal_lm).values())
+def _operations(policy: Policy, batch: Batch) -> float:
+    """How many operations a forward over a batch takes."""
+    return sum(operations_of(batch, policy.causal_lm).values())
 
 
 def _now(policy: Policy) -> float:
@@ -202,46 +203,35 @@ def _now(policy: Policy) -> float:
     return time.perf_counter()
 
 
-def _reckoned(
-    config: Config,
-    data: Dataset,
-    batcher: Batcher,
-    order: Order,
-    steps: Steps,
-    pace: _Pace,
-    opened: float,
+def _whole_run(
+    config: Config, data: Dataset, batcher: Batcher, order: Order, steps: Steps, pace: _Pace
 ) -> Plan:
+    """What a run takes once model and data are open, by the ``steps`` sampled from it."""
     policy = batcher.policy
-    visited = sum(len(pairs) for pairs, _ in steps)
-    share = order.total / visited  # visits of the run for each one looked at
+    sampled = [pair for pairs, _ in steps for pair in pairs]
     every_batch = [batch for _, batches in steps for batch in batches]
-    works = [_work(policy, batch) for batch in every_batch]
-    in_batches = sum(map(pace.of, works)) * share
+    tokens = [batch.num_tokens for batch in every_batch]
+    operations = [_operations(policy, batch) for batch in every_batch]
+    share = order.total / len(sampled)  # visits of the run for each one sampled
+    in_batches = sum(map(pace.of, operations)) * share
     seconds_per_step = in_batches / order.num_steps + pace.update + pace.cutting
-    forward_per_pair = pace.forward * sum(works) / visited
+    forward_per_pair = pace.forward * sum(operations) / len(sampled)
     every = config.train.eval_every
     evaluations = 1 + (-(-order.num_steps // every) if every else 1) if data.eval else 0
+    evaluating = forward_per_pair * len(data.eval) * evaluations
     reads_reference = batcher.loss.needs("reference")
     reference = forward_per_pair * len(data.pairs) if reads_reference else 0.0
-    evaluating = forward_per_pair * len(data.eval) * evaluations
-    plain = sum(
-        2 * len(pair.prompt) + len(pair.chosen.tokens) + len(pair.rejected.tokens)
-        for pairs, _ in steps
-        for pair in pairs
-    )
-    tokens = [batch.num_tokens for batch in every_batch]
-    before = opened + pace.preflight + reference
     return Plan(
         steps=order.num_steps,
         pairs=order.total,
-        batches_per_step=len(works) / len(steps),
+        batches_per_step=len(every_batch) / len(steps),
         tokens=round(sum(tokens) * share),
-        plain_tokens=round(plain * share),
+        plain_tokens=round(sum(pair.num_tokens for pair in sampled) * share),
         tokens_per_batch=batcher.tokens_per_batch,
         longest_batch=max(tokens),
         seconds_per_step=seconds_per_step,
         seconds_reference=reference,
-        seconds=before + evaluating + seconds_per_step * order.num_steps,
+        seconds=pace.preflight + reference + evaluating + seconds_per_step * order.num_steps,
         peak_memory=_peak(policy),
         memory=device_memory(policy.device),
         disk=_disk(config, policy, data),

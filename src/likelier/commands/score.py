@@ -11,10 +11,8 @@ from likelier.batching.batch import completions_of
 from likelier.data.encode import encode_pairs
 from likelier.data.formats import Format
 from likelier.data.load import read_pairs, refuse
-from likelier.data.tokenizer import build_encoder
 from likelier.model.load import load
 from likelier.reference.cache import cached_reference
-from likelier.reference.fingerprint import reference_identity
 from likelier.training.memory import memory_of, tokens_per_batch
 
 
@@ -27,15 +25,14 @@ def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) 
     """
     read = read_pairs(data, Format(columns))  # a bad row is found before any model is loaded
     policy = load(model)
-    encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
+    encoder = policy.encoder()
     pairs, findings = encode_pairs(encoder, read)
     refuse(findings, "error")
     if policy.backend_reason:
         say(f"using padded batches (one sequence per row): {policy.backend_reason}")
     completions = {completion for pair in pairs for completion in completions_of(pair)}
-    identity = reference_identity(policy, base_only=False)
     budget = tokens_per_batch(memory_of(policy), policy.device)
-    scored = cached_reference(policy, identity, completions, budget, base_only=False)
+    scored = cached_reference(policy, completions, budget)
     lines = []
     for pair in pairs:
         chosen, rejected = completions_of(pair)

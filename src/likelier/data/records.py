@@ -90,6 +90,11 @@ class TokenPair:
     weight: float | None = None
     label: bool | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both sequences, the prompt counted twice."""
+        return 2 * len(self.prompt) + len(self.chosen.tokens) + len(self.rejected.tokens)
+
 
 @dataclass(frozen=True)
 class Finding:

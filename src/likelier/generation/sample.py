@@ -14,7 +14,7 @@ from likelier.base.errors import ConfigError, DataError
 from likelier.data.chat import as_text, render_chat
 from likelier.data.messages import Unfit, read_messages
 from likelier.data.records import Message
-from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.tokenizer import Encoder
 from likelier.model.policy import Policy
 
 
@@ -68,7 +68,7 @@ def sample(
     if batch_size < 1:
         raise ConfigError(f"{batch_size} is too few", where="batch_size", hint="1 or more")
     policy = Policy(model, tokenizer)
-    encoder = build_encoder(tokenizer, policy.causal_lm.generation_config)
+    encoder = policy.encoder()
     settings = decoding(temperature, max_new_tokens, sorted(encoder.end_ids.values()))
     ids = [prompt_ids(encoder, prompt) for prompt in prompts]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.stop

@@ -25,6 +25,7 @@ from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.base.terminal import say
 from likelier.config import Config
+from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -84,8 +85,8 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
                 where=f"model.path: {config.model.path}",
                 hint="the weights are damaged; get them again",
             )
-    is_half = policy.causal_lm.dtype in (torch.bfloat16, torch.float16)
-    if is_half and policy.device.type == "cpu" and not multiplies_bfloat16():
+    on_cpu = policy.device.type == "cpu"
+    if on_cpu and is_half(policy.causal_lm.dtype) and not multiplies_bfloat16():
         say("this processor has no bfloat16 products: model.dtype=float32 is several times faster")
     return policy
 
@@ -129,10 +130,33 @@ def load_tokenizer(
 
 
 def _place(path: str | Path) -> str:
-    """A folder, ``~`` written out, or a Hub id."""
+    """A folder, ``~`` written out, or a Hub id.
+
+    Raises InputMissing or DataError, without asking the network, where a local folder is not
+    there or holds no model that can be read.
+    """
     folder = Path(path).expanduser()
     where = str(folder) if folder.exists() else str(path)
-    _must_exist(where)
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise InputMissing(
+                "this folder holds no model: neither config.json nor adapter_config.json",
+                where=where,
+                hint="give the folder that save_pretrained wrote, or a Hub id",
+            )
+        pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
+        if pickled and not any(folder.glob("*.safetensors")):
+            raise DataError(
+                f"only pickled weights here ({pickled[0]}), which can run code when read",
+                where=where,
+                hint="convert them: load with transformers and save_pretrained(…)",
+            )
+    elif folder.is_file():
+        raise InputMissing("this is a file, not a model folder", where=where)
+    elif not _HUB_ID.fullmatch(where) or where.startswith("."):
+        raise InputMissing(
+            "no such folder", where=where, hint="give a model folder or a Hub id such as org/name"
+        )
     return where
 
 
@@ -224,31 +248,6 @@ def quietly() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
-
-
-def _must_exist(where: str) -> None:
-    """Say early, and without a network, that a local folder is not there or not a model."""
-    folder = Path(where)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputMissing(
-                "this folder holds no model: neither config.json nor adapter_config.json",
-                where=where,
-                hint="give the folder that save_pretrained wrote, or a Hub id",
-            )
-        pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
-        if pickled and not any(folder.glob("*.safetensors")):
-            raise DataError(
-                f"only pickled weights here ({pickled[0]}), which can run code when read",
-                where=where,
-                hint="convert them: load with transformers and save_pretrained(…)",
-            )
-    elif folder.is_file():
-        raise InputMissing("this is a file, not a model folder", where=where)
-    elif not _HUB_ID.fullmatch(where) or where.startswith("."):
-        raise InputMissing(
-            "no such folder", where=where, hint="give a model folder or a Hub id such as org/name"
-        )
 
 
 @contextmanager

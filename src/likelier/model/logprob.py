@@ -31,9 +31,14 @@ class Head:
     softcap: float | None = None
 
 
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype have 16 bits."""
+    return dtype in (torch.bfloat16, torch.float16)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """float32 of half-precision values; float32 and float64 as they are."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    return values.float() if is_half(values.dtype) else values
 
 
 def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:

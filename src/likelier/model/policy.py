@@ -1,6 +1,6 @@
 """The policy: a model with its tokenizer, the backend that serves it, and how it is scored."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +19,6 @@ from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.attention import UnsupportedAttention, attention_backend, tree_obstacle
 from likelier.model.running import without_dropout
 from likelier.model.scorer import Scorer, find_head_rule
-
-DEFAULT_TOKENS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -143,25 +141,19 @@ def _failed_probe(policy: Policy, backend: str) -> str | None:
 
 @torch.no_grad()
 def score_sequences(
-    policy: Policy,
-    sequences: Sequence[Scored],
-    budget: int = DEFAULT_TOKENS_PER_BATCH,
-    on_batch: Callable[[int], None] | None = None,
+    policy: Policy, sequences: Sequence[Scored], budget: int = 8192
 ) -> Iterator[tuple[int, Tensor]]:
-    """Per-token log-probs of sequences: yields (index, float tensor of its scored tokens, nats).
+    """Per-token log-probs of sequences: yields (index, log-probs of its scored tokens in nats).
 
-    Sequences of one prompt should stand together. ``on_batch`` hears how many sequences each
-    finished batch held. No gradients.
+    ``budget`` is the most tokens of a batch. Sequences of one prompt should stand together. No
+    gradients.
     """
     batches = pack([(sequence,) for sequence in sequences], budget, policy.backend)
     with policy.running() as scorer:
         for indices in batches:
             batch = lay_out([sequences[i] for i in indices], policy.backend)
-            on_device = batch.to(policy.device)
-            logp_K = scorer(on_device)[on_device.entry_K].cpu()
-            yield from zip(indices, logp_K.split(batch.scored_R.tolist()), strict=True)
-            if on_batch is not None:
-                on_batch(len(indices))
+            logp_E = scorer(batch.to(policy.device)).cpu()
+            yield from zip(indices, batch.token_logps(logp_E), strict=True)
 
 
 Text = str | Sequence[Message]  # plain text, or the messages of a chat
@@ -208,8 +200,8 @@ def get_logprob(
     total = total_R if many else total_R[0]
     if not per_token:
         return total
-    each = logp_E[batch.entry_K].split(batch.scored_R.tolist())
-    return total, (list(each) if many else each[0])
+    each = list(batch.token_logps(logp_E))
+    return total, (each if many else each[0])
 
 
 def _is_one(text: Text | Sequence[Text]) -> bool:

@@ -20,6 +20,7 @@ from likelier.model.logprob import (
     collision_logps,
     collisions_of,
     head_logits,
+    is_half,
     token_logps,
 )
 from likelier.model.rotary import check_length, rotary_tables, rows_by_table
@@ -128,7 +129,7 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
             return HeadRule(use_model_head=True, reason="its backbone is not a module of its own")
         head = Head(layer.weight, layer.bias, rule.scale, rule.softcap)
         found = head_logits(hidden_BLD[0], head).double()
-    tolerance = 1e-2 if layer.weight.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    tolerance = 1e-2 if is_half(layer.weight.dtype) else 1e-5
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         worst = float((found - expected).abs().max())
         reason = f"its logits differ from head(hidden) by {worst:.2g}"

@@ -28,6 +28,7 @@ from likelier.batching.batch import Scored, completions_of
 from likelier.batching.pack import pack
 from likelier.data.records import TokenPair
 from likelier.model.adapters import adapters_off
+from likelier.model.logprob import is_half
 from likelier.model.policy import Policy, score_sequences
 from likelier.model.running import freed_memory_kept
 from likelier.reference.fingerprint import hash_of, reference_identity
@@ -150,20 +151,24 @@ def reference_of_run(
     """
     sequences = {completion for pair in pairs for completion in completions_of(pair)}
     kept = run / "reference.safetensors"
-    identity = reference_identity(policy, base_only)
-    before = load_reference(kept, identity) if resumes else None
-    if before is not None and before.holds(sequences):
-        return before
-    reference = cached_reference(policy, identity, sequences, budget, base_only)
+    if resumes:
+        before = load_reference(kept, reference_identity(policy, base_only))
+        if before is not None and before.holds(sequences):
+            return before
+    reference = cached_reference(policy, sequences, budget, base_only)
     reference.save(kept)
     return reference
 
 
 def cached_reference(
-    policy: Policy, identity: str, sequences: set[Scored], budget: int, base_only: bool
+    policy: Policy, sequences: set[Scored], budget: int, base_only: bool = False
 ) -> StoredReference:
-    """The log-probs of some sequences: from the cache, and scored now where it lacks them."""
-    # In the order of their tokens, neighbours share the most, and the file's order is nothing.
+    """The log-probs of some sequences: from the cache, and scored now where it lacks them.
+
+    ``budget`` is the most tokens of a batch; ``base_only`` switches adapters off.
+    """
+    identity = reference_identity(policy, base_only)
+    # Sorted by tokens, neighbours share the most, and the order of the file does not matter.
     ordered = sorted(sequences, key=lambda completion: (completion.tokens, completion.scored))
     batches = pack([(sequence,) for sequence in ordered], budget, policy.backend)
     groups = [[ordered[index] for index in indices] for indices in batches]
@@ -179,8 +184,7 @@ def cached_reference(
                     yield completions[index], logps
                 advance(len(completions), "")
 
-    is_half = policy.causal_lm.dtype in (torch.bfloat16, torch.float16)
-    tolerance = _HALF_TOLERANCE if is_half else _TOLERANCE
+    tolerance = _HALF_TOLERANCE if is_half(policy.causal_lm.dtype) else _TOLERANCE
     # Another torch or number of threads rounds otherwise.
     made_by = hash_of(identity=identity, torch=torch.__version__, threads=torch.get_num_threads())
     return StoredReference(identity, fill(made_by, groups, score, tolerance).values)

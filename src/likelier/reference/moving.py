@@ -53,7 +53,7 @@ class MovingReference:
 
     @torch.no_grad()
     def rescored(self, batches: Sequence[Batch]) -> list[Batch]:
-        """The batches with the log-probs of the reference as it is now."""
+        """The batches with the log-probs of the reference as it is now, the same until it moves."""
         if not self.moved:
             return list(batches)
         with self._in_place():

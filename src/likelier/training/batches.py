@@ -27,7 +27,7 @@ Weighted = tuple[Scored, Weights | None]  # a completion, and what its scored to
 class Batcher:
     """Turns pairs into batches of at most ``tokens_per_batch`` tokens; a pair is never cut.
 
-    On a device whose memory does not hold such a batch the limit is halved, once.
+    Where the memory of the device does not hold such a batch, `halve` lowers the limit, once.
     """
 
     def __init__(
@@ -52,7 +52,10 @@ class Batcher:
         return None
 
     def rescored(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Batches made before, with what the reference says now, if it is one that moves."""
+        """Batches that were made before, with the reference as it is now.
+
+        They are the same batches unless the reference is one that moves.
+        """
         if isinstance(self.reference, MovingReference):
             return self.reference.rescored(batches)
         return list(batches)

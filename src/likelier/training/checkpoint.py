@@ -1,7 +1,15 @@
 """Checkpoints: taken between steps, written whole with hashes, nothing pickled.
 
-A checkpoint is a folder ``step-00000040`` with safetensors files and a manifest. It is
-valid only where every hash holds; a run resumes from the latest valid one by step number.
+A checkpoint is a folder, ``step-00000040``, that holds
+
+- ``masters.safetensors``: the float32 copies of all trained tensors, by name;
+- ``exp_avg.safetensors``, ``exp_avg_sq.safetensors``, ``count.safetensors``: AdamW's averages and
+  its count of steps, by the same names;
+- ``reference.safetensors``: the weights of a reference that moves, once it has moved;
+- ``MANIFEST.json``: the step, the hashes of what the run reads, the loss's own figures, and the
+  size and hash of every file.
+
+It is valid only where every hash holds; a run resumes from the newest valid one.
 """
 
 import re
@@ -31,8 +39,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after ``step`` steps, then delete all but the newest ``keep`` valid ones.
 
-    ``facts`` go into the manifest: hashes of what the run reads, the running ``figures`` of a
-    loss. ``reference`` are the weights of one that has moved.
+    ``facts`` go into the manifest. ``reference`` are the weights of a reference that has moved.
 
     Raises OutputError where the disk refuses; earlier checkpoints then still stand.
     """
@@ -58,7 +65,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def steps_saved(folder: Path) -> list[int]:
-    """Steps of the checkpoint folders there, valid or not, newest first; no other names."""
+    """The steps that checkpoints, valid or not, stand there for, the newest first."""
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted((int(m[1]) for name in names if (m := _NAME.fullmatch(name))), reverse=True)
 
@@ -117,7 +124,7 @@ def resume(folder: Path, facts: dict[str, Any], optimizer: MasterAdamW, batcher:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Keep the newest valid ones. Invalid ones older than the newest valid go, too."""
+    """Delete every checkpoint older than the newest ``keep`` valid ones."""
     valid = 0
     for step in steps_saved(folder):
         path = folder / f"step-{step:08d}"

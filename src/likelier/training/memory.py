@@ -1,4 +1,7 @@
-"""What training takes of memory and arithmetic, and the `auto`s of a config decided from it."""
+"""What training will take of memory and arithmetic, and the `auto`s of a config decided from it.
+
+Where a batch does not fit all the same, `training.step.gradients_that_fit` cuts it smaller.
+"""
 
 import os
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from transformers import PreTrainedModel
 
 from likelier.batching.batch import Batch, Scored, lay_out
 from likelier.config import Config, resolved
+from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
 _USABLE_SHARE = 0.8  # of all memory there is, not of what is free now: the same every time
@@ -22,7 +26,7 @@ _PROBED_TOKENS = 16, 48  # within every model's positions
 @dataclass(frozen=True)
 class Memory:
     """Bytes: ``total`` of the device, ``fixed`` for weights, masters, gradients and AdamW's
-    averages, ``per_token`` what a token of a batch keeps for the backward."""
+    averages, ``per_token`` for what a token of a batch keeps for the backward."""
 
     total: int
     fixed: int
@@ -44,9 +48,8 @@ def memory_of(policy: Policy) -> Memory:
     for parameter in policy.model.parameters():
         fixed += parameter.nbytes
         if parameter.requires_grad:
-            half = parameter.dtype in (torch.bfloat16, torch.float16)
             # A float32 gradient and two averages, and a master where the weight is not one.
-            fixed += (16 if half else 12) * parameter.numel()
+            fixed += (16 if is_half(parameter.dtype) else 12) * parameter.numel()
     short, long = _PROBED_TOKENS
     per_token = (_saved_by(policy, long) - _saved_by(policy, short)) // (long - short)
     return Memory(device_memory(policy.device), fixed, max(1, per_token))
@@ -104,7 +107,7 @@ def bytes_saved(policy: Policy, batch: Batch) -> int:
 
 
 def _saved_by(policy: Policy, tokens: int) -> int:
-    """The same of one sequence of so many tokens, the second half of it scored."""
+    """`bytes_saved` of one sequence of so many tokens, the second half of it scored."""
     vocabulary = policy.causal_lm.config.get_text_config().vocab_size
     ids = tuple(token % vocabulary for token in range(tokens + 1))
     scored = Scored(ids, (False,) * (tokens // 2) + (True,) * (len(ids) - tokens // 2))
@@ -118,12 +121,12 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def work_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
+def operations_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
     """Operations of a forward over a batch, by what needs them; a backward needs twice as many.
 
-    Two a weight and token in the layers, the head at predicting positions only, attention over
-    the pairs that the layout allows (a sliding window counts as none). The embedding and
-    everything elementwise count as nothing.
+    A weight of a layer takes two for every token, a weight of the head two for every predicting
+    position. Attention is counted over the pairs of tokens that the layout allows, as if there
+    were no sliding window. The embedding and everything elementwise count as nothing.
     """
     config = model.config.get_text_config()
     embeddings = {id(p) for p in model.get_input_embeddings().parameters()}

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from likelier.base.errors import RunFailed
 from likelier.config.schema import OptimConfig
+from likelier.model.logprob import is_half
 
 
 def schedule(config: OptimConfig, peak: float, num_steps: int) -> Callable[[int], float]:
@@ -54,7 +55,7 @@ class MasterAdamW:
         self._hooks: list[RemovableHandle] = []
         for name, parameter in self.parameters.items():
             parameter.grad = None  # a model handed over may bring gradients of its own
-            if parameter.dtype in (torch.bfloat16, torch.float16):
+            if is_half(parameter.dtype):
                 master = parameter.detach().float()
                 hook = parameter.register_post_accumulate_grad_hook(_hand_over_to(master))
                 self._hooks.append(hook)

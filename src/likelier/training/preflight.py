@@ -1,7 +1,7 @@
-"""Before the first update: the backend equals the plain path, the policy equals its reference.
+"""Before the first update: the backend must equal the plain path, the policy its reference.
 
-Either check stops the run and says which failed and the likely cause. No training on numbers
-that are wrong from the beginning.
+The plain path is the model's own attention and head, one sequence at a time. Where a check fails
+the run stops and says which, and the likely cause: nothing is trained on wrong numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from likelier.base.errors import RunFailed
 from likelier.batching.batch import Scored, completions_of, lay_out, padded_batch
 from likelier.data.records import TokenPair
+from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.scorer import HeadRule, Scorer
 from likelier.training.batches import Batcher
@@ -30,23 +31,23 @@ def preflight(
 ) -> dict[str, Any]:
     """Compare on up to 8 real pairs, the longest and two of one prompt among them.
 
-    Returns what was compared, for ``run.json``: in float32 the largest ``difference`` of an answer
-    in nats; in half precision the root mean square error of a token against float32, where
-    ``tolerance`` comes from that of the plain path. ``loss`` and ``largest_reward`` are of the
+    Returns what ``run.json`` keeps. ``difference`` is in nats: in float32 the largest of an
+    answer; in half precision the root mean square error of a token against float32, for which the
+    plain path's own error sets the ``tolerance``. ``loss`` and ``largest_reward`` are those of the
     same pairs under the initial policy.
 
     Raises RunFailed where the backend differs from the plain path, or where the reference is
     the initial policy and the policy's rewards are not 0.
     """
-    policy, loss, chosen = batcher.policy, batcher.loss, telling_pairs(pairs)
+    policy, loss, chosen = batcher.policy, batcher.loss, pairs_to_compare(pairs)
     sequences = list(dict.fromkeys(one for pair in chosen for one in completions_of(pair)))
     found, noise = _compare_backends(policy, sequences)
     if not found["difference"] <= found["tolerance"]:
         raise RunFailed(
             f"the {policy.backend} backend differs from the plain path by "
             f"{found['difference']:.2g} nats {found['unit']}; {found['tolerance']:.2g} is allowed",
-            hint="this architecture or kernel is not served rightly: please report it with "
-            "`likelier env`",
+            hint="this architecture or kernel gives wrong numbers here: please report it, with the "
+            "output of `likelier env`",
         )
     with policy.running():
         values = step_values(policy, batcher(chosen), loss)
@@ -69,13 +70,9 @@ def preflight(
     }
 
 
-def telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
-    """The longest pairs, two pairs of one prompt where there are any, then the first."""
-    by_length = sorted(
-        range(len(pairs)),
-        key=lambda i: -sum(map(len, (pairs[i].prompt, pairs[i].chosen.tokens,
-                                     pairs[i].rejected.tokens))),
-    )  # fmt: skip
+def pairs_to_compare(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    """The two longest pairs, two pairs of one prompt where there are any, then the first ones."""
+    by_length = sorted(range(len(pairs)), key=lambda index: -pairs[index].num_tokens)
     first_of: dict[tuple[int, ...], int] = {}
     shared: list[int] = []
     for index, pair in enumerate(pairs):
@@ -90,9 +87,9 @@ def telling_pairs(pairs: Sequence[TokenPair]) -> list[TokenPair]:
 @torch.no_grad()
 def _by_backend(policy: Policy, sequences: Sequence[Scored]) -> list[Tensor]:
     """Log-probs of each completion's tokens in one batch of the backend, as training makes them."""
+    batch = lay_out(sequences, policy.backend)
     with policy.running() as scorer:
-        batch = lay_out(sequences, policy.backend).to(policy.device)
-        return list(scorer(batch)[batch.entry_K].double().cpu().split(batch.scored_R.tolist()))
+        return list(batch.token_logps(scorer(batch.to(policy.device)).cpu().double()))
 
 
 @torch.no_grad()
@@ -110,10 +107,9 @@ def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> tuple[dict
     The second value is what rounding alone may do to one answer, in nats.
     """
     model = policy.causal_lm
-    is_half = model.dtype in (torch.bfloat16, torch.float16)
     has_experts = any("expert" in name for name, _ in model.named_modules())
     ours, plain = _by_backend(policy, sequences), _plainly(policy, sequences)
-    if not is_half:
+    if not is_half(model.dtype):
         apart = (_sums(ours) - _sums(plain)).abs()
         difference = float(apart.median() if has_experts else apart.max())
         found = {"difference": difference, "tolerance": TOLERANCE, "unit": "an answer"}
@@ -142,9 +138,7 @@ def _error(values: Sequence[Tensor], truth: Sequence[Tensor], has_experts: bool)
 @contextmanager
 def _in_float32(model: nn.Module) -> Iterator[None]:
     """Half-precision weights as float32 for a while: exact there and exact back."""
-    halves = [
-        (p, p.dtype) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)
-    ]
+    halves = [(p, p.dtype) for p in model.parameters() if is_half(p.dtype)]
     for parameter, _ in halves:
         parameter.data = parameter.data.float()
     try:

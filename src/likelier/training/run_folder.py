@@ -157,9 +157,7 @@ class RunFolder:
             "step": step,
             "seconds": round(seconds, 6),
             "tokens": sum(batch.num_tokens for batch in batches),
-            "plain_tokens": sum(
-                2 * len(p.prompt) + len(p.chosen.tokens) + len(p.rejected.tokens) for p in pairs
-            ),
+            "plain_tokens": sum(pair.num_tokens for pair in pairs),
             "pairs": len(pairs),
         }
         budget = self.record["resolved"]["train"]["tokens_per_batch"]
