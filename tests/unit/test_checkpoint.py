@@ -32,6 +32,13 @@ def save(folder: Path, *steps: int, keep: int = 2) -> None:
         save_checkpoint(folder, step, optimizer_at(float(step)), FACTS, keep)
 
 
+def latest(folder: Path) -> tuple[int, Path]:
+    found = latest_checkpoint(folder, FACTS)
+    assert found is not None
+    path, manifest = found
+    return manifest["step"], path
+
+
 def damage(folder: Path, step: int) -> None:
     file = folder / f"step-{step:08d}" / "masters.safetensors"
     content = bytearray(file.read_bytes())
@@ -64,9 +71,9 @@ def test_there_and_back(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_the_newest_valid_one(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none", FACTS) is None
     save(tmp_path, 2, 4, 10, keep=3)
-    assert latest_checkpoint(tmp_path, FACTS) == (10, tmp_path / "step-00000010")
+    assert latest(tmp_path) == (10, tmp_path / "step-00000010")
     damage(tmp_path, 10)
-    assert latest_checkpoint(tmp_path, FACTS) == (4, tmp_path / "step-00000004")
+    assert latest(tmp_path) == (4, tmp_path / "step-00000004")
 
 
 def test_none_valid(tmp_path: Path) -> None:
@@ -79,7 +86,7 @@ def test_none_valid(tmp_path: Path) -> None:
 def test_one_under_another_name_is_not_valid(tmp_path: Path) -> None:
     save(tmp_path, 2, 4)
     (tmp_path / "step-00000002").rename(tmp_path / "step-00000009")
-    assert latest_checkpoint(tmp_path, FACTS) == (4, tmp_path / "step-00000004")
+    assert latest(tmp_path) == (4, tmp_path / "step-00000004")
 
 
 def test_other_facts_are_refused(tmp_path: Path) -> None:
@@ -119,5 +126,5 @@ def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     save(tmp_path, 2, 4)
     damage(tmp_path, 4)
     save(tmp_path, 4)
-    assert latest_checkpoint(tmp_path, FACTS) == (4, tmp_path / "step-00000004")
+    assert latest(tmp_path) == (4, tmp_path / "step-00000004")
     assert steps_saved(tmp_path) == [4, 2]

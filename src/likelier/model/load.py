@@ -1,6 +1,6 @@
 """Loading a model: a local folder or a Hub id, a full model or an adapter on its base.
 
-What can be wrong with such a folder is said in one line each.
+Whatever is wrong with its files is raised as an error of ours, with one line that says what.
 """
 
 import json
@@ -28,6 +28,7 @@ from likelier.config import Config
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
+_Home = tuple[str, str | None]  # a folder or Hub id, and its revision
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -38,7 +39,7 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
 ) -> Policy:
-    """Load a model and tokenizer from a folder or by Hub id, in train-ready form.
+    """Load a model and its tokenizer from a folder or by Hub id, ready to be trained.
 
     ``dtype`` ``auto`` is the checkpoint's own. Without ``device_map`` the model goes to the
     first GPU where there is one, else to the CPU. Code from the Hub is never run and pickled
@@ -50,23 +51,20 @@ def load(
     where = _place(path)
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     with _in_one_line(where), quietly():
-        base, base_revision = _base_of_adapter(where, revision) or (where, revision)
+        base = _base_of_adapter(where, revision)
         wanted = parse_dtype(dtype) if isinstance(dtype, str) else dtype
         try:
-            model = _load_base(base, base_revision, wanted, placed)
+            model = _load_weights(*(base or (where, revision)), wanted, placed)
         except InputMissing as error:
-            if base == where:
+            if base is None:
                 raise
-            what = f"its base model {base} cannot be had: {error.what}"
+            what = f"its base model {base[0]} cannot be had: {error.what}"
             raise InputMissing(what, where=where, hint=error.hint) from error
         if device_map is None and torch.cuda.is_available():
             model.to("cuda")
-        if base == where:
-            tokenizer = _tokenizer(where, revision)
-        else:
+        if base is not None:
             model = _with_adapter(model, where, revision)
-            own = has_file(where, "tokenizer_config.json", revision)
-            tokenizer = _tokenizer(where, revision) if own else _tokenizer(base, base_revision)
+        tokenizer = _tokenizer(where, revision, base)
     return Policy(model.train(), tokenizer, where)
 
 
@@ -119,13 +117,12 @@ def load_tokenizer(
     where = _place(path)
     with _in_one_line(where):
         base = _base_of_adapter(where, revision)
-        homes = [(where, revision), *([base] if base else [])]
-        own = len(homes) == 1 or has_file(where, "tokenizer_config.json", revision)
-        tokenizer = _tokenizer(*homes[0 if own else 1])
-    for home, of in homes:
+        tokenizer = _tokenizer(where, revision, base)
+    for home, its_revision in ((where, revision), *([base] if base else [])):
         with suppress(OSError):  # an optional file
-            generation = GenerationConfig.from_pretrained(home, revision=of or "main")
-            return tokenizer, generation
+            return tokenizer, GenerationConfig.from_pretrained(
+                home, revision=its_revision or "main"
+            )
     return tokenizer, None
 
 
@@ -160,12 +157,13 @@ def _place(path: str | Path) -> str:
     return where
 
 
-def _load_base(
-    base: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
+def _load_weights(
+    where: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
 ) -> nn.Module:
-    with _in_one_line(base):
+    """A full model. Raises DataError where a tensor that its config.json describes is not there."""
+    with _in_one_line(where):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            base,
+            where,
             dtype=dtype,
             revision=revision,
             trust_remote_code=False,
@@ -176,7 +174,7 @@ def _load_base(
         )
     model: nn.Module
     model, report = loaded
-    _all_weights_came(base, report)
+    _all_weights_came(where, report)
     return model
 
 
@@ -197,14 +195,17 @@ def _with_adapter(model: nn.Module, where: str, revision: str | None) -> nn.Modu
     return adapted
 
 
-def _tokenizer(where: str, revision: str | None) -> Tokenizer:
+def _tokenizer(where: str, revision: str | None, base: _Home | None) -> Tokenizer:
+    """A model's own tokenizer, or that of its base where an adapter brings none."""
+    if base is not None and not has_file(where, "tokenizer_config.json", revision):
+        where, revision = base
     tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
         where, revision=revision, trust_remote_code=False
     )
     return tokenizer
 
 
-def _base_of_adapter(where: str, revision: str | None) -> tuple[str, str | None] | None:
+def _base_of_adapter(where: str, revision: str | None) -> _Home | None:
     """The base model that an adapter names and its revision, or None where it is no adapter."""
     described = find_adapter_config_file(where, revision=revision)
     if described is None:
@@ -235,14 +236,14 @@ def parse_dtype(name: str) -> str | torch.dtype:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No progress bars of transformers' own, and none of peft's warnings that ask nothing of us."""
+    """Without transformers' progress bars, and without warnings that call for no action."""
     was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-            # GPT-2 stores its weights the other way round; peft sees that and says so each time.
+            # GPT-2 stores its weights transposed; peft handles that and warns each time.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             yield
     finally:
@@ -252,7 +253,7 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def _in_one_line(where: str) -> Iterator[None]:
-    """Turn the many ways in which reading others' files fails into one line each."""
+    """Turn every error of the libraries that read model files into one of ours, of one line."""
     try:
         yield
     except LikelierError:
@@ -281,7 +282,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _all_weights_came(where: str, report: dict[str, Any]) -> None:
-    """transformers fills what does not come with random numbers; that must not pass silently."""
+    """Refuse a checkpoint that lacks tensors, which transformers would fill with random numbers."""
     hint = "the weights do not fit config.json; get the folder again"
     for name, found, wanted in sorted(report.get("mismatched_keys") or []):
         sizes = f"{tuple(found)} where config.json asks for {tuple(wanted)}"

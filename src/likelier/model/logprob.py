@@ -54,7 +54,7 @@ def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:
 
 
 def head_logits_into(logits_NV: Tensor, hidden_ND: Tensor, head: Head) -> None:
-    """The same, written over ``logits_NV``, without gradient: new memory costs more than sums."""
+    """`head_logits` into memory that is there, without gradient: new memory costs more than sums."""
     if hidden_ND.dtype == logits_NV.dtype:
         torch.mm(hidden_ND, head.weight.T, out=logits_NV)
     else:
@@ -91,7 +91,7 @@ def token_logps(
 
 
 def token_logps_at_once(hidden_ND: Tensor, head: Head, row_E: Tensor, token_E: Tensor) -> Tensor:
-    """The same from all logits at once: the twin for tests and small inputs."""
+    """`token_logps` from all logits at once: the obvious twin, for tests and small inputs."""
     return torch.log_softmax(head_logits(hidden_ND, head), dim=-1)[row_E, token_E]
 
 
@@ -110,12 +110,12 @@ def collision_logps(hidden_ND: Tensor, head: Head, chunk: int | None = None) -> 
 
 
 def collisions_of(logits_CV: Tensor) -> Tensor:
-    """The same of logits."""
+    """`collision_logps` of logits, shape (C, V) to (C,)."""
     return torch.logsumexp(2 * torch.log_softmax(logits_CV, dim=-1), dim=-1)
 
 
 def default_chunk(head: Head) -> int:
-    """Rows of a chunk where nothing else was asked for."""
+    """How many rows of logits of this head exist at once, where the caller does not say."""
     return max(LEAST_ROWS, DEFAULT_CHUNK_VALUES // head.weight.shape[0])
 
 

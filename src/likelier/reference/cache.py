@@ -4,14 +4,14 @@ The same completion differs in its last bits when it shares a batch with others.
 finds a value by its completion and by all the completions of the batch that made it: a run then
 gets the bits that it would have made itself, whatever was scored here before.
 
-The cache is a folder per fingerprint with one file for each set of new values, each written whole;
-nothing in it is ever changed. A file that cannot be read is passed over.
+The cache is a folder per fingerprint with one file for each set of new values. Files are written
+whole and never changed; one that cannot be read is skipped.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -54,7 +54,7 @@ def completion_key(sequence: Scored) -> bytes:
 
 @dataclass(frozen=True)
 class StoredReference:
-    """Log-probs of one identity, the weights and settings that made them.
+    """Log-probs, and the identity of the weights and settings that made them.
 
     ``values[key]`` holds one log-prob in nats per scored token, float32 (float64 where the model
     computes in it). A key is a hash of token ids and of which are scored, never a row or a path.
@@ -126,6 +126,7 @@ def load_reference(path: Path, identity: str | None = None) -> StoredReference |
 
 
 def _seal(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the bytes of some tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -174,11 +175,8 @@ def cached_reference(
     groups = [[ordered[index] for index in indices] for indices in batches]
 
     def score(wanted: Groups) -> Iterator[tuple[Scored, Tensor]]:
-        with ExitStack() as stack:
-            stack.enter_context(freed_memory_kept())
-            if base_only:
-                stack.enter_context(adapters_off(policy.model))
-            advance = stack.enter_context(bar("log-probs", sum(map(len, wanted))))
+        bare = adapters_off(policy.model) if base_only else nullcontext()
+        with freed_memory_kept(), bare, bar("log-probs", sum(map(len, wanted))) as advance:
             for completions in wanted:
                 for index, logps in score_sequences(policy, completions, budget):
                     yield completions[index], logps
@@ -187,7 +185,7 @@ def cached_reference(
     tolerance = _HALF_TOLERANCE if is_half(policy.causal_lm.dtype) else _TOLERANCE
     # Another torch or number of threads rounds otherwise.
     made_by = hash_of(identity=identity, torch=torch.__version__, threads=torch.get_num_threads())
-    return StoredReference(identity, fill(made_by, groups, score, tolerance).values)
+    return replace(fill(made_by, groups, score, tolerance), identity=identity)
 
 
 def cached_values(identity: str) -> dict[bytes, Tensor]:
@@ -204,8 +202,8 @@ def fill(identity: str, groups: Groups, score: Score, tolerance: float) -> Store
     """The log-probs of some groups under an identity; only what the cache lacks is scored.
 
     ``score`` yields (completion, log-probs per token). New values are added to the cache as they
-    come, so that stopped work is not lost. Some of the values that were there are scored
-    again: ``tolerance`` is the mean difference per token, in nats, that is let pass.
+    come, so that an interrupted run has lost few. Some of the cached values are scored again;
+    ``tolerance`` is the mean difference per token, in nats, that they may show.
 
     Raises RunFailed where a log-prob is not finite, or a cached value is not what a live batch
     gives.
@@ -234,7 +232,7 @@ def fill(identity: str, groups: Groups, score: Score, tolerance: float) -> Store
 
 
 def _keys(group: Sequence[Scored]) -> list[bytes]:
-    """Where the cache keeps the completions of a group."""
+    """The cache's keys of the completions of a group: each with all that share its batch."""
     alone = [completion_key(one) for one in group]
     together = hashlib.sha256(b"".join(alone)).digest()
     return [hashlib.blake2b(key + together, digest_size=KEY_BYTES).digest() for key in alone]
@@ -243,6 +241,7 @@ def _keys(group: Sequence[Scored]) -> list[bytes]:
 def _spot_check(
     cached: Sequence[Scored], values: Sequence[Tensor], score: Score, tolerance: float
 ) -> None:
+    """Score a few cached completions, evenly out of all, again and compare."""
     every = max(1, len(cached) // _SPOT_CHECKS)
     some = dict(zip(cached[::every][:_SPOT_CHECKS], values[::every], strict=False))
     for sequence, logps in score([list(some)] if some else []):
@@ -251,7 +250,7 @@ def _spot_check(
             raise RunFailed(
                 f"cached reference log-probs differ from a live batch by {difference:.2g} nats a "
                 f"token; {tolerance:.2g} is allowed",
-                hint=f"delete {cache_dir() / 'reference'}, which is then made again",
+                hint=f"delete {cache_dir() / 'reference'}: it will be made again",
             )
 
 

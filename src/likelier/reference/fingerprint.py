@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from likelier.model.policy import Policy
 
-# Where a model came from, how it is trained and what it prints: nothing that a log-prob knows of.
-_NO_MATTER = re.compile(
+# Where a model came from, how it is trained and what it prints: no log-prob depends on these.
+_IRRELEVANT = re.compile(
     r"path|version|dtype|drop|jitter|cache|label|output_|return_|architectures|problem_type"
     r"|initializer|_token_id"
 )
@@ -44,7 +44,7 @@ def model_identity(model: PreTrainedModel, base_only: bool = False) -> str:
     }
     return hash_of(
         weights=weights_identity(model, base_only),
-        config=_that_matters(model.config.to_dict()),
+        config=_relevant(model.config.to_dict()),
         scales={} if base_only else scales,
     )
 
@@ -73,14 +73,15 @@ def hash_of(**facts: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _that_matters(config: Mapping[str, Any]) -> dict[str, Any]:
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration, and of those inside it, log-probs depend on."""
     return {
-        name: _that_matters(value) if isinstance(value, Mapping) else value
+        name: _relevant(value) if isinstance(value, Mapping) else value
         for name, value in config.items()
-        if not _NO_MATTER.search(str(name))
+        if not _IRRELEVANT.search(str(name))
     }
 
 
 def _plain(value: Any) -> Any:
-    """A set in the order of its members: as text its order would change with each process."""
+    """Text for what JSON cannot hold; a set sorted, because its order changes with each process."""
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

@@ -70,11 +70,11 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted((int(m[1]) for name in names if (m := _NAME.fullmatch(name))), reverse=True)
 
 
-def latest_checkpoint(folder: Path, facts: dict[str, Any]) -> tuple[int, Path] | None:
-    """The newest valid checkpoint, or None where there is none at all.
+def latest_checkpoint(folder: Path, facts: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest valid checkpoint with its manifest, or None where there is no checkpoint at all.
 
-    Raises RunFailed where checkpoints stand there but none is valid, or the newest valid one
-    says other ``facts``.
+    Raises RunFailed where checkpoints stand there but none is valid, or where the newest valid
+    one was made with other ``facts``.
     """
     steps = steps_saved(folder)
     for step in steps:
@@ -89,7 +89,7 @@ def latest_checkpoint(folder: Path, facts: dict[str, Any]) -> tuple[int, Path] |
                 where=str(path),
                 hint="start again with another out folder",
             )
-        return step, path
+        return path, manifest
     if steps:
         raise RunFailed(
             f"none of the {len(steps)} checkpoints is whole",
@@ -113,9 +113,10 @@ def resume(folder: Path, facts: dict[str, Any], optimizer: MasterAdamW, batcher:
     found = latest_checkpoint(folder, facts)
     if found is None:
         return 0
-    step, path = found
+    path, manifest = found
+    step: int = manifest["step"]
     load_checkpoint(path, optimizer)
-    batcher.loss.state.update((read_manifest(path) or {}).get("figures", {}))
+    batcher.loss.state.update(manifest.get("figures", {}))
     moved = path / "reference.safetensors"  # not there before it first moved
     if isinstance(batcher.reference, MovingReference) and moved.exists():
         batcher.reference.restore(load_file(moved))
