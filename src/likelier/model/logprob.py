@@ -54,7 +54,7 @@ def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:
 
 
 def head_logits_into(logits_NV: Tensor, hidden_ND: Tensor, head: Head) -> None:
-    """`head_logits` into memory that is there, without gradient: new memory costs more than sums."""
+    """`head_logits` into given memory, without gradient: new memory costs more than the sums."""
     if hidden_ND.dtype == logits_NV.dtype:
         torch.mm(hidden_ND, head.weight.T, out=logits_NV)
     else:
