@@ -232,7 +232,7 @@ def _given_policy(
         )
     if config.model.revision is not None:
         raise ConfigError(
-            "would not be read: the model was handed over",
+            "has no effect: the model was handed over",
             where="model.revision",
             hint="remove model.revision",
         )

@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[dict, dict, str, type[Exception]]] = {
     "a revision": (
         {"model": {"revision": "main"}},
         {"both": 1},
-        r"model\.revision: would not be read",
+        r"model\.revision: has no effect",
         ConfigError,
     ),
     "one row": ({}, {"train": TRAIN[0]}, "a list of rows is expected, found dict", DataError),

@@ -174,7 +174,7 @@ CASES = {
         {"adapter": {"kind": "lora", "targets": ["nowhere"]}},
     ),
     "a key of no effect": Case(
-        nothing, 2, ("model.save_dtype: would not be read",),
+        nothing, 2, ("model.save_dtype: has no effect",),
         {"adapter": {"kind": "lora"}, "model__save_dtype": "float32"},
     ),
     "template without such a word": Case(

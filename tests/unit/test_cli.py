@@ -132,7 +132,7 @@ def test_version(capsys):
         (["check", "a.jsonl", "--columns", "prompt"], "'prompt' is not ours=theirs"),
         (["check", "a", "--columns", "prompt=q", "--columns", "prompt=r"], "given twice"),
         (["check", "a", "--template", "x"], "'x' is not name=value"),
-        (["check", "a", "--template", "x=1"], "--template: would not be read without a model"),
+        (["check", "a", "--template", "x=1"], "--template: has no effect without a model"),
         (["train", "loss.beta=0.1"], "model: is needed"),
         (["train", "learning_rate=1e-6"], "write optim.lr: 1.0e-06"),
     ],

@@ -46,7 +46,7 @@ def test_aliases_become_our_names() -> None:
         ({"alpha": 0.5}, "divergence is not alpha"),
         ({"name": "f_dpo", "alpha": 0.5}, "divergence is not alpha"),
         ({"name": "f_dpo", "divergence": "reverse_kl"}, "write forward_kl or js or alpha"),
-        ({"nll_per": "sum"}, r"loss.nll_per: would not be read: loss.nll is 0"),
+        ({"nll_per": "sum"}, r"loss.nll_per: has no effect: loss.nll is 0"),
         ({"nll": 1.0, "tokens": {"kind": "ld"}}, "keep one of the two"),
         ({"name": "kto", "nll": 1.0}, "loss.nll: unknown key"),
         ({"tokens": {"kind": "lda"}}, "write ld or sampo or decay"),

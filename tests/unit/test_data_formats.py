@@ -313,7 +313,7 @@ def test_chat_makes_turns_of_texts() -> None:
 
 
 def test_a_ranking_that_nothing_reads_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="would not be read"):
+    with pytest.raises(ConfigError, match="has no effect"):
         load_memory(CASES["plain"].good, Format(pairs="all"))
 
 

@@ -11,7 +11,7 @@ from likelier.losses.declare import LOSSES, Hyper, Loss, find_loss
 
 
 class Section(BaseModel):
-    """What every section is: no unknown key, no guessed type, no NaN, no change after reading."""
+    """What each section inherits: no unknown key, no guessed type, no NaN, no later change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -21,7 +21,7 @@ class LengthTokens(Section):
 
     kind: Literal["ld"] = "ld"
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="what they count; 1 is no change"
+        0.5, description="weight of the tokens beyond the shorter answer; 1 is no change"
     )
 
 
@@ -35,22 +35,27 @@ class DecayingTokens(Section):
     """D2PO: each token counts gamma times what the one before does."""
 
     kind: Literal["decay"] = "decay"
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(0.98, description="1 is no change")
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.98, description="weight of a token relative to the one before; 1 is no change"
+    )
 
 
 class DynamicBeta(Section):
     """beta-DPO: beta follows the margins of the step, and pairs with odd margins are left out."""
 
     alpha: Annotated[float, Field(ge=0, le=10)] = Field(0.6, description="how far beta follows")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of the mean margin")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="of the mean margin over steps"
+    )
     keep: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="share of the pairs used")
 
 
 Tokens = Annotated[LengthTokens | DrawnTokens | DecayingTokens, Field(discriminator="kind")]
 
+# What any loss takes, and what any loss of pairs takes beside it.
 _ANY: dict[str, Any] = {
     "stop_token": (bool, Field(True, description="whether the stop token is scored")),
-    "pair_weights": (bool, Field(False, description="read the data's weight column")),
+    "pair_weights": (bool, Field(False, description="weigh pairs by the data's weight column")),
 }
 _PAIRED: dict[str, Any] = {
     "nll": (
@@ -59,9 +64,9 @@ _PAIRED: dict[str, Any] = {
     ),
     "nll_per": (
         Literal["token", "answer", "sum"],
-        Field("token", description="its mean: over the step's tokens, per answer, or no mean"),
+        Field("token", description="its mean: over all tokens of the step, per answer, or none"),
     ),
-    "tokens": (Tokens | None, Field(None, description="which tokens count, where not all do")),
+    "tokens": (Tokens | None, Field(None, description="how tokens count; null = all alike")),
     "wpo": (bool, Field(False, description="weigh pairs by how likely the policy writes them")),
     "dynamic_beta": (DynamicBeta | None, Field(None, description="let beta follow the margins")),
 }
@@ -87,7 +92,7 @@ def _kind(loss: Loss, suffix: str, beside: Mapping[str, Any]) -> Any:
 
 
 def named(value: Any, where: str = "loss") -> Any:
-    """A section with the loss's name for an alias, its hyper-parameters checked."""
+    """The section with its hyper-parameters checked, and the loss's name in place of an alias."""
     if not isinstance(value, Mapping):
         return value
     given = {"name": "sigmoid", **value}
@@ -99,32 +104,35 @@ def named(value: Any, where: str = "loss") -> Any:
     return given | {"name": loss.name}
 
 
-_WEIGHT = {"weight": (Annotated[float, Field(gt=0, le=100)], Field(1.0, description="in the sum"))}
+TUPLE_FROM_LIST = BeforeValidator(  # YAML and JSON have lists only
+    lambda value: tuple(value) if isinstance(value, list) else value
+)
+_WEIGHT = {"weight": (Annotated[float, Field(gt=0, le=100)], Field(1.0, description="its weight"))}
 _parts = tuple(_kind(loss, "Part", _WEIGHT) for loss in LOSSES.values() if loss.paired)
 _Part: Any = Annotated[
     Annotated[Union[_parts], Field(discriminator="name")],  # noqa: UP007
     BeforeValidator(lambda value: named(value, "loss.parts")),
 ]
-_list_to_tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 _mixture: dict[str, Any] = {
     "name": (Literal["mixture"], "mixture"),
     "parts": (
-        Annotated[tuple[_Part, ...], Field(min_length=2), _list_to_tuple],
+        Annotated[tuple[_Part, ...], Field(min_length=2), TUPLE_FROM_LIST],
         Field(description="losses, each with its weight"),
     ),
     **_ANY,
     **{key: field for key, field in _PAIRED.items() if key != "dynamic_beta"},
 }
-MixtureLoss: Any = create_model("MixtureLoss", __base__=Section, **_mixture)
-_kinds = tuple(
-    _kind(loss, "Loss", _ANY | _PAIRED if loss.paired else _ANY) for loss in LOSSES.values()
-)
-SigmoidLoss = next(kind for kind in _kinds if kind.model_fields["name"].default == "sigmoid")
+_kinds = {
+    loss.name: _kind(loss, "Loss", _ANY | _PAIRED if loss.paired else _ANY)
+    for loss in LOSSES.values()
+}
+_kinds["mixture"] = create_model("MixtureLoss", __base__=Section, **_mixture)
+SigmoidLoss = _kinds["sigmoid"]
 if TYPE_CHECKING:  # made from the losses, so that no type checker can know them
     LossConfig = Any
 else:
     LossConfig = Annotated[
-        Annotated[Union[(*_kinds, MixtureLoss)], Field(discriminator="name")],
+        Annotated[Union[tuple(_kinds.values())], Field(discriminator="name")],  # noqa: UP007
         BeforeValidator(named),
     ]
 
@@ -132,11 +140,9 @@ else:
 def live_loss(loss: Any) -> dict[str, Any]:
     """The keys of the section that the run reads: hyper-parameters, and options that are set."""
     tree: dict[str, Any] = loss.model_dump(mode="json")
-    options = {**_ANY, **_PAIRED}
-    for key in options.keys() & tree.keys():
-        if tree[key] == type(loss).model_fields[key].default and (
-            key != "nll_per" or not tree.get("nll")
-        ):
+    for key in {*_ANY, *_PAIRED} & tree.keys():
+        is_default = tree[key] == type(loss).model_fields[key].default
+        if is_default and not (key == "nll_per" and tree.get("nll")):
             del tree[key]
     for part in (tree, *tree.get("parts", ())):
         hypers = LOSSES[part["name"]].hypers if part["name"] != "mixture" else ()
@@ -155,18 +161,17 @@ def needs(loss: Any, what: str) -> bool:
 
 
 def check_options(loss: Any) -> None:
-    """An option that would not be read is an error.
-
-    Raises ConfigError.
-    """
+    """Raises ConfigError for an option that has no effect, or two that exclude each other."""
     given = loss.model_fields_set
     if "nll_per" in given and not loss.nll:
         raise ConfigError(
-            "would not be read: loss.nll is 0", where="loss.nll_per", hint="take it away"
+            "has no effect: loss.nll is 0",
+            where="loss.nll_per",
+            hint="remove it, or set loss.nll",
         )
     if getattr(loss, "tokens", None) and loss.nll:
         raise ConfigError(
-            "the likelihood counts whole answers, loss.tokens counts parts of them",
+            "loss.nll counts every token of an answer, loss.tokens only some of them",
             where="loss.nll and loss.tokens",
             hint="keep one of the two",
         )

@@ -17,7 +17,14 @@ from pydantic import (
 )
 
 from likelier.base.errors import ConfigError
-from likelier.config.losses import LossConfig, Section, SigmoidLoss, check_options, needs
+from likelier.config.losses import (
+    TUPLE_FROM_LIST,
+    LossConfig,
+    Section,
+    SigmoidLoss,
+    check_options,
+    needs,
+)
 
 IN_MEMORY = "(in memory)"  # stands where a key's value was given as a Python object
 
@@ -47,11 +54,6 @@ def _path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def _tuple(value: Any) -> Any:
-    """YAML and JSON have lists only."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _eval_source(text: str) -> str:
     """``5%`` as it is, once its range is checked; anything else is a path."""
     share = _SHARE.fullmatch(text)
@@ -72,7 +74,7 @@ OutPath = Annotated[
     Field(json_schema_extra={"type": "string"}),
 ]
 NonEmpty = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1), BeforeValidator(_tuple)]
+Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1), TUPLE_FROM_LIST]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -126,13 +128,17 @@ class DataConfig(Section):
     )
     template: dict[str, JsonValue] = Field({}, description="further arguments of the chat template")
     today: NonEmpty | None = Field(
-        None, description="date for a template that asks for today's, as 2024-07-26 (which null is)"
+        None, description="the date that the chat template is given as today's; null = 2024-07-26"
     )
     max_length: int = Field(
         2048, ge=2, le=2**31 - 1, description="tokens of prompt and answer together"
     )
-    overlong: Literal["drop", "trim", "error"] = Field("drop", description="pairs over max_length")
-    on_bad_row: Literal["error", "drop"] = Field("error", description="rows that cannot be used")
+    overlong: Literal["drop", "trim", "error"] = Field(
+        "drop", description="what to do with pairs over max_length"
+    )
+    on_bad_row: Literal["error", "drop"] = Field(
+        "error", description="what to do with rows that cannot be used"
+    )
 
     @property
     def eval_share(self) -> float | None:
@@ -189,18 +195,18 @@ class OptimConfig(Section):
     warmup: BelowOne | Annotated[int, Field(ge=0, le=10**9)] = Field(
         0.1, description="a share of the steps, or a whole number of steps"
     )
-    betas: Annotated[tuple[BelowOne, BelowOne], BeforeValidator(_tuple)] = Field(
+    betas: Annotated[tuple[BelowOne, BelowOne], TUPLE_FROM_LIST] = Field(
         (0.9, 0.999), description="decay of AdamW's two averages"
     )
-    eps: float = Field(1e-8, gt=0, le=1, description="AdamW's")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's")
+    eps: float = Field(1e-8, gt=0, le=1, description="AdamW's epsilon")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        1.0, description="clip to this; null = never"
+        1.0, description="clip the gradient's norm to this; null = never"
     )
 
 
 class TrainConfig(Section):
-    """How long, in what portions, and what to write on the way."""
+    """How long to train, how many pairs a step takes, and what is written during the run."""
 
     epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(
         1.0, description="passes over the data"
@@ -208,9 +214,9 @@ class TrainConfig(Section):
     steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
     pairs_per_step: Count = Field(32, description="pairs of one optimizer step, over all devices")
     tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=16, le=2**31 - 1)] = Field(
-        "auto", description="budget of one batch; auto = what memory allows"
+        "auto", description="tokens of one batch at most; auto = what memory allows"
     )
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="decides everything random")
     log_every: Count = Field(1, description="steps between rows of the log")
     eval_every: Count | None = Field(50, description="steps between evaluations; null = never")
     save_every: Count | None = Field(200, description="steps between checkpoints; null = never")
@@ -232,7 +238,7 @@ class TrainConfig(Section):
             what, hint = "no length is given", "give one of them a number"
         elif steps is not None and given.get("epochs") is not None:
             what = f"both are given: {epochs} and {steps}"
-            hint = "keep one; train.epochs=null takes the epochs away"
+            hint = "keep one; train.epochs=null removes the epochs"
         else:
             return given if steps is None else {**given, "epochs": None}
         raise ConfigError(what, where="train.epochs and train.steps", hint=hint)
@@ -259,8 +265,8 @@ class Config(Section):
     loss: LossConfig = SigmoidLoss()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    out: OutPath = Field(description="run folder; made by the run")
-    track: Literal["none"] = Field("none", description="an optional mirror of the metrics")
+    out: OutPath = Field(description="run folder, which the run makes")
+    track: Literal["none"] = Field("none", description="where else the metrics go")
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":
@@ -280,7 +286,7 @@ class Config(Section):
                     raise _not_read(f"reference.{key}", f"the loss {loss.name} reads no reference")
         if self.reference.update_every is not None and self.reference.path is not None:
             raise ConfigError(
-                "a reference that moves begins as the initial policy",
+                "a reference that moves begins as the initial policy, so it has no path",
                 where="reference.path and reference.update_every",
                 hint="keep one of the two",
             )
@@ -295,13 +301,11 @@ class Config(Section):
 
 
 def _not_read(key: str, because: str) -> ConfigError:
-    return ConfigError(
-        f"would not be read: {because}", where=key, hint=f"take {key} away, or change that"
-    )
+    return ConfigError(f"has no effect: {because}", where=key, hint=f"remove {key}, or change that")
 
 
 @cache
 def json_schema() -> dict[str, Any]:
-    """The tree as JSON Schema, for editors and for the words of error messages. Not to change."""
+    """The tree as JSON Schema, for editors and error messages; callers must not change it."""
     draft = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": draft, **Config.model_json_schema()}

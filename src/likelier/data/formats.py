@@ -126,8 +126,8 @@ def recognised(
     form = recognise(records, asked)
     default = (form.pairs, form.min_gap) == (Format.pairs, Format.min_gap)
     if form.shape not in ("ranked", "scored") and not default:
-        what = f"would not be read: the data have {form.describe()}"
-        raise ConfigError(what, where="data.ranked", hint="take data.ranked away")
+        what = f"has no effect: the data have {form.describe()}"
+        raise ConfigError(what, where="data.ranked", hint="remove data.ranked")
     rows = chain(first, iterator)
     return form, _grouped(rows, form) if form.shape == "scored" else rows
 

@@ -174,7 +174,7 @@ class Loss:
         for name in given:
             if not known[name].is_read(self.defaults | dict(given)):
                 other, value = known[name].only_if or ("", "")
-                what = f"would not be read: {other} is not {value}"
+                what = f"has no effect: {other} is not {value}"
                 raise ConfigError(what, where=f"{where}.{name}", hint=f"remove {name}")
 
     def _instead_of(self, name: str) -> str:

@@ -78,7 +78,7 @@ def bind(
     if function is not None:
         if dead := [key for key in given if key not in ("name", "beta")]:
             raise ConfigError(
-                "would not be read: a loss function was handed over",
+                "has no effect: a loss function was handed over",
                 where=f"loss.{dead[0]}",
                 hint="remove it; loss.beta alone is read: it scales the logged rewards",
             )

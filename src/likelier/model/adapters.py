@@ -34,7 +34,7 @@ def adapt(config: Config, initial: Policy) -> Policy:
     else:
         if config.model.save_dtype != "auto":
             raise ConfigError(
-                "would not be read: adapters are saved in float32",
+                "has no effect: adapters are saved in float32",
                 where="model.save_dtype",
                 hint="remove model.save_dtype",
             )
