@@ -364,11 +364,7 @@ def test_a_config_is_looked_at_with_its_mixture_and_its_model(
     (conflict,) = codes["conflict"]["places"]
     assert "b.jsonl:2" in conflict["source"] + conflict["message"]
     assert main(["check", str(config), "--model", "other"]) == 2
-<<<<<<< HEAD
-    assert "--model: would not be read: the config decides this" in capsys.readouterr().err
-=======
-    assert "--model: has no effect: the config says it" in capsys.readouterr().err
->>>>>>> fefe6b7 (config and losses: a key without effect is said so, and every description of a key is a phrase that stands alone)
+    assert "--model: has no effect: the config decides this" in capsys.readouterr().err
 
 
 def test_near_copies_are_sought_in_an_even_sample(

@@ -115,13 +115,8 @@ def question_of_config(config: Config, score: int, options: Mapping[str, Any]) -
     """
     for option, given in options.items():
         if given is not None and given is not False:
-<<<<<<< HEAD
-            what = "would not be read: the config decides this"
+            what = "has no effect: the config decides this"
             raise ConfigError(what, where=option, hint="remove the option, or change the config")
-=======
-            what = "has no effect: the config says it"
-            raise ConfigError(what, where=option, hint="remove it, or change the config")
->>>>>>> fefe6b7 (config and losses: a key without effect is said so, and every description of a key is a phrase that stands alone)
     data = config.data
     return Question(
         data.train, format_of(data), config.model.path, data.eval_path, data.max_length,
