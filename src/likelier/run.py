@@ -16,7 +16,7 @@ from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say
 from likelier.checks.inspector import PairInspector
 from likelier.config import Config, config_from, learning_rate, live
-from likelier.data.load import Dataset, load, needs_of
+from likelier.data.load import Dataset, load
 from likelier.data.records import content_hash
 from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.export.save import save_policy
@@ -85,8 +85,8 @@ def train(
     objective = bind(live(config)["loss"], loss)
     initial = initial_policy(config, _given_policy(config, model, tokenizer))
     encoder = initial.encoder(config.data.template, config.data.today)
-    needs = needs_of(config.loss)
-    data = load(config.data, encoder, needs, config.train.seed, train, eval, PairInspector())
+    loss, seed = config.loss, config.train.seed
+    data = load(config.data, encoder, loss, seed, train, eval, PairInspector())
     say(data.describe())
     say(f"loss: {objective.formula}")
     reference_model = reference_policy(config, initial)  # None: the initial policy is its own

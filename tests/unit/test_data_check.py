@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.checks.summary import Kind, Tally, first_findings
+from likelier.config.schema import DataConfig
 from likelier.data.load import refuse
 from likelier.data.records import Finding
 
@@ -30,7 +32,7 @@ def test_a_clean_file(tmp_path: Path) -> None:
     loaded = load_pairs(path, {})
     assert (len(loaded.pairs), loaded.findings, loaded.rows) == (3, (), 3)
     assert [pair.source for pair in loaded.pairs] == [f"{path}:{n}" for n in (1, 2, 3)]
-    assert refuse(loaded.findings, "error") == {}
+    refuse(loaded.findings, "error")
 
 
 def test_every_error_is_one_finding(tmp_path: Path) -> None:
@@ -134,9 +136,10 @@ def test_refuse_names_the_first_and_counts_the_others(tmp_path: Path) -> None:
     assert caught.value.exit_code == 65
 
 
-def test_refuse_counts_what_is_dropped() -> None:
+def test_what_is_dropped_is_not_refused() -> None:
     loaded = load_memory([row(), row(chosen=None), row(chosen=""), row(chosen=None), row()], {})
-    assert refuse(loaded.findings, "drop", usable=len(loaded.pairs)) == {"type": 2, "empty": 1}
+    refuse(loaded.findings, "drop", usable=len(loaded.pairs))
+    assert [finding.code for finding in loaded.findings] == ["type", "empty", "type", "duplicate"]
     with pytest.raises(DataError, match=r"and 2 more of 2 kinds$"):
         refuse(loaded.findings, "error")
 
@@ -149,12 +152,12 @@ def test_dropping_every_row_is_refused() -> None:
 
 def test_warnings_are_not_refused() -> None:
     loaded = load_memory([row(), row()], {})
-    assert refuse(loaded.findings, "error", usable=2) == {}
+    refuse(loaded.findings, "error", usable=2)
 
 
 def test_an_unknown_choice() -> None:
-    with pytest.raises(ConfigError, match="skip"):
-        refuse((), "skip")
+    with pytest.raises(ValidationError, match="on_bad_row"):
+        DataConfig.model_validate({"train": "a.jsonl", "on_bad_row": "skip"})
 
 
 def kinds_of(loaded: Loaded) -> tuple[Kind, ...]:

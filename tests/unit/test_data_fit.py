@@ -1,14 +1,16 @@
 """Too long sequences: dropped, refused or trimmed, always counted, never with a false stop."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
 
-from likelier.base.errors import ConfigError, DataError
+from likelier.base.errors import DataError
+from likelier.config.schema import DataConfig
 from likelier.data.encode import encode_pair
 from likelier.data.fit import fit
 from likelier.data.records import Completion, Pair, TokenPair
@@ -32,63 +34,57 @@ def pair(prompt: int, chosen: int, rejected: int, source: str = "a:1") -> TokenP
 
 def test_what_fits_is_left_alone() -> None:
     pairs = [pair(5, 5, 3), pair(2, 8, 8)]
-    for overlong in ("drop", "error", "trim"):
-        fitted = fit(pairs, 10, overlong, TEXT)
-        assert fitted.pairs == tuple(pairs)
-        assert (fitted.dropped, fitted.trimmed, fitted.findings) == (0, 0, ())
+    choices: tuple[Literal["drop", "error", "trim"], ...] = ("drop", "error", "trim")
+    for overlong in choices:
+        assert fit(pairs, 10, overlong, TEXT) == (pairs, [])
 
 
 def test_drop_counts_and_shows() -> None:
     pairs = [pair(5, 5, 5, f"a:{n}") for n in range(19)] + [pair(5, 3, 6, "a:19")]
-    fitted = fit(pairs, 10, "drop")
-    assert (len(fitted.pairs), fitted.dropped, fitted.trimmed) == (19, 1, 0)
-    (finding,) = fitted.findings
+    kept, (finding,) = fit(pairs, 10, "drop", TEXT)
+    assert kept == pairs[:19]
     assert (finding.code, finding.severity, finding.source) == ("overlong", "warning", "a:19")
     assert "11 tokens (prompt 5, chosen 3, rejected 6), max_length is 10" in finding.message
 
 
 def test_drop_stops_at_more_than_one_in_twenty() -> None:
     pairs = [pair(5, 5, 5)] * 38 + [pair(5, 6, 5, "a:39"), pair(9, 9, 9, "a:40")]
-    assert fit(pairs, 10, "drop").dropped == 2
+    assert fit(pairs, 10, "drop", TEXT)[0] == pairs[:38]
     with pytest.raises(DataError, match="3 of 41 pairs are too long") as caught:
-        fit([*pairs, pair(5, 6, 5)], 10, "drop")
+        fit([*pairs, pair(5, 6, 5)], 10, "drop", TEXT)
     assert caught.value.where == "a:39"
 
 
 def test_no_pair_left() -> None:
     with pytest.raises(DataError, match="no pair is left, all 1 are too long"):
-        fit([pair(5, 6, 5)], 10, "drop")
+        fit([pair(5, 6, 5)], 10, "drop", TEXT)
     with pytest.raises(DataError, match="there is no pair"):
-        fit([], 10, "drop")
+        fit([], 10, "drop", TEXT)
 
 
 def test_error_names_the_first() -> None:
     pairs = [pair(5, 5, 5), pair(5, 6, 5, "a:2"), pair(5, 7, 5, "a:3")]
     with pytest.raises(DataError, match=r"a:2: 11 tokens.*and 1 more"):
-        fit(pairs, 10, "error")
+        fit(pairs, 10, "error", TEXT)
 
 
 def test_an_unknown_choice() -> None:
-    with pytest.raises(ConfigError, match="cut"):
-        fit([pair(1, 2, 2)], 10, "cut")
-    with pytest.raises(ValueError, match="encoder"):
-        fit([pair(1, 2, 2)], 10, "trim")
+    with pytest.raises(ValidationError, match="overlong"):
+        DataConfig.model_validate({"train": "a.jsonl", "overlong": "cut"})
 
 
 def test_a_cut_answer_has_no_stop() -> None:
-    fitted = fit([pair(5, 9, 4)], 12, "trim", TEXT)
-    (cut,) = fitted.pairs
+    (cut,), (finding,) = fit([pair(5, 9, 4)], 12, "trim", TEXT)
     assert cut.prompt == pair(5, 9, 4).prompt
     assert cut.chosen == Completion((50,) * 7, (True,) * 7)
     assert cut.rejected == answer(4, 51)
-    assert (fitted.dropped, fitted.trimmed) == (0, 1)
-    (finding,) = fitted.findings
+    assert finding.code == "trimmed"
     assert finding.message == "trimmed: chosen 9 to 7 tokens"
 
 
 def test_a_long_prompt_loses_its_beginning_but_no_leading_special() -> None:
     long = pair(30, 4, 4)
-    (cut,) = fit([long], 16, "trim", TEXT).pairs
+    (cut,) = fit([long], 16, "trim", TEXT)[0]
     assert cut.prompt == TEXT.leading + long.prompt[-11:]
     assert (cut.chosen, cut.rejected) == (long.chosen, long.rejected)
 
@@ -103,10 +99,9 @@ def test_trimming_depends_on_the_prompt_and_the_limit_alone(
     prompt: int, lengths: list[tuple[int, int]], limit: int
 ) -> None:
     pairs = [pair(prompt, *both, f"a:{n}") for n, both in enumerate(lengths)]
-    fitted = fit(pairs, limit, "trim", TEXT)
-    assert len({cut.prompt for cut in fitted.pairs}) == 1
-    assert fitted.dropped == 0
-    for cut, whole in zip(fitted.pairs, pairs, strict=True):
+    kept, _ = fit(pairs, limit, "trim", TEXT)
+    assert len({cut.prompt for cut in kept}) == 1
+    for cut, whole in zip(kept, pairs, strict=True):
         assert cut.prompt[0] == TEXT.leading[0]
         for ours, theirs in ((cut.chosen, whole.chosen), (cut.rejected, whole.rejected)):
             assert len(cut.prompt) + len(ours.tokens) <= limit
@@ -118,9 +113,9 @@ def test_answers_that_become_the_same_are_dropped() -> None:
     same = Completion((50,) * 20 + (60, STOP), (True,) * 22)
     other = Completion((50,) * 20 + (61, STOP), (True,) * 22)
     pairs = [TokenPair((7, 100), same, other, "a:1"), pair(2, 5, 5, "a:2")]
-    fitted = fit(pairs, 16, "trim", TEXT)
-    assert (len(fitted.pairs), fitted.dropped, fitted.trimmed) == (1, 1, 0)
-    assert "same or empty once cut" in fitted.findings[0].message
+    kept, (finding,) = fit(pairs, 16, "trim", TEXT)
+    assert kept == pairs[1:]
+    assert "same or empty once cut" in finding.message
 
 
 def test_a_cut_ends_in_a_scored_token() -> None:
@@ -129,9 +124,9 @@ def test_a_cut_ends_in_a_scored_token() -> None:
     several = Completion((50, 51, STOP, *range(60, 66), 52, 53, STOP), scored)
     long = dataclasses.replace(pair(2, 4, 4), chosen=several)
     for limit in (9, 10, 11):
-        (cut,) = fit([long], limit, "trim", TEXT).pairs
+        (cut,) = fit([long], limit, "trim", TEXT)[0]
         assert cut.chosen == Completion((50, 51, STOP), (True,) * 3)
-    (cut,) = fit([long], 12, "trim", TEXT).pairs
+    (cut,) = fit([long], 12, "trim", TEXT)[0]
     assert cut.chosen.tokens[-1] == 52
 
 
@@ -149,20 +144,19 @@ def limit_for(prompt: int) -> int:
 
 def test_a_chat_loses_whole_turns() -> None:
     whole, last = chat("옛날 질문입니다 " * 5, "옛날 답", "새 질문"), chat("새 질문")
-    (cut,) = fit([whole], limit_for(len(last.prompt)), "trim", CHAT).pairs
+    (cut,) = fit([whole], limit_for(len(last.prompt)), "trim", CHAT)[0]
     assert cut.prompt == last.prompt
-    (cut,) = fit([whole], limit_for(len(whole.prompt) - 1), "trim", CHAT).pairs
+    (cut,) = fit([whole], limit_for(len(whole.prompt) - 1), "trim", CHAT)[0]
     text = CHAT.tokenizer.decode(cut.prompt)
     assert text.startswith("<|im_start|>assistant\n옛날 답<|im_end|>")
-    (shorter,) = fit([whole], limit_for(len(cut.prompt) - 1), "trim", CHAT).pairs
+    (shorter,) = fit([whole], limit_for(len(cut.prompt) - 1), "trim", CHAT)[0]
     assert shorter.prompt == last.prompt
-    assert fit([whole], limit_for(len(whole.prompt)) + 99, "trim", CHAT).pairs == (whole,)
+    assert fit([whole], limit_for(len(whole.prompt)) + 99, "trim", CHAT) == ([whole], [])
 
 
 def test_a_chat_whose_last_turn_is_too_long_is_dropped() -> None:
     """Never a header of the answer alone, nor half a turn."""
     long, short = chat("질문입니다 " * 20), chat("질문")
-    fitted = fit([long, short], 24, "trim", CHAT)
-    assert fitted.pairs == (short,)
-    assert (fitted.dropped, fitted.trimmed) == (1, 0)
-    assert fitted.findings[0].code == "overlong"
+    kept, (finding,) = fit([long, short], 24, "trim", CHAT)
+    assert kept == [short]
+    assert finding.code == "overlong"

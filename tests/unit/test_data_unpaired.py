@@ -13,7 +13,7 @@ from likelier.base.errors import DataError
 from likelier.checks.inspector import PairInspector
 from likelier.config import config_from
 from likelier.data.load import load as load_data
-from likelier.data.load import mismatched, needs_of
+from likelier.data.load import mismatched
 from likelier.data.records import content_hash
 from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.load import load
@@ -33,7 +33,7 @@ def encoder(place: Place) -> Encoder:
 def prepared(place: Place, encoder: Encoder, loss: dict[str, Any], rows: list, **data: Any) -> Any:
     tree = place.config("x", loss=loss, data={"eval": None, **data}, train__eval_every=MISSING)
     config = config_from(tree, ["data.train"])
-    return load_data(config.data, encoder, needs_of(config.loss), config.train.seed, rows)
+    return load_data(config.data, encoder, config.loss, config.train.seed, rows)
 
 
 def test_mismatched_answers_are_of_other_prompts_and_drawn_by_content() -> None:
@@ -129,7 +129,7 @@ def test_a_file_of_unpaired_examples_from_the_command_line(tmp_path: Path, place
     policy = load(place.base)
     encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
     config = config_from(tree, ["data.train"])
-    data = load_data(config.data, encoder, needs_of(config.loss), config.train.seed, rows)
+    data = load_data(config.data, encoder, config.loss, config.train.seed, rows)
     assert data.eval and not {p.prompt for p in data.eval} & {p.prompt for p in data.train}
 
 
@@ -157,8 +157,7 @@ def test_held_out_prompts_that_are_trained_on_are_counted(place: Place, encoder:
     held = [{**rows[4], "completion": "다른 대답"}, {**rows[0], "prompt": "처음 보는 물음"}]
     tree = place.config("x", loss={"name": "kto"}, train__eval_every=MISSING)
     config = config_from(tree, ["data.train", "data.eval"])
-    needs = needs_of(config.loss)
-    data = load_data(config.data, encoder, needs, 0, rows, held, PairInspector())
+    data = load_data(config.data, encoder, config.loss, 0, rows, held, PairInspector())
     assert data.counts["eval"]["findings"]["leak"] == 1
     assert [found.code for found in data.findings if found.code == "leak"] == ["leak"]
     assert "1 held-out prompts are also trained on, or nearly" in data.describe()

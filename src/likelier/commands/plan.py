@@ -17,7 +17,7 @@ from likelier.base.terminal import say
 from likelier.batching.batch import Batch, Scored, completions_of, lay_out
 from likelier.batching.pack import pack
 from likelier.config import Config, live
-from likelier.data.load import Dataset, load, needs_of
+from likelier.data.load import Dataset, load
 from likelier.data.records import TokenPair
 from likelier.losses.registry import bind
 from likelier.model.adapters import adapt
@@ -74,7 +74,7 @@ def plan(config: Config) -> Plan:
     objective = bind(live(config)["loss"])
     initial = initial_policy(config)
     encoder = initial.encoder(config.data.template, config.data.today)
-    data = load(config.data, encoder, needs_of(config.loss), config.train.seed)
+    data = load(config.data, encoder, config.loss, config.train.seed)
     policy = adapt(config, initial)
     memory = memory_of(policy)
     batcher = Batcher(policy, NoReference(), objective, tokens_for(config, policy, memory))

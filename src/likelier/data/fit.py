@@ -1,10 +1,11 @@
 """Pairs that are too long: dropped, trimmed or refused, and always counted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
-from likelier.base.errors import ConfigError, DataError
+from likelier.base.errors import DataError
 from likelier.data.records import Completion, Finding, TokenPair
 from likelier.data.tokenizer import Encoder
 
@@ -12,64 +13,49 @@ MAX_DROPPED_SHARE = 0.05  # of the pairs; more is a mistake in max_length or in 
 COMPLETION_SHARE = 4  # trimming leaves at least a quarter of max_length to the completions
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Pairs that fit, how many were dropped and how many trimmed, and where."""
-
-    pairs: tuple[TokenPair, ...]
-    dropped: int
-    trimmed: int
-    findings: tuple[Finding, ...]
-
-
 def fit(
     pairs: Sequence[TokenPair],
     max_length: int,
-    overlong: str,
-    encoder: Encoder | None = None,
-) -> Fitted:
-    """Make every sequence (prompt and one answer) at most ``max_length`` tokens long.
+    overlong: Literal["drop", "trim", "error"],
+    encoder: Encoder,
+) -> tuple[list[TokenPair], list[Finding]]:
+    """The pairs whose sequences (prompt and one answer) are at most ``max_length`` tokens long, and
+    one finding for each that was dropped or trimmed.
 
     Args:
         overlong: ``drop`` whole pairs, ``error`` at the first, or ``trim``: the prompt loses
             its beginning where it is longer than three quarters of ``max_length`` (whole turns
             of a chat), and an answer its end, with its stop. What a prompt loses depends on
             the prompt and the limit alone, so that its answers keep one prompt.
-        encoder: knows the prompt's leading specials and turns; needed for ``trim``.
+        encoder: knows the prompt's leading specials and turns.
 
     Raises:
         DataError: ``error`` and a pair is too long; ``drop`` and more than 5 % of the pairs
             would go; or no pair is left.
-        ConfigError: ``overlong`` is none of these.
     """
-    if overlong not in ("drop", "error", "trim"):
-        hint = "use drop, trim or error"
-        raise ConfigError(f'"{overlong}" is not a choice', where="data.overlong", hint=hint)
-    if overlong == "trim" and encoder is None:
-        raise ValueError("trimming needs the encoder")
+    kept, findings = fit_each(pairs, max_length, encoder if overlong == "trim" else None)
+    _check_dropped(pairs, kept, findings, overlong)
+    return kept, findings
+
+
+def fit_each(
+    pairs: Sequence[TokenPair], max_length: int, trim_with: Encoder | None
+) -> tuple[list[TokenPair], list[Finding]]:
+    """As `fit`, but however many are dropped; trimmed where ``trim_with`` is an encoder."""
     kept: list[TokenPair] = []
     findings: list[Finding] = []
-    trimmed = 0
     for pair in pairs:
-        shorter, found = fit_pair(pair, max_length, encoder if overlong == "trim" else None)
-        kept += [shorter] if shorter else []
-        trimmed += shorter is not None and shorter is not pair
-        findings += [found] if found else []
-    _check_dropped(pairs, kept, findings, overlong)
-    return Fitted(tuple(kept), len(pairs) - len(kept), trimmed, tuple(findings))
-
-
-def fit_pair(
-    pair: TokenPair, max_length: int, trim_with: Encoder | None
-) -> tuple[TokenPair | None, Finding | None]:
-    """The pair as it fits, or None; and what was found. Trimmed only with an encoder."""
-    if trim_with is None:
-        shorter = pair if _length(pair) <= max_length else _overlong(pair, max_length)
-    else:
-        shorter = _trim(pair, max_length, trim_with)
-    if isinstance(shorter, Finding):
-        return None, shorter
-    return shorter, None if shorter is pair else _trimmed(pair, shorter)
+        if trim_with is not None:
+            fitted = _trim(pair, max_length, trim_with)
+        else:
+            fitted = pair if _length(pair) <= max_length else _overlong(pair, max_length)
+        if isinstance(fitted, Finding):
+            findings.append(fitted)
+            continue
+        kept.append(fitted)
+        if fitted is not pair:
+            findings.append(_trimmed(pair, fitted))
+    return kept, findings
 
 
 def _check_dropped(

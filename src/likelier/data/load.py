@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from likelier.base.errors import ConfigError, DataError
-from likelier.config.losses import needs as loss_needs
+from likelier.base.errors import DataError
+from likelier.config.losses import SigmoidLoss, needs
 from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit
@@ -31,29 +31,6 @@ from likelier.data.workers import (
 )
 
 PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a loss reads of the data: pairs, or unpaired examples by their ``label``.
-
-    Of unpaired examples it may want a ``mismatched`` completion beside their own; of any pair its
-    ``margin`` or its ``weight``. Without ``stop`` the stop tokens are not scored. ``loss`` is its
-    name.
-    """
-
-    loss: str = "the loss"
-    label: bool = False
-    mismatched: bool = False
-    margin: bool = False
-    weight: bool = False
-    stop: bool = True
-
-
-def needs_of(loss: Any) -> Needs:
-    """What the loss of a config reads."""
-    read = {name: loss_needs(loss, name) for name in ("label", "mismatched", "margin")}
-    return Needs(loss.name, **read, weight=loss.pair_weights, stop=loss.stop_token)
 
 
 @dataclass(frozen=True)
@@ -89,7 +66,7 @@ class Dataset:
 def load(
     data: DataConfig,
     encoder: Encoder,
-    needs: Needs | None = None,
+    loss: Any = None,
     seed: int = 0,
     train: Iterable[Any] | None = None,
     eval: Iterable[Any] | None = None,
@@ -98,7 +75,8 @@ def load(
     """Read and encode what a config asks for; ``train`` and ``eval`` replace its files by rows.
 
     Args:
-        needs: what the loss reads; None is pairs and nothing beside.
+        loss: the loss of a config. What it reads decides whether the rows must be pairs or
+            unpaired examples, and which numbers they must hold. None is a loss of plain pairs.
         seed: of the held-out share, and of mismatched completions.
         inspector: looks at the pairs, and at what they say about each other.
 
@@ -108,15 +86,15 @@ def load(
         InputMissing: there is no such file.
         ConfigError: a key of ``data.columns`` that is none of ours.
     """
-    needs = needs or Needs()
+    loss = loss or SigmoidLoss()
     task = Task(format_of(data), encoder, inspector=inspector, keep_tokens=True)
-    read = partial(_read_side, data, needs, seed)
+    read = partial(_read_side, data, loss, seed)
     if eval is None and data.eval_path is None:
         share = data.eval_share
         task = replace(task, split_seed=None if share is None else seed)
         side = read(data.train, train, "train", task)
-        ours, held = _split_off(side, share, seed, needs)
-        return _dataset(ours, held, side.counts, side.findings, needs, encoder)
+        ours, held = _split_off(side, share, seed, needs(loss, "label"))
+        return Dataset(tuple(ours), tuple(held), side.counts, side.findings)
     other = read(data.eval_path or "", eval, "eval", replace(task, keep_pairs=bool(inspector)))
     inspector = inspector and inspector.watching(other.pairs)
     side = read(data.train, train, "train", replace(task, inspector=inspector))
@@ -130,35 +108,14 @@ def load(
         other.counts["findings"]["leak"] = len(leaks)
     counts = {**side.counts, "eval": other.counts}
     findings = (*side.findings, *other.findings, *leaks)
-    return _dataset(side.tokens, other.tokens, counts, findings, needs, encoder)
-
-
-def _dataset(
-    train: Sequence[TokenPair],
-    eval: Sequence[TokenPair],
-    counts: dict[str, Any],
-    findings: tuple[Finding, ...],
-    needs: Needs,
-    encoder: Encoder,
-) -> Dataset:
-    """Both sides as the loss reads them."""
-    for pair in (*train, *eval):
-        for name in ("margin", "weight"):
-            if getattr(needs, name) and getattr(pair, name) is None:
-                raise DataError(
-                    "the loss reads this column, and the row has none",
-                    where=f"{pair.source} {name}",
-                    hint=f"add a number {name} to every row, or set another loss",
-                )
-    if not needs.stop:
-        ends = encoder.end_ids.values()
-        train, eval = without_stops(train, ends), without_stops(eval, ends)
-    return Dataset(tuple(train), tuple(eval), counts, findings)
+    return Dataset(side.tokens, other.tokens, counts, findings)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """Rows as tokens that fit, and the chunks they came in, without texts and tokens."""
+    """The rows of one side: as token pairs that fit the loss, and the chunks that they came in,
+    of which only the small arrays are kept.
+    """
 
     tokens: tuple[TokenPair, ...]
     pairs: tuple[Pair, ...]
@@ -169,7 +126,7 @@ class _Side:
 
 def _read_side(
     data: DataConfig,
-    needs: Needs,
+    loss: Any,
     seed: int,
     path: Data,
     rows: Iterable[Any] | None,
@@ -180,15 +137,15 @@ def _read_side(
     found = read_data(path) if rows is None else rows_from_memory(rows, name)
     items: Iterable[Item]
     form, items = recognised(found, task.form)
-    if needs.mismatched:
-        items = _with_mismatched(items, form, data, needs, seed, where)
+    if needs(loss, "mismatched"):
+        items = _with_mismatched(items, form, data, loss, seed, where)
     tokens: list[TokenPair] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
     shared = Shared()
     for chunk in chunks(items, replace(task, form=form)):
-        tokens += unpack_tokens(chunk, shared, needs.margin, needs.weight)
-        _check_kind(tokens[:1], needs, where)
+        tokens += unpack_tokens(chunk, shared, needs(loss, "margin"), loss.pair_weights)
+        _check_kind(tokens[:1], loss, where)
         pairs += chunk.pairs
         arrays = {name: array for name, array in chunk.arrays.items() if name not in PACKED}
         done.append(replace(chunk, arrays=arrays, pairs=()))
@@ -196,23 +153,42 @@ def _read_side(
     no_row(num_rows, where)
     findings = [finding for chunk in done for finding in chunk.findings]
     refuse(findings, data.on_bad_row, usable=len(tokens))
-    fitted = fit(tokens, data.max_length, data.overlong, task.encoder)
-    refuse(fitted.findings, data.on_bad_row, usable=len(fitted.pairs))
+    assert task.encoder is not None
+    fitted, found_in_fitting = fit(tokens, data.max_length, data.overlong, task.encoder)
+    refuse(found_in_fitting, data.on_bad_row, usable=len(fitted))
     findings += task.inspector.across(done) if task.inspector is not None else []
-    findings += fitted.findings
+    findings += found_in_fitting
     count: Counter[str] = Counter()
     for chunk in done:
         for source, n in zip(chunk.sources, chunk.counts, strict=True):
             count[row_of(source)] += n
-    used = sum(count[row] for row in {row_of(pair.source) for pair in fitted.pairs})
+    used = sum(count[row] for row in {row_of(pair.source) for pair in fitted})
+    codes = Counter(finding.code for finding in findings)
     counts = {
         "rows": num_rows,
         "used": used,
         "dropped": num_rows - used,
-        "trimmed": fitted.trimmed,
-        "findings": dict(Counter(finding.code for finding in findings)),
+        "trimmed": codes["trimmed"],
+        "findings": dict(codes),
     }
-    return _Side(fitted.pairs, tuple(pairs), tuple(done), tuple(findings), counts)
+    as_read = tuple(_as_the_loss_reads(fitted, loss, task.encoder))
+    return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts)
+
+
+def _as_the_loss_reads(
+    pairs: Sequence[TokenPair], loss: Any, encoder: Encoder
+) -> Sequence[TokenPair]:
+    """The pairs with every number that the loss reads, their stop tokens scored as it says."""
+    reads = {"margin": needs(loss, "margin"), "weight": loss.pair_weights}
+    for name in (name for name, wanted in reads.items() if wanted):
+        for pair in pairs:
+            if getattr(pair, name) is None:
+                raise DataError(
+                    "the loss reads this column, and the row has none",
+                    where=f"{pair.source} {name}",
+                    hint=f"add a number {name} to every row, or set another loss",
+                )
+    return pairs if loss.stop_token else without_stops(pairs, encoder.end_ids.values())
 
 
 def read_pairs(data: Data, asked: Format) -> list[Pair]:
@@ -222,18 +198,18 @@ def read_pairs(data: Data, asked: Format) -> list[Pair]:
     no_row(sum(chunk.rows for chunk in done), str(data))
     refuse([finding for chunk in done for finding in chunk.findings], "error")
     pairs = [pair for chunk in done for pair in chunk.pairs]
-    _check_kind(pairs, Needs(), str(data))
+    _check_kind(pairs, SigmoidLoss(), str(data))
     return pairs
 
 
-def _check_kind(first: Sequence[Pair | TokenPair], needs: Needs, where: str) -> None:
+def _check_kind(pairs: Sequence[Pair | TokenPair], loss: Any, where: str) -> None:
     """Refuse pairs where the loss reads unpaired examples, and the reverse."""
-    if not first or (first[0].label is not None) == needs.label:
+    if not pairs or (pairs[0].label is not None) == needs(loss, "label"):
         return
     what = "these rows hold one labelled answer each, not pairs"
     hint = "use a loss for unpaired answers, or make pairs"
-    if needs.label:
-        what = f"{needs.loss} learns from single answers with a label, these rows are pairs"
+    if needs(loss, "label"):
+        what = f"{loss.name} learns from single answers with a label, these rows are pairs"
         hint = "give rows of prompt, completion and label, or choose a loss of pairs"
     raise DataError(what, where=where, hint=hint)
 
@@ -242,7 +218,7 @@ def _with_mismatched(
     rows: Iterable[Row | Finding],
     form: Format,
     data: DataConfig,
-    needs: Needs,
+    loss: Any,
     seed: int,
     where: str,
 ) -> list[Pair | Finding]:
@@ -251,7 +227,7 @@ def _with_mismatched(
     for row in rows:
         read += read_row(row, form) if isinstance(row, Row) else [row]
     pairs = [one for one in read if isinstance(one, Pair)]
-    _check_kind(pairs, needs, where)
+    _check_kind(pairs, loss, where)
     bad = [one for one in read if isinstance(one, Finding)]
     refuse(bad, data.on_bad_row, usable=len(pairs))
     drawn = iter(mismatched(pairs, seed))
@@ -292,12 +268,12 @@ def _place_in_circle(pair: Pair, seed: int) -> bytes:
 
 
 def _split_off(
-    side: _Side, share: float | None, seed: int, needs: Needs
+    side: _Side, share: float | None, seed: int, is_labelled: bool
 ) -> tuple[Sequence[TokenPair], Sequence[TokenPair]]:
     """The pairs to train on, and the share of them that is held out."""
     if share is None:
         return side.tokens, ()
-    if needs.label:  # unpaired examples are told apart by the tokens of their prompts
+    if is_labelled:  # unpaired examples are told apart by the tokens of their prompts
         return split_by_prompt(side.tokens, share, seed)
     used = {pair.source for pair in side.tokens}
     keep = [source in used for chunk in side.chunks for source in chunk.sources]
@@ -309,30 +285,17 @@ def _split_off(
 
 
 def refuse(
-    findings: Sequence[Finding], on_bad_row: str, usable: int | None = None
-) -> dict[str, int]:
-    """Stop at bad rows, or count them.
-
-    Args:
-        findings: of reading or of tokenising; only errors are looked at.
-        on_bad_row: ``error`` or ``drop``.
-        usable: how many pairs are left, where the caller knows.
-
-    Returns:
-        With ``drop``, how many rows go, by code.
-
-    Raises:
-        DataError: there is an error and ``on_bad_row`` is ``error``, or no pair is left.
+    findings: Sequence[Finding],
+    on_bad_row: Literal["error", "drop"],
+    usable: int | None = None,
+) -> None:
+    """Raise DataError where a finding is an error and ``on_bad_row`` is ``error``, or where errors
+    leave no ``usable`` pair.
     """
-    if on_bad_row not in ("error", "drop"):
-        raise ConfigError(
-            f'"{on_bad_row}" is not a choice', where="data.on_bad_row", hint="use error or drop"
-        )
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors and (on_bad_row == "error" or usable == 0):
         first = errors[0]
         raise DataError(first.message, where=first.where, hint=first.hint + _others(errors))
-    return dict(Counter(finding.code for finding in errors))
 
 
 def _others(errors: Sequence[Finding]) -> str:

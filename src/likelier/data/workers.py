@@ -31,7 +31,7 @@ import numpy as np
 from likelier.base.errors import RunFailed
 from likelier.base.files import cache_dir
 from likelier.data.encode import encode_pairs
-from likelier.data.fit import fit_pair
+from likelier.data.fit import fit_each
 from likelier.data.formats import Format, read_row
 from likelier.data.records import Completion, Finding, Pair, Row, TokenPair
 from likelier.data.split import prompt_keys, prompt_signatures
@@ -218,12 +218,8 @@ def _encoded(
     encoded, findings = encode_pairs(encoder, pairs, notice)
     if task.max_length is None:
         return encoded, findings
-    fitted = []
-    for pair in encoded:
-        shorter, found = fit_pair(pair, task.max_length, encoder if task.trim else None)
-        fitted += [shorter] if shorter else []
-        findings += [found] if found else []
-    return fitted, findings
+    fitted, found = fit_each(encoded, task.max_length, encoder if task.trim else None)
+    return fitted, findings + found
 
 
 def pack_tokens(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:
