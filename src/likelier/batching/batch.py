@@ -1,6 +1,6 @@
 """A batch: sequences laid out for one forward, where their scored tokens are predicted, and pairs.
 
-Two layouts with one face: `tree_batch` (every distinct prefix once, one row) and `padded_batch`
+There are two layouts: `tree_batch` (every distinct prefix once, in one row) and `padded_batch`
 (one sequence per row, for models that the tree cannot serve).
 
 Axis letters: B rows, L row length, N distinct predicting positions, E distinct (position, token)
@@ -145,7 +145,7 @@ class Batch:
 
 
 def lay_out(sequences: Sequence[Scored], backend: str) -> Batch:
-    """Sequences as an attention backend reads them."""
+    """Sequences in the layout that an attention backend reads."""
     return padded_batch(sequences) if backend == "padded" else tree_batch(sequences)
 
 

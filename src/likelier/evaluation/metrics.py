@@ -99,6 +99,9 @@ def held_out_metrics(
 def accuracy_interval(
     pairs: Sequence[TokenPair], values: StepValues, beta: float
 ) -> tuple[float, float]:
-    """95 % interval of the accuracy. Pairs of one prompt hang together: prompts are the trials."""
+    """95 % interval of the accuracy, in which prompts count as the trials.
+
+    Pairs of one prompt are not independent of each other.
+    """
     prompts = {pair.prompt for pair in pairs}
     return wilson(float(hits(values, beta).mean()), len(prompts))

@@ -74,9 +74,10 @@ def sample(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.stop
     samples: list[Sample] = []
     with (
-        _only_these(policy.causal_lm, GenerationConfig(**settings, pad_token_id=pad)),
-        _seeded(policy.device, seed),
+        _decoding_by(policy.causal_lm, GenerationConfig(**settings, pad_token_id=pad)),
+        torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []),
     ):
+        torch.manual_seed(seed)
         for start in range(0, len(ids), batch_size):
             new_BL = _generate(policy, ids[start : start + batch_size], pad)
             samples += [_read(encoder, tokens) for tokens in new_BL.tolist()]
@@ -123,7 +124,7 @@ def _read(encoder: Encoder, tokens: list[int]) -> Sample:
 
 
 @contextmanager
-def _only_these(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+def _decoding_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """Generate by ``settings`` and nothing else, in eval mode.
 
     The model's own generation config is taken away for the time: transformers fills in from it
@@ -140,11 +141,3 @@ def _only_these(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[
         model.generation_config = before
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

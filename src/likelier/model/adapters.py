@@ -93,9 +93,9 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The bare base of a peft model for a while; nothing for a model without adapters.
+    """Switch the adapters of a peft model off; a model without adapters is left as it is.
 
-    peft turns gradients of frozen adapters on when it switches back, so what was trainable
+    peft makes frozen adapters trainable when it switches them on again, so what was trainable
     before is remembered here and put back.
     """
     if not hasattr(model, "disable_adapter"):
@@ -113,7 +113,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 def checkpoint_activations(model: Any) -> None:
     """Let a transformers model recompute activations in the backward.
 
-    The method got a new name in transformers 5.2x; the old one warns there.
+    The method has another name since transformers 5.2x, which warns of the old one.
     """
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

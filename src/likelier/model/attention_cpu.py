@@ -7,7 +7,7 @@ and log-sum-exp the kernel's backward of every block is exact: the softmax of a 
 ``exp(score - lse)``, whatever else the row saw. No T x T, no mask, no repeated keys.
 
 A long node is cut into pieces, each the only child of the one before: the kernel computes all of
-a square and then masks half of it, and nothing of a rectangle is in vain.
+a square and then masks half of it, while all of a rectangle is used.
 
 Half precision is computed in float32: the kernels' products are no slower there on a processor
 without matrix tiles, and more exact.
@@ -35,11 +35,11 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 @dataclass(frozen=True)
 class Block:
-    """Queries of some rows over the keys of some rows.
+    """The queries of some rows over the keys of some rows.
 
-    ``causal`` marks the square of a node over itself. ``ahead`` is how many positions the first
-    query stands behind the first key, where a sliding ``window`` cuts through the block; such a
-    block gets a mask.
+    ``causal`` marks the square of a node over itself. A sliding ``window`` that cuts through the
+    block gives it a mask, for which ``ahead`` is the position of the first query less that of the
+    first key.
     """
 
     query: Span
@@ -59,7 +59,7 @@ class Block:
 
 
 def blocks(tree: Tree, window: int | None) -> list[Block]:
-    """The blocks of a tree, every node's own square first; together they are the predicate."""
+    """The blocks of a tree, every node's own square first: all that `ancestor_mask_TT` allows."""
     deepest = max(s.depth + s.stop - s.start for s in tree.segments)
     if window is None or window >= deepest:
         pieces = [(piece, s.end) for s in tree.segments for piece in _pieces(s.start, s.stop)]

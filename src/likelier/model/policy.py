@@ -92,7 +92,7 @@ class Policy:
 
 
 def _tree_backend(policy: Policy) -> str:
-    """``segments`` is made of a CPU's kernels; FlexAttention knows no float64."""
+    """The tree backend for a policy's device; FlexAttention has no float64."""
     if policy.device.type == "cpu":
         return "segments"
     is_cuda = policy.device.type == "cuda"
@@ -112,11 +112,11 @@ _PROBE_TOLERANCE_HALF = 0.25
 
 @torch.no_grad()
 def _failed_probe(policy: Policy, backend: str) -> str | None:
-    """Why the tree does not do what the plain path does, tried on a tiny batch; None if it does.
+    """Try a tree backend on a tiny batch: why it cannot serve this model, None where it can.
 
     Some architectures never call the attention registry, or ignore the positions they are given,
-    and say nothing: only numbers tell. The median forgives experts, whose routing may flip on a
-    rounding.
+    without any error: only a comparison with the plain path shows it. The median is compared,
+    because the routing of experts may flip on a rounding.
     """
     vocabulary = policy.causal_lm.config.get_text_config().vocab_size
     probe = [Scored(tuple(t % vocabulary for t in s.tokens), s.scored) for s in _PROBE]

@@ -40,9 +40,9 @@ def rotary_tables(config: object) -> RotaryTables:
 
 
 def check_length(tables: RotaryTables, depth_BL: Tensor) -> None:
-    """Refuse what no table gives the same values for twice.
+    """Raise DataError where a sequence is longer than ``max_length``.
 
-    Raises DataError where a sequence is longer than ``max_length``.
+    Its log-probs would depend on what the model computed before.
     """
     if tables.max_length is None:
         return

@@ -40,12 +40,12 @@ class MovingReference:
         self.moved = False
 
     def completion_logp(self, sequence: Scored, weights: Sequence[float] | None = None) -> float:
-        """What is stored; `rescored` replaces it once the reference has moved."""
+        """The stored log-prob; `rescored` replaces it once the reference has moved."""
         return self.stored.completion_logp(sequence, weights)
 
     @torch.no_grad()
     def after(self, step: int) -> None:
-        """Move, if a step is one after which it does."""
+        """Move the reference if ``step`` is a multiple of ``update_every``."""
         if step % self.every == 0:
             for name, master in self.policy_masters.items():
                 self.masters[name].lerp_(master, self.mix)
@@ -64,7 +64,7 @@ class MovingReference:
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
-        """The model with the reference's weights for a while."""
+        """Put the reference's weights into the model, and the policy's back on leaving."""
         named = dict(self.policy.model.named_parameters())
         before = {name: named[name].detach().clone() for name in self.masters}
         try:

@@ -1,4 +1,4 @@
-"""The pairs of a step cut into batches, with all that the loss reads of them but the policy.
+"""Pairs cut into batches, with everything that a loss reads but the policy's log-probs.
 
 Axis letters: E entries of a batch, K scored tokens, R completions of a batch or step, P pairs.
 """

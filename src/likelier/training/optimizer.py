@@ -41,7 +41,7 @@ class MasterAdamW:
 
     Gradients of half-precision parameters are moved to their float32 masters after every batch,
     so that sums over batches are float32 sums. Weight decay applies to matrices, not to biases,
-    norms and other vectors. `close` lets go of the model.
+    norms and other vectors. `close` takes the hooks off the model.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class MasterAdamW:
         return norm
 
     def forget_gradients(self) -> None:
-        """Start the sums of the next step, or of this one anew."""
+        """Drop all gradients: after a step, or where one is begun anew."""
         for name, parameter in self.parameters.items():
             parameter.grad = self.masters[name].grad = None
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,44 +13,8 @@ from likelier.data.records import TokenPair
 from likelier.losses.values import StepValues
 
 _NAME = re.compile(r"steps-(\d{8})-(\d{8})\.parquet")
-_Row = dict[str, int | float | str]
 
 MAX_STEPS_IN_MEMORY = 1000  # where there are no checkpoints
-
-
-def pair_rows(
-    step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues, beta: float
-) -> list[_Row]:
-    """Rows of one step: ``visits`` gives (epoch, pair) in the order of ``values``.
-
-    Log-probs and loss in nats; ``margin`` is the reward margin, beta x log-ratio margin.
-    """
-    assert values.loss_P is not None  # the step made it
-    chosen, rejected = values.chosen, values.rejected
-    policy = chosen.policy_P - rejected.policy_P
-    reference = chosen.reference_P - rejected.reference_P
-    columns = {
-        "chosen_logp": chosen.policy_P,
-        "rejected_logp": rejected.policy_P,
-        "reference_chosen_logp": chosen.reference_P,
-        "reference_rejected_logp": rejected.reference_P,
-        "chosen_tokens": chosen.tokens_P.long(),
-        "rejected_tokens": rejected.tokens_P.long(),
-        "margin": beta * (policy - reference),
-        "loss": values.loss_P,
-    }
-    if values.label_P is not None:
-        columns["label"] = values.label_P.long()
-    listed = {name: column.tolist() for name, column in columns.items()}
-    return [
-        {
-            "step": step,
-            "epoch": epoch,
-            "source": pair.source,
-            **{name: column[place] for name, column in listed.items()},
-        }
-        for place, (epoch, pair) in enumerate(visits)
-    ]
 
 
 class PairLog:
@@ -57,11 +22,35 @@ class PairLog:
 
     def __init__(self, folder: Path, beta: float):
         self.folder, self.beta = folder, beta
-        self.rows: list[_Row] = []
+        self.rows: list[dict[str, Any]] = []
 
     def add(self, step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues) -> None:
-        """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``."""
-        self.rows += pair_rows(step, visits, values, self.beta)
+        """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``.
+
+        Log-probs and loss are in nats; ``margin`` is the reward margin, beta x log-ratio margin.
+        """
+        assert values.loss_P is not None  # the step made it
+        chosen, rejected = values.chosen, values.rejected
+        policy = chosen.policy_P - rejected.policy_P
+        reference = chosen.reference_P - rejected.reference_P
+        columns = {
+            "chosen_logp": chosen.policy_P,
+            "rejected_logp": rejected.policy_P,
+            "reference_chosen_logp": chosen.reference_P,
+            "reference_rejected_logp": rejected.reference_P,
+            "chosen_tokens": chosen.tokens_P.long(),
+            "rejected_tokens": rejected.tokens_P.long(),
+            "margin": self.beta * (policy - reference),
+            "loss": values.loss_P,
+        }
+        if values.label_P is not None:
+            columns["label"] = values.label_P.long()
+        figures = zip(*(column.tolist() for column in columns.values()), strict=True)
+        self.rows += [
+            {"step": step, "epoch": epoch, "source": pair.source}
+            | dict(zip(columns, row, strict=True))
+            for (epoch, pair), row in zip(visits, figures, strict=True)
+        ]
         if step % MAX_STEPS_IN_MEMORY == 0:
             self.write()
 

@@ -31,7 +31,7 @@ from likelier.config import Config, difference, dump, live
 from likelier.data.records import TokenPair
 
 OnRow = Callable[[dict[str, float]], None]
-_OTHER_THINGS = ("config.json", "adapter_config.json", "tokenizer.json")
+_FILES_OF_MODELS = ("config.json", "adapter_config.json", "tokenizer.json")
 _LOGS = ("metrics.jsonl", "timing.jsonl")
 
 
@@ -72,7 +72,7 @@ class RunFolder:
                     hint="give another out folder, or the config of this run",
                 )
             return self.record.get("status") == "finished"
-        other = [name for name in _OTHER_THINGS if (self.path / name).exists()]
+        other = [name for name in _FILES_OF_MODELS if (self.path / name).exists()]
         if other or (self.path.exists() and not self.path.is_dir()):
             raise OutputError(
                 f"this holds something else ({other[0] if other else 'a file'})",
