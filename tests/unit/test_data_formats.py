@@ -54,7 +54,7 @@ class Case:
 
 CASES = {
     "plain": Case(
-        [{"prompt": ASK, "chosen": GOOD, "rejected": BAD}], (ASK, GOOD, BAD), "as they stand",
+        [{"prompt": ASK, "chosen": GOOD, "rejected": BAD}], (ASK, GOOD, BAD), "used without a",
         {"prompt": ASK, "chosen": GOOD, "rejected": None}, "type", "rejected",
     ),
     "chats": Case(
@@ -68,7 +68,7 @@ CASES = {
     ),
     "implied prompt": Case(
         [{"chosen": [user(ASK), bot(GOOD)], "rejected": [user(ASK), bot(BAD)]}], CHAT,
-        "what both begin with is the prompt",
+        "of which the common beginning is the prompt",
         {"chosen": [user(ASK), bot(GOOD)], "rejected": [user("다른 것"), bot(BAD)]}, "prompt", None,
     ),
     "prompt and whole chats": Case(
@@ -105,7 +105,7 @@ CASES = {
     "sharegpt whole": Case(
         [{"chosen": [{"from": "human", "value": ASK}, {"from": "gpt", "value": GOOD}],
           "rejected": [{"from": "human", "value": ASK}, {"from": "gpt", "value": BAD}]}],
-        CHAT, "what both begin with is the prompt",
+        CHAT, "of which the common beginning is the prompt",
         {"chosen": [{"from": "human", "value": ASK}, {"from": "gpt", "value": None}],
          "rejected": [{"from": "human", "value": ASK}, {"from": "gpt", "value": BAD}]},
         "type", "chosen[1].content",
@@ -131,7 +131,7 @@ CASES = {
     ),
     "two answers compared": Case(
         [{"context": [user(ASK)], "response1": GOOD, "response2": BAD, "overall_preference": -2}],
-        CHAT, "which is better",
+        CHAT, "which of them is better",
         {"context": [user(ASK)], "response1": GOOD, "response2": BAD, "overall_preference": None},
         "score", "overall_preference",
     ),

@@ -20,6 +20,7 @@ from tests.support.report_runs import (
     write_jsonl,
 )
 
+from likelier.evaluation.intervals import wilson
 from likelier.pages import script_language, written_out
 from likelier.pages.texts import duration, percent, points, short, signed
 from likelier.report.health import health
@@ -28,10 +29,9 @@ from likelier.report.read import (
     RunFiles,
     held_out_accuracy,
     newcombe,
-    proportion,
     read_run,
 )
-from likelier.report.summary import give_verdict, key_figures
+from likelier.report.summary import describe_status, give_verdict, key_figures
 
 
 def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") -> RunFiles:
@@ -41,6 +41,10 @@ def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") 
     write_json(path / "run.json", record(60, 60, status))
     write_jsonl(path / "metrics.jsonl", rows)
     return read_run(path)
+
+
+def proportion(share: float, n: int) -> Proportion:
+    return Proportion(share, *wilson(share, n), n)
 
 
 def test_wilson_and_newcombe_give_the_published_intervals() -> None:
@@ -64,9 +68,9 @@ def test_wilson_and_newcombe_give_the_published_intervals() -> None:
 )
 def test_the_demo_verdict(tmp_path: Path, after: float, tone: str, words: str) -> None:
     run = read_run(add_demo(build_run(tmp_path / "run", steps=2, planned=2), after=after))
-    verdict = give_verdict(run)
-    assert verdict.tone == tone and words in verdict.sentence
-    assert "n = 200" in verdict.sentence and "95% interval" in verdict.sentence
+    found, sentence = give_verdict(run)
+    assert found == tone and words in sentence
+    assert "n = 200" in sentence and "95% interval" in sentence
 
 
 @pytest.mark.parametrize(
@@ -82,8 +86,8 @@ def test_the_held_out_verdict(
     tmp_path: Path, accuracy: float, n: int, tone: str, words: str
 ) -> None:
     row = {"step": 60, "eval_rewards/accuracies": accuracy, "eval_pairs": n}
-    verdict = give_verdict(with_rows(tmp_path, [evaluation(0), row]))
-    assert verdict.tone == tone and words in verdict.sentence and f"n = {n:,}" in verdict.sentence
+    found, sentence = give_verdict(with_rows(tmp_path, [evaluation(0), row]))
+    assert found == tone and words in sentence and f"n = {n:,}" in sentence
 
 
 def test_the_interval_of_a_row_wins_over_wilsons(tmp_path: Path) -> None:
@@ -92,14 +96,14 @@ def test_the_interval_of_a_row_wins_over_wilsons(tmp_path: Path) -> None:
     written = {"eval_rewards/accuracies_low": 0.48, "eval_rewards/accuracies_high": 0.85}
     assert held_out_accuracy(row | written) == Proportion(0.7, 0.48, 0.85, 50)
     assert held_out_accuracy({"step": 1, "eval_rewards/accuracies": 0.7}) is None
-    assert give_verdict(with_rows(tmp_path, [row | written])).tone == "same"
+    assert give_verdict(with_rows(tmp_path, [row | written]))[0] == "same"
 
 
 def test_without_held_out_pairs_nothing_is_claimed(tmp_path: Path) -> None:
     rows = [row for row in metrics(60) if "loss" in row]
-    verdict = give_verdict(with_rows(tmp_path, rows))
-    assert verdict.tone == "unknown"
-    assert "from 0.6931 to 0.2161" in verdict.sentence and "is not known" in verdict.sentence
+    found, sentence = give_verdict(with_rows(tmp_path, rows))
+    assert found == "unknown"
+    assert "from 0.6931 to 0.2161" in sentence and "is not known" in sentence
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_without_held_out_pairs_nothing_is_claimed(tmp_path: Path) -> None:
     ],
 )
 def test_the_status_is_said(tmp_path: Path, status: str, words: str) -> None:
-    assert give_verdict(with_rows(tmp_path, metrics(60), status)).status.startswith(words)
+    assert describe_status(with_rows(tmp_path, metrics(60), status)).startswith(words)
 
 
 def test_key_figures_are_those_of_the_folder(tmp_path: Path) -> None:

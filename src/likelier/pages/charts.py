@@ -143,11 +143,11 @@ def thinned(line: Series) -> Series:
 
 
 def as_table(lines: list[Series]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the same numbers, thinned to a page's worth, the ends always kept."""
+    """Header and rows of the same numbers, MAX_TABLE_ROWS of them and the ends of each line."""
     values = [dict(zip(line.x, _cells(line), strict=True)) for line in lines]
     # Steps where the rarest line has a value say most: held-out points stand beside training's.
-    rarest = min((line.x for line in lines if line.x), key=len, default=())
-    ends = {x for line in lines if line.x for x in (line.x[0], line.x[-1])}
+    rarest = min((line.x for line in lines), key=len)
+    ends = {x for line in lines for x in (line.x[0], line.x[-1])}
     steps = sorted(set(_spread(rarest, MAX_TABLE_ROWS)) | ends)
     body = [[f"{x:,.0f}", *(found.get(x, "") for found in values)] for x in steps]
     return [text("charts.step"), *(line.name for line in lines)], body

@@ -9,7 +9,7 @@ from likelier.pages.charts import page_scripts
 from likelier.report.charts import draw_charts
 from likelier.report.health import health
 from likelier.report.read import RunFiles, read_run
-from likelier.report.summary import give_verdict, key_figures, run_facts
+from likelier.report.summary import describe_status, give_verdict, key_figures, run_facts
 
 SHOWN_SAMPLES = 8  # the others are folded away
 LONGEST_SAMPLE = 4000  # characters; a model that never stops should not fill the page
@@ -34,13 +34,16 @@ def render_report(run: RunFiles) -> str:
     """The page as text: a function of the folder's files alone, the same at any time."""
     scripts, drawn = page_scripts(draw_charts(run))
     samples = [_sample(row) for row in run.samples]
+    tone, verdict = give_verdict(run)
     return render_page(
         "report.html",
         ["report.css", "charts.css"],
         scripts,
         **drawn,
         name=run.path.resolve().name,
-        verdict=give_verdict(run),
+        tone=tone,
+        verdict=verdict,
+        status=describe_status(run),
         cards=key_figures(run),
         samples=samples[:SHOWN_SAMPLES],
         more_samples=samples[SHOWN_SAMPLES:],

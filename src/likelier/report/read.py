@@ -1,7 +1,8 @@
-"""A run folder as the report reads it: what is there, and a plain word for what is not."""
+"""A run folder as the report reads it: what is there, and a sentence for what is missing."""
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import yaml
 
 from likelier.base.errors import InputMissing
 from likelier.base.files import read_json
-from likelier.evaluation import intervals
+from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import text
 
 LOGPS = ("chosen_logp", "rejected_logp", "reference_chosen_logp", "reference_rejected_logp")
-PAIR_LOG_COLUMNS = ("step", "source", *LOGPS, "chosen_tokens", "rejected_tokens", "margin")
+VISIT = pa.schema(  # what is read of a row of the pair log
+    {"source": pa.string()}
+    | dict.fromkeys(("step", "chosen_tokens", "rejected_tokens"), pa.int64())
+    | dict.fromkeys((*LOGPS, "margin"), pa.float64())
+)
 SHOWN_PAIRS = 6  # at either end of the margins
 LARGEST = 1e100  # beyond it nothing was measured, and sums and squares of it stay finite
 LogRow = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
@@ -172,11 +177,6 @@ def read_proportion(value: Any) -> Proportion | None:
     return Proportion(middle, low, high, n) if ordered and max(middle, high) <= 1 else None
 
 
-def proportion(value: float, n: int) -> Proportion:
-    """The share ``value`` of ``n`` cases with Wilson's 95% interval."""
-    return Proportion(value, *intervals.wilson(value, n), n)
-
-
 def newcombe(before: Proportion, after: Proportion) -> tuple[float, float, float]:
     """``after - before`` and its 95% interval, for two shares measured on separate samples.
 
@@ -194,9 +194,8 @@ def held_out_accuracy(row: LogRow) -> Proportion | None:
     if value is None or not n or not 0 <= value <= 1:
         return None
     low, high = row.get("eval_rewards/accuracies_low"), row.get("eval_rewards/accuracies_high")
-    return read_proportion({"value": value, "low": low, "high": high, "n": n}) or proportion(
-        value, n
-    )
+    written = read_proportion({"value": value, "low": low, "high": high, "n": n})
+    return written or Proportion(value, *wilson(value, n), n)
 
 
 def progress(run: RunFiles) -> tuple[int | None, int | None]:
@@ -227,7 +226,7 @@ def _read_rows(path: Path, gaps: list[str]) -> list[LogRow]:
     return rows
 
 
-def _one_a_step(rows: Any) -> tuple[LogRow, ...]:
+def _one_a_step(rows: Iterable[LogRow]) -> tuple[LogRow, ...]:
     """Rows by step; where a step was written twice, the later row stands."""
     latest = {row["step"]: row for row in rows}
     return tuple(latest[step] for step in sorted(latest))
@@ -292,23 +291,14 @@ def _read_visits(file: Path, gaps: list[str]) -> pa.Table | None:
     name = f"{file.parent.name}/{file.name}"
     try:
         with pq.ParquetFile(file) as parquet:
-            lacking = [
-                column for column in PAIR_LOG_COLUMNS if column not in parquet.schema_arrow.names
-            ]
+            lacking = [name for name in VISIT.names if name not in parquet.schema_arrow.names]
             if lacking:
                 gaps.append(text("report.gaps.pair_log_column", file=name, column=lacking[0]))
                 return None
-            return parquet.read(columns=list(PAIR_LOG_COLUMNS)).cast(_schema(), safe=False)
+            return parquet.read(VISIT.names).select(VISIT.names).cast(VISIT, safe=False)
     except (OSError, pa.ArrowException):
         gaps.append(text("report.gaps.pair_log", file=name))
         return None
-
-
-def _schema() -> pa.Schema:
-    kinds = dict.fromkeys(PAIR_LOG_COLUMNS, pa.float64()) | {"source": pa.string()}
-    return pa.schema(
-        kinds | dict.fromkeys(("step", "chosen_tokens", "rejected_tokens"), pa.int64())
-    )
 
 
 def _with_changes(table: pa.Table) -> pa.Table:

@@ -22,15 +22,6 @@ Tone = Literal["better", "same", "worse", "unknown"]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``tone`` says which way the measured thing went; the sentence says it in full."""
-
-    tone: Tone
-    sentence: str
-    status: str
-
-
-@dataclass(frozen=True)
 class Card:
     """One key figure: what it is, its value, and what stands beside it."""
 
@@ -52,18 +43,21 @@ def starts_at_ln2(run: RunFiles) -> bool:
 def log_ratio(run: RunFiles, rewards: list[float]) -> float | None:
     """The last reward over beta: the change of log-prob from the reference, nats an answer."""
     scale = number(section(run.record, "loss").get("reward_scale"))
-    if not reads_reference(run):
+    if not rewards or not scale or not reads_reference(run):
         return None
-    return number(rewards[-1] / scale) if rewards and scale else None
+    return number(rewards[-1] / scale)
 
 
-def give_verdict(run: RunFiles) -> Verdict:
-    """The best evidence the folder holds: sampled answers, else held-out pairs, else the loss."""
-    tone, sentence = _from_samples(run) or _from_held_out(run) or ("unknown", _from_loss(run))
-    return Verdict(tone, sentence, _status(run))
+def give_verdict(run: RunFiles) -> tuple[Tone, str]:
+    """Which way the run went, and that in a sentence.
+
+    Judged by the best evidence in the folder: sampled answers, else held-out pairs, else the loss.
+    """
+    return _from_samples(run) or _from_held_out(run) or ("unknown", _from_loss(run))
 
 
-def _status(run: RunFiles) -> str:
+def describe_status(run: RunFiles) -> str:
+    """Whether the run has ended, and at which step, in a sentence."""
     done, planned = progress(run)
     status = run.record.get("status")
     status = status if status in ("finished", "stopped") else "running"
@@ -195,11 +189,8 @@ def _saved(run: RunFiles) -> Card | None:
 
 def run_facts(run: RunFiles) -> list[tuple[str, str]]:
     """What the run was, as labels and values: those that the folder holds, in reading order."""
-    record, data, reference = (
-        run.record,
-        section(run.record, "data"),
-        section(run.record, "reference"),
-    )
+    record, data = run.record, section(run.record, "data")
+    reference = section(record, "reference")
     held_out, train = section(data, "eval"), section(run.config, "train")
     adapter, loss = section(run.config, "adapter"), section(run.config, "loss")
     pairs = {"train": record.get("pairs"), "held_out": record.get("eval_pairs")}
