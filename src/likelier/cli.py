@@ -35,11 +35,11 @@ TemplateOption = Annotated[
     typer.Option(
         "--template",
         metavar="NAME=VALUE",
-        help="For the chat template, such as enable_thinking=false. Once for each.",
+        help="An argument of the chat template, such as enable_thinking=false. Repeatable.",
     ),
 ]
 ChatOption = Annotated[
-    bool, typer.Option("--chat", help="Make a user's and an assistant's turn of plain texts.")
+    bool, typer.Option("--chat", help="Turn plain texts into a user's and an assistant's turn.")
 ]
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="MODEL", help="Model folder or Hub id.")
@@ -49,12 +49,12 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         metavar="OURS=THEIRS",
-        help="Where a column has another name, such as prompt=question. Once for each.",
+        help="A column with another name, such as prompt=question. Repeatable.",
     ),
 ]
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from likelier import __version__
 
@@ -66,10 +66,12 @@ def _say_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Say the version.", callback=_say_version, is_eager=True),
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
+        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere on the line.")
     ] = False,
 ) -> None:
     """Train language models by Direct Preference Optimization, with evidence at every step."""
@@ -78,7 +80,7 @@ def options(
 @app.command(epilog="Example: likelier demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything random.")] = 0,
 ) -> None:
     """Train a tiny model offline, from nothing to a report, in minutes."""
     _check_versions()
@@ -92,7 +94,7 @@ def check(
     data: DataArgument,
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Also look at the pairs as this model would see them."),
+        typer.Option(metavar="MODEL", help="Also check the pairs as this model would see them."),
     ] = None,
     columns: ColumnsOption = None,
     chat: ChatOption = False,
@@ -100,38 +102,44 @@ def check(
     pairs: Annotated[
         str | None,
         typer.Option(
-            metavar="HOW", help="Of ranked lists: best-worst (default), best-rest or all."
+            metavar="HOW", help="Pairs of a ranked list: best-worst (default), best-rest or all."
         ),
     ] = None,
     min_gap: Annotated[
-        float | None, typer.Option(min=0, help="Of ranked lists: least difference of two scores.")
+        float | None, typer.Option(min=0, help="Least difference of two scores of a ranked list.")
     ] = None,
     held_out: Annotated[
         str | None,
-        typer.Option("--eval", metavar="DATA", help="Held-out data: find prompts in both."),
+        typer.Option(
+            "--eval", metavar="DATA", help="Held-out data: report prompts that are in both."
+        ),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Find pairs of more tokens; needs --model.")
+        int | None, typer.Option(min=2, help="Report pairs with more tokens; needs --model.")
     ] = None,
     score: Annotated[
-        int, typer.Option(min=0, help="Score so many pairs with the model: margin and noise.")
+        int,
+        typer.Option(
+            min=0, help="Score this many pairs with the model: their margins and the noise."
+        ),
     ] = 0,
     gate: Annotated[
         list[str] | None,
-        typer.Option(metavar="LIMIT", help='End with 3 if missed, as "conflicts<=0.01".'),
+        typer.Option(
+            metavar="LIMIT", help='Exit with code 3 unless this holds: "conflicts<=0.01".'
+        ),
     ] = None,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Write a cleaned copy, with a list of every change."),
+        typer.Option(metavar="OUT", help="Write a cleaned copy, and a list of every change."),
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page, too.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what is wrong with preference data, and where.
+    """Find what is wrong with preference data: where, why it matters, and what to do about it.
 
-    Also why it matters and what to do about it. DATA may be the config of a run (.yaml): then its
-    training data are looked at, with its settings. Reads everything once; ends with 65 where there
-    are errors, with 3 where a gate is missed.
+    DATA may be the config of a run (.yaml): its training data are then checked with its settings.
+    The exit code is 65 where there are errors, and 3 where a gate is missed.
     """
     with_config = data.suffix in (".yaml", ".yml")
     if with_config or model is not None:
@@ -171,7 +179,8 @@ def show(
 ) -> None:
     """Show what the model sees of a pair, token by token.
 
-    What is prompt, scored and stop, where the answers part, and what the tree shares.
+    It marks the prompt, the scored and the stop tokens, where the answers part, and what they
+    share in the prefix tree.
     """
     _check_versions()
     from likelier.commands.show import show as show_pairs
@@ -184,7 +193,7 @@ def score(
     data: DataArgument,
     model: ModelOption,
     out: Annotated[
-        Path | None, typer.Option(help="JSONL file, replaced whole; else to the terminal.")
+        Path | None, typer.Option(help="JSONL file, which is replaced; without it, the terminal.")
     ] = None,
     columns: ColumnsOption = None,
 ) -> None:
@@ -199,10 +208,11 @@ def score(
 
 
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="YAML file; may be left out if keys say all.")
+    str,
+    typer.Argument(metavar="CONFIG", help="YAML file; may be left out if the keys say everything."),
 ]
 KeysArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="These win over the file.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys that win over the file.")
 ]
 
 
@@ -212,10 +222,9 @@ def plan(
     keys: KeysArgument = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a run will take: memory, time and disk.
+    """Say how much memory, time and disk a run will take, and which settings it would choose.
 
-    Also the settings it would choose. Loads the model and the data and measures two steps;
-    nothing is written.
+    Loads the model and the data and measures two steps; nothing is written.
     """
     settings = _settings(config, keys)
     _check_versions()
@@ -245,7 +254,7 @@ def train(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
 ) -> None:
-    """Write a run's report again and say where it is."""
+    """Write the report of a run again and print where it is."""
     from likelier.report.page import write_report
 
     print(write_report(run))
@@ -254,12 +263,13 @@ def report(
 @app.command(epilog="Example: likelier losses simpo")
 def losses(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A loss, for its whole card.")
+        str | None, typer.Argument(metavar="NAME", help="A loss, to show its whole card.")
     ] = None,
 ) -> None:
-    """List every loss, or show one card.
+    """List every loss, or show the card of one.
 
-    With its paper, formula, hyper-parameters and their ranges, when to use it, and its trap.
+    A card holds the paper, the formula, the hyper-parameters and their ranges, when to use the
+    loss, and its trap.
     """
     from likelier.commands.losses import card, table
     from likelier.losses.declare import find_loss
@@ -269,9 +279,9 @@ def losses(
 
 @app.command(epilog="Example: likelier env")
 def env() -> None:
-    """Say the versions and the hardware, for a bug report.
+    """Print the versions and the hardware, for a bug report.
 
-    No variable of the environment is shown but a few harmless ones.
+    Of the environment's variables, only a few harmless ones are shown.
     """
     from likelier.base.environment import environment
     from likelier.config import dump
@@ -281,10 +291,7 @@ def env() -> None:
 
 @app.command(epilog="Example: likelier schema > likelier.schema.json")
 def schema() -> None:
-    """Print every config key as JSON Schema, for editors.
-
-    With its type, range, default and meaning.
-    """
+    """Print every config key as JSON Schema: its type, range, default and meaning."""
     import json
 
     from likelier.config import json_schema
@@ -311,7 +318,7 @@ def _columns(words: Sequence[str] | None) -> dict[str, str]:
 
 
 def _template(words: Sequence[str] | None) -> dict[str, Any]:
-    """Values as JSON where they are, else as text."""
+    """Each value as JSON where it is JSON, else as text."""
     import json
 
     values: dict[str, Any] = {}
@@ -335,7 +342,7 @@ def _named(words: Sequence[str] | None, option: str, form: str) -> dict[str, str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; nothing but a bug of ours gets past."""
+    """Run one command line and return its exit code; every error becomes a line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
@@ -374,7 +381,7 @@ def entry() -> None:
     code = main()
     try:
         print(end="", flush=True)
-    except OSError:  # said by main already; the interpreter must not try again and say more
+    except OSError:  # main has reported it; the interpreter must not try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,9 +30,7 @@ def check_loss(loss: LossFunction) -> tuple[str, ...]:
         AssertionError: naming every check that failed and what was found.
     """
     failed = []
-    names = []
-    for name, check in _CHECKS:
-        names.append(name)
+    for name, check in _CHECKS.items():
         try:
             problem = check(loss)
         except Exception as error:  # a loss that raises has failed, whatever it raises
@@ -39,8 +38,8 @@ def check_loss(loss: LossFunction) -> tuple[str, ...]:
         if problem:
             failed.append(f"{name}: {problem}")
     if failed:
-        raise AssertionError("\n".join([f"{len(failed)} of {len(names)} checks failed", *failed]))
-    return tuple(names)
+        raise AssertionError("\n".join([f"{len(failed)} of {len(_CHECKS)} checks failed", *failed]))
+    return tuple(_CHECKS)
 
 
 def example_values() -> StepValues:
@@ -101,30 +100,27 @@ def _same_each_time(loss: LossFunction) -> str | None:
 def _follows_the_order(loss: LossFunction) -> str | None:
     values, order = example_values(), torch.tensor([2, 0, 3, 1])
     turned = {n: v[order] for n, v in vars(values).items() if n.endswith("_P") and v is not None}
-    (ours, grad), (theirs, turned_grad) = (
-        _gradient(loss, values),
-        _gradient(loss, replace(values, **turned)),
-    )
-    if not torch.allclose(ours[order], theirs, rtol=1e-10):
-        return f"with the pairs in another order it gives {theirs.tolist()}, not those of the pairs"
-    if not torch.allclose(grad, turned_grad, rtol=1e-10):
-        return "with the pairs in another order the gradient is another one"
+    loss_P, grad_R = _gradient(loss, values)
+    turned_P, turned_grad_R = _gradient(loss, replace(values, **turned))
+    if not torch.allclose(loss_P[order], turned_P, rtol=1e-10):
+        return f"with the pairs in another order it gives {turned_P.tolist()}: other values"
+    if not torch.allclose(grad_R, turned_grad_R, rtol=1e-10):
+        return "with the pairs in another order the gradient differs"
     return None
 
 
 def _has_the_gradient(loss: LossFunction) -> str | None:
     values = example_values()
     _, grad_R = _gradient(loss, values)
-    for answer in range(len(grad_R)):
+    for answer, gradient in enumerate(grad_R.tolist()):
         step = torch.zeros_like(values.policy_R)
         step[answer] = 1e-6
         up, down = (
             loss(replace(values, policy_R=values.policy_R + s)).sum() for s in (step, -step)
         )
         slope = float((up - down) / 2e-6)
-        if abs(slope - float(grad_R[answer])) > 1e-5 * (1 + abs(slope)):
-            ours = float(grad_R[answer])
-            return f"answer {answer}: the gradient is {ours:.6g}, the slope {slope:.6g}"
+        if abs(slope - gradient) > 1e-5 * (1 + abs(slope)):
+            return f"answer {answer}: the gradient is {gradient:.6g}, the slope {slope:.6g}"
     return None
 
 
@@ -142,28 +138,28 @@ def _finite(loss: LossFunction) -> str | None:
 
 
 def _extremes() -> Iterator[StepValues]:
-    for a in _EXTREMES:
-        for b in _EXTREMES:
-            for lengths in ((1, 1), (1, 4096), (4096, 1)):
-                for policy, reference in (((a, b), (b, a)), ((a, b), (a, b)), ((a, a), (b, b))):
-                    yield StepValues(
-                        torch.tensor(policy, dtype=torch.float64),
-                        torch.tensor(reference, dtype=torch.float64),
-                        torch.tensor(lengths),
-                        torch.tensor([0]),
-                        torch.tensor([1]),
-                        margin_P=torch.ones(1, dtype=torch.float64),
-                        weight_P=torch.ones(1, dtype=torch.float64),
-                        wpo_log_weight_R=-torch.ones(2, dtype=torch.float64),
-                        mean_tokens=float(lengths[0]),
-                    )
+    """One pair of two completions, whose log-probs and lengths are as far apart as they get."""
+    one = torch.ones(1, dtype=torch.float64)
+    for a, b, lengths in product(_EXTREMES, _EXTREMES, ((1, 1), (1, 4096), (4096, 1))):
+        for policy, reference in (((a, b), (b, a)), ((a, b), (a, b)), ((a, a), (b, b))):
+            yield StepValues(
+                torch.tensor(policy, dtype=torch.float64),
+                torch.tensor(reference, dtype=torch.float64),
+                torch.tensor(lengths),
+                torch.tensor([0]),
+                torch.tensor([1]),
+                margin_P=one,
+                weight_P=one,
+                wpo_log_weight_R=-torch.ones(2, dtype=torch.float64),
+                mean_tokens=float(lengths[0]),
+            )
 
 
-_CHECKS: tuple[tuple[str, Callable[[LossFunction], str | None]], ...] = (
-    ("one value a pair", _one_value_a_pair),
-    ("keeps the graph", _keeps_the_graph),
-    ("the same each time", _same_each_time),
-    ("follows the order of the pairs", _follows_the_order),
-    ("has the gradient of its values", _has_the_gradient),
-    ("finite at extremes", _finite),
-)
+_CHECKS: dict[str, Callable[[LossFunction], str | None]] = {
+    "one value a pair": _one_value_a_pair,
+    "keeps the graph": _keeps_the_graph,
+    "the same each time": _same_each_time,
+    "follows the order of the pairs": _follows_the_order,
+    "has the gradient of its values": _has_the_gradient,
+    "finite at extremes": _finite,
+}
