@@ -136,10 +136,11 @@ def check(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Find what is wrong with preference data: where, why it matters, and what to do about it.
+    """Find what is wrong with preference data, and where.
 
-    DATA may be the config of a run (.yaml): its training data are then checked with its settings.
-    The exit code is 65 where there are errors, and 3 where a gate is missed.
+    Each finding says why it matters and what to do about it. DATA may be the config of a run
+    (.yaml): its training data are then checked with its settings. The exit code is 65 where
+    there are errors, and 3 where a gate is missed.
     """
     with_config = data.suffix in (".yaml", ".yml")
     if with_config or model is not None:
@@ -222,9 +223,10 @@ def plan(
     keys: KeysArgument = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say how much memory, time and disk a run will take, and which settings it would choose.
+    """Say how much memory, time and disk a run will take.
 
-    Loads the model and the data and measures two steps; nothing is written.
+    Loads the model and the data, measures two steps, and shows the settings that the run would
+    choose. Nothing is written.
     """
     settings = _settings(config, keys)
     _check_versions()
@@ -291,7 +293,10 @@ def env() -> None:
 
 @app.command(epilog="Example: likelier schema > likelier.schema.json")
 def schema() -> None:
-    """Print every config key as JSON Schema: its type, range, default and meaning."""
+    """Print every config key as JSON Schema, for editors.
+
+    The schema holds the type, range, default and meaning of each key.
+    """
     import json
 
     from likelier.config import json_schema
