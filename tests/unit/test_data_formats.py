@@ -378,7 +378,7 @@ def test_a_mixture_takes_each_row_as_often_as_its_weight(tmp_path: Path) -> None
         ("a.csv", b'prompt,chosen,rejected\n"a,b,c\n', "csv", 2),
         ("a.csv", b"prompt,chosen,rejected\n\na,b\n", "csv", 3),
         ("a.csv", b"prompt,prompt\na,b\n", "csv", 1),
-        ("a.csv", "prompt,chosen,rejected\n가,나,다\n".encode("cp949"), "utf8", 1),
+        ("a.csv", "prompt,chosen,rejected\n가,나,다\n".encode("cp949"), "utf8", 2),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 999, mtime=0)[:-9], "gzip", 999),
         ("a.jsonl.gz", b"no gzip", "gzip", 1),
         ("a.parquet.gz", gzip.compress(b"no parquet", mtime=0), "parquet", 1),

@@ -1,6 +1,5 @@
 """Chats as the model's template writes them, cut into what is scored and what is context."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,11 +96,6 @@ def cut_completion(
         segments.append(TextSegment(turn[: end.start()], scored=True, stop=encoder.end_ids[end[0]]))
         done = len(before) + end.start()  # the stop's text is where the context begins
     return segments
-
-
-def chat_key(messages: Sequence[Any]) -> str:
-    """Equal for equal chats."""
-    return json.dumps(messages, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def _apply(

@@ -5,6 +5,7 @@ its own: tokens that would merge across the boundary in the joint text do not, b
 never sees them so when it generates. Which token ends an answer is decided in `tokenizer`.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from likelier.base.errors import DataError
-from likelier.data.chat import TextSegment, as_text, chat_key, cut_completion, render_chat
+from likelier.data.chat import TextSegment, as_text, cut_completion, render_chat
 from likelier.data.messages import Unfit, check_end, check_start, read_messages
 from likelier.data.read import odd_character
 from likelier.data.records import Chat, Completion, Finding, Message, Pair, TokenPair
@@ -156,7 +157,7 @@ def _draft(
         texts = [as_text(encoder, str(one)) for one in completions]
         segments = [(TextSegment(text, scored=True, stop=encoder.stop),) for text in texts]
         return _Draft(as_text(encoder, prompt), False, tuple(segments))
-    key = chat_key([prompt, tools])
+    key = json.dumps([prompt, tools], ensure_ascii=False, sort_keys=True, default=str)
     if key not in rendered:
         rendered[key] = render_chat(encoder, prompt, True, tools)
     text = rendered[key]

@@ -315,10 +315,10 @@ def _beside(row: Row, form: Format) -> dict[str, Any]:
     }
 
 
-Sides = tuple[str, str, str] | tuple[Chat, Chat, Chat]
-
-
-def _sides(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> Sides:
+def _sides(
+    record: Mapping[str, Any], columns: Mapping[str, str], chat: bool
+) -> tuple[str | Chat, str | Chat, str | Chat]:
+    """Prompt, chosen and rejected, all as text or all as messages."""
     theirs = {name: columns.get(name, name) for name in PAIR_COLUMNS}
     prompt, chosen, rejected = (as_list(record.get(theirs[name], _ABSENT)) for name in PAIR_COLUMNS)
     for name, value in (("chosen", chosen), ("rejected", rejected)):
@@ -327,25 +327,17 @@ def _sides(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) ->
     if is_transcript(chosen) and is_transcript(rejected):
         chosen, rejected = from_transcript(chosen), from_transcript(rejected)
         prompt = from_transcript(prompt) if is_transcript(prompt) else prompt
-    implied = isinstance(chosen, (list, tuple)) and isinstance(rejected, (list, tuple))
-    if prompt is _ABSENT and ("prompt" in columns or not implied):
+    are_chats = [isinstance(value, (list, tuple)) for value in (chosen, rejected)]
+    if prompt is _ABSENT and ("prompt" in columns or not all(are_chats)):
         missing(record, columns, "prompt", PAIR_COLUMNS)
-
-    if not implied:
-        if isinstance(chosen, (list, tuple)) or isinstance(rejected, (list, tuple)):
+    if not all(are_chats):
+        if any(are_chats):
             mixed("chosen", "one of chosen and rejected is a list of messages, the other is not")
         if isinstance(prompt, (list, tuple)):
             mixed("prompt", "the prompt is a list of messages, the answers are not")
-        read_text(prompt, theirs["prompt"])
-        chosen = read_text(chosen, theirs["chosen"])
-        rejected = read_text(rejected, theirs["rejected"])
-        asked = _prompt(record, columns, chat)
-        return (
-            (asked, chosen, rejected)
-            if isinstance(asked, str)
-            else (asked, _assistant(chosen), _assistant(rejected))
-        )
-
+        prompt = _prompt(record, columns, chat)
+        chosen = _completion(chosen, theirs["chosen"], prompt)
+        return prompt, chosen, _completion(rejected, theirs["rejected"], prompt)
     chosen = read_messages(chosen, theirs["chosen"])
     rejected = read_messages(rejected, theirs["rejected"])
     check_end(chosen, theirs["chosen"])
@@ -354,10 +346,6 @@ def _sides(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) ->
         missing(record, columns, "prompt", PAIR_COLUMNS)
     turns, chosen, rejected = _chats(prompt, chosen, rejected, theirs)
     return _with_system(turns, record, columns), chosen, rejected
-
-
-def _assistant(text: str) -> Chat:
-    return ({"role": "assistant", "content": text},)
 
 
 def _prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> str | Chat:
@@ -369,7 +357,7 @@ def _prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -
     value = as_list(record.get(field, _ABSENT))
     if value is _ABSENT:
         missing(record, columns, "prompt", ("prompt",))
-    if is_transcript(value) or (isinstance(value, str) and value.lstrip().startswith("Human:")):
+    if isinstance(value, str) and value.lstrip().startswith("Human:"):
         value = from_transcript(value)
     if isinstance(value, (list, tuple)):
         return _with_system(read_messages(value, field), record, columns)
@@ -381,12 +369,12 @@ def _prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -
 
 def _with_system(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
     """A chat behind the row's system text, where it has one and the chat has none."""
-    field = columns.get("system")
+    field = columns.get("system", "")
     value = record.get(field) if field else None
     if value is None or value == "" or chat[0]["role"] == "system":
         return chat
     if not isinstance(value, str) or odd_character(value):
-        read_text(value, str(field))
+        read_text(value, field)
     return ({"role": "system", "content": value}, *chat)
 
 
@@ -562,7 +550,7 @@ def _completion(value: Any, field: str, prompt: str | Chat) -> str | Chat:
         check_end(turns, field)
         return turns
     text = read_text(value, field)
-    return text if isinstance(prompt, str) else _assistant(text)
+    return text if isinstance(prompt, str) else ({"role": "assistant", "content": text},)
 
 
 def _of_comparison(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -27,7 +26,6 @@ from likelier.data.records import Finding, Row
 Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
 MAX_LINE_BYTES = 32 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
 MAX_NESTING = 100  # levels of nesting; real rows have a handful
-MAX_CELL_CHARACTERS = 16 * 2**20  # of a CSV cell, and of a line
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)")
 ONE_OBJECT = "write one JSON object on each line"
 CHARACTERS_AT_ONCE = 2**20  # of a JSON array
@@ -255,38 +253,40 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
 
     A cell that holds a JSON list or object is read as one, so that chats fit into a table.
     """
-    csv.field_size_limit(MAX_CELL_CHARACTERS)
-    with TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.reader(_text_lines(text), strict=True)
-        line = 1
-        header: list[str] = []
-        try:
-            for cells in reader:
-                if not header:
-                    header = cells
-                    if len(set(header)) < len(header):
-                        message = "two columns have the same name"
-                        yield Finding("csv", "error", f"{name}:1", None, message, "rename one")
-                        return
-                elif cells:
-                    yield _csv_row(cells, header, f"{name}:{line}")
-                line = reader.line_num + 1
-        except csv.Error as error:
-            message = f"broken CSV: {error}; the rest of the file is not read"
-            hint = 'write " inside a cell as ""'
-            yield Finding("csv", "error", f"{name}:{line}", None, message, hint)
-        except UnicodeDecodeError as error:
-            message = "not UTF-8; the rest of the file is not read"
-            hint = guess_encoding(error.object[error.start : error.start + 2])
-            yield Finding("utf8", "error", f"{name}:{line}", None, message, hint)
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(_text_lines(file), strict=True)
+    line = 1
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    message = "two columns have the same name"
+                    yield Finding("csv", "error", f"{name}:1", None, message, "rename one")
+                    return
+            elif cells:
+                yield _csv_row(cells, header, f"{name}:{line}")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        message = f"broken CSV: {error}; the rest of the file is not read"
+        hint = 'write " inside a cell as ""'
+        yield Finding("csv", "error", f"{name}:{line}", None, message, hint)
+    except UnicodeDecodeError as error:
+        message = "not UTF-8; the rest of the file is not read"
+        hint = guess_encoding(error.object)
+        yield Finding("utf8", "error", f"{name}:{line}", None, message, hint)
 
 
-def _text_lines(text: TextIOWrapper) -> Iterator[str]:
-    """The lines of a text, none of them kept that is too long to be one."""
-    while line := text.readline(MAX_CELL_CHARACTERS):
-        if len(line) == MAX_CELL_CHARACTERS and not line.endswith(("\n", "\r")):
-            raise csv.Error(f"a line longer than {MAX_CELL_CHARACTERS // 2**20} million characters")
-        yield line
+def _text_lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of a CSV file, which may end in CR alone."""
+    for number, line in enumerate(_byte_lines(file), start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise csv.Error(f"a line longer than {MAX_LINE_BYTES // 2**20} MiB")
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        for piece in line.splitlines(keepends=True):
+            yield piece.decode()
 
 
 def _csv_row(cells: list[str], header: list[str], source: str) -> Row | Finding:
@@ -572,8 +572,7 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [f"*{kind}{gz}" for kind in (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
-              for gz in ("", ".gz")]  # fmt: skip
+    wanted = [f"*{kind}{packed}" for kind in READERS for packed in ("", ".gz")]
     try:
         return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
     except LocalEntryNotFoundError as error:

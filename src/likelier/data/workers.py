@@ -2,7 +2,7 @@
 
 Rows go in, chunks come out in the order of the file. What comes of a chunk is kept in
 ``$LIKELIER_CACHE/data`` under a hash of its rows and of all that was asked of them; no path and no
-line is part of it, so that the same rows, wherever they stand, are worked on once.
+line number is part of the hash, so that the same rows, wherever they stand, are processed once.
 """
 
 import hashlib
@@ -129,13 +129,12 @@ class Chunk:
 def chunks(
     rows: Iterable[Item],
     task: Task,
-    processes: int | None = None,
     rows_at_once: int | None = None,
 ) -> Iterator[Chunk]:
     """What comes of rows, a chunk of at most `ROWS_AT_ONCE` at a time, in their order.
 
-    A few rows are worked on here, and so are rows whose pairs are kept. Many are worked on in
-    ``processes`` others (None: one for each core), and what comes of them is kept in the cache.
+    A few rows are processed here, and so are rows whose pairs are kept. Many are processed by
+    other processes, one for each core, and what comes of them is kept in the cache.
     """
     iterator = iter(rows)
     size = min(rows_at_once or ROWS_AT_ONCE, ROWS_AT_ONCE)
@@ -144,21 +143,16 @@ def chunks(
     if len(first) < MIN_CHUNKS or task.keep_pairs:
         yield from (process_rows(task, batch) for batch in chain(first, batches))
         return
-    count = min(processes or len(os.sched_getaffinity(0)), MAX_PROCESSES)
-    cache = _Cache(task)
+    count = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
     with ExitStack() as stack:
-        pool = _Pool(task, count, cache, stack)
-        waiting: deque[Chunk | Future[Chunk]] = deque()
+        pool = _Pool(task, count, stack)
+        waiting: deque[Future[Chunk]] = deque()
         for batch in chain(first, batches):
-            waiting.append(cache.get(batch) or pool.submit(batch))
+            waiting.append(pool.submit(batch))
             if len(waiting) > 2 * count:
-                yield _done(waiting.popleft())
+                yield waiting.popleft().result()
         while waiting:
-            yield _done(waiting.popleft())
-
-
-def _done(item: Chunk | Future[Chunk]) -> Chunk:
-    return item.result() if isinstance(item, Future) else item
+            yield waiting.popleft().result()
 
 
 def process_rows(task: Task, batch: Sequence[Item]) -> Chunk:
@@ -282,22 +276,24 @@ class Shared:
 
 
 class _Pool:
-    """Processes of our own, each spoken to through a pipe by a thread.
+    """Threads that take chunks from the cache, or have them made by a process each.
 
-    Not ``multiprocessing``: it runs the user's script again in each of them.
+    Not ``multiprocessing``: it runs the user's script again in each process.
     """
 
-    def __init__(self, task: Task, count: int, cache: "_Cache", stack: ExitStack):
-        self._task, self._cache, self._stack = task, cache, stack
+    def __init__(self, task: Task, count: int, stack: ExitStack):
+        self._task, self._cache, self._stack = task, _Cache(task), stack
         self._threads = stack.enter_context(ThreadPoolExecutor(count))
         self._idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()
         for _ in range(count):
             self._idle.put(None)  # started when it is needed
 
     def submit(self, batch: Sequence[Item]) -> Future[Chunk]:
-        return self._threads.submit(self._work, batch)
+        return self._threads.submit(self._chunk, batch)
 
-    def _work(self, batch: Sequence[Item]) -> Chunk:
+    def _chunk(self, batch: Sequence[Item]) -> Chunk:
+        if (known := self._cache.get(batch)) is not None:
+            return known
         process = self._idle.get() or self._start()
         try:
             assert process.stdin is not None and process.stdout is not None
