@@ -91,7 +91,7 @@ def backend(attend: Attention) -> Iterator[None]:
             AttentionInterface.register("likelier_segments", attention._attend(attention.segments))
 
 
-DIFFERS = "^the segments backend differs from the plain path by"
+DIFFERS = "^the segments backend differs from the model's own forward by"
 
 
 @pytest.mark.parametrize("change", [shifted, without_siblings, without_the_first])

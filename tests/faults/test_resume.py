@@ -333,9 +333,9 @@ def test_other_threads_are_told(
     (crashed / "run.json").write_text(json.dumps(record))
     train(place.config(crashed))
     said = capsys.readouterr().err
-    assert "began with threads 7, resumes with 1: bits may differ\n" in said
-    assert "began with torch 2.0.0, resumes with" in said
-    assert said.count("bits may differ") == 2
+    assert "the run began with threads 7 and resumes with 1: its last bits may differ\n" in said
+    assert "began with torch 2.0.0 and resumes with" in said
+    assert said.count("its last bits may differ") == 2
 
 
 def test_no_checkpoints_wanted(place: Place, tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def own_positions() -> Any:
     [
         (lambda: tiny_model("gemma2", torch.float32), "Gemma2Attention asks for softcap"),
         (sinks, "GptOssAttention asks for s_aux"),
-        (alibi, "a probe's log-probs differ from the plain path's"),
-        (own_positions, "a probe's log-probs differ from the plain path's"),
+        (alibi, "in a tree, its log-probs of a test batch are off by"),
+        (own_positions, "in a tree, its log-probs of a test batch are off by"),
     ],
     ids=["soft-cap", "sinks", "ALiBi", "own attention"],
 )

@@ -51,17 +51,13 @@ def _attend(
         tree: Tree | None = None,
         **others: object,
     ) -> tuple[Tensor, None]:
-        unknown = {
+        others |= {"attention_mask": attention_mask, "dropout": dropout or None}
+        others["no tree"] = tree is None
+        unknown = [
             name
             for name, given in others.items()
             if name not in _READ_ELSEWHERE and given is not None and given is not False
-        }
-        if tree is None:
-            unknown.add("no tree")
-        if attention_mask is not None:
-            unknown.add("attention_mask")
-        if dropout:
-            unknown.add("dropout")
+        ]
         if unknown:
             raise UnsupportedAttention(
                 f"{type(module).__name__} asks for {', '.join(sorted(unknown))}"
@@ -76,7 +72,7 @@ def _attend(
 def dense(
     query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None, window: int | None
 ) -> Tensor:
-    """The predicate as one boolean mask of T x T: for tests and tiny inputs."""
+    """The predicate as one boolean mask of T x T: the twin of both, and for other devices."""
     mask_TT = ancestor_mask_TT(tree, window)
     repeats = query.shape[1] // key.shape[1]  # grouped-query attention
     key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))

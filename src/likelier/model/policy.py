@@ -135,7 +135,7 @@ def _failed_probe(policy: Policy, backend: str) -> str | None:
     difference = float((logps[0] - logps[1]).abs().median())
     allowed = _PROBE_TOLERANCE.get(policy.causal_lm.dtype, _PROBE_TOLERANCE_HALF)
     if not difference <= allowed:
-        return f"a probe's log-probs differ from the plain path's by {difference:.2g} nats a token"
+        return f"in a tree, its log-probs of a test batch are off by {difference:.2g} nats a token"
     return None
 
 

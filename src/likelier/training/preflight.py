@@ -44,7 +44,7 @@ def preflight(
     found, noise = _compare_backends(policy, sequences)
     if not found["difference"] <= found["tolerance"]:
         raise RunFailed(
-            f"the {policy.backend} backend differs from the plain path by "
+            f"the {policy.backend} backend differs from the model's own forward by "
             f"{found['difference']:.2g} nats {found['unit']}; {found['tolerance']:.2g} is allowed",
             hint="this architecture or kernel gives wrong numbers here: please report it, with the "
             "output of `likelier env`",

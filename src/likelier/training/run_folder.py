@@ -121,7 +121,10 @@ class RunFolder:
         before = {**self.record, **self.record.get("versions", {})}
         for name, value in now.items():
             if before.get(name, value) != value:
-                say(f"began with {name} {before[name]}, resumes with {value}: bits may differ")
+                say(
+                    f"the run began with {name} {before[name]} and resumes with {value}: "
+                    "its last bits may differ"
+                )
 
     def cut_back(self, step: int) -> None:
         """Forget what was logged after a step."""
