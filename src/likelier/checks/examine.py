@@ -1,4 +1,4 @@
-"""Everything that can be said of preference data before a run, in one reading of its rows."""
+"""Everything that `likelier check` finds in preference data, in one reading of their rows."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +32,11 @@ PAIRINGS = ("best-worst", "best-rest", "all")
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be examined, and how.
+    """The data to examine, and how to read and encode them.
 
     Attributes:
         data: a file, folder or Hub id; or several with weights.
-        format: what is said of it: columns, chat and ranking.
+        format: what the user says of it: columns, chat and ranking.
         model: whose tokenizer and template are used; with None only the texts are examined.
         held_out: data whose prompts must not be trained on.
         max_length: tokens; pairs over it are found. None is any length.

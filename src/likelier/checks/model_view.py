@@ -1,4 +1,4 @@
-"""What a model makes of the pairs before any training: which it prefers, how its own words read."""
+"""What a model prefers among the pairs before any training, and how likely its own answers are."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def add_model_view(found: Examination, question: Question) -> Examination:
     scored, answered = _samples(question, found.rows, (question.score, NUM_OWN))
     pairs, _ = encode_pairs(encoder, scored)
     if not pairs:
-        hint = "look at the findings; labelled answers are not scored"
+        hint = "look at the findings; unpaired examples are not scored"
         raise DataError("no pair can be scored", where=str(question.data), hint=hint)
     policy = load(question.model, revision=question.revision)
     means = _means(policy, [one for pair in pairs for one in completions_of(pair)]).reshape(-1, 2)
@@ -101,7 +101,7 @@ def _odd(gap: np.ndarray) -> list[int]:
 
 
 def _own(policy: Policy, encoder: Encoder, asked: Sequence[Pair]) -> float | None:
-    """The mean log-prob of a token of answers that the model samples itself."""
+    """The mean log-prob a token of answers that the model samples itself; None without any."""
     prompts = [pair.prompt for pair in asked]
     drawn = sample(policy.model, policy.tokenizer, prompts, max_new_tokens=MAX_OWN_TOKENS, seed=0)
     pairs = []

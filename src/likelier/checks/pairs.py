@@ -27,11 +27,11 @@ _BLOCKS = (
 SCRIPTS = tuple(dict.fromkeys(name for _, name in _BLOCKS))
 _STARTS = np.array([start for start, _ in _BLOCKS], dtype=np.uint32)
 _SCRIPT = np.array([SCRIPTS.index(name) for _, name in _BLOCKS])
-MIN_LETTERS = 8  # fewer say nothing about the script
-MAX_SCRIPT_CHARACTERS = 4000  # that are looked at for the script
-MIN_REPEATED_CHARACTERS = 20  # a shorter prompt may begin an answer by chance
+MIN_LETTERS = 8  # with fewer the script is not known
+MAX_SCRIPT_CHARACTERS = 4000  # of a text, from which its script is found
+MIN_REPEATED_CHARACTERS = 20  # a shorter prompt may stand before an answer by chance
 FOREIGN_TOKENS_PER_CHARACTER = 1.5  # Hangul that a byte tokenizer does not know takes 3
-MIN_FOREIGN_TOKENS = 50  # fewer say nothing
+MIN_FOREIGN_TOKENS = 50  # a shorter text is never called foreign
 MIN_ADDED_LETTERS = 15  # a header has about as many
 _DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -68,7 +68,7 @@ def findings_as_read(pair: Pair) -> Iterator[Finding]:
         message = "both answers begin with the whole prompt, which would be read twice"
         yield finding("doubled", pair.source, message)
     if pair.scores and pair.scores[0] < pair.scores[1]:
-        message = f"chosen scores {pair.scores[0]:g}, rejected {pair.scores[1]:g}"
+        message = f"rejected has the higher score: {pair.scores[1]:g}, chosen {pair.scores[0]:g}"
         yield finding("inverted", pair.source, message)
     chosen, rejected = (script_of(assistant_text(side)) for side in (pair.chosen, pair.rejected))
     if chosen and rejected and chosen != rejected:
@@ -119,7 +119,7 @@ def findings_as_tokens(
         yield finding("control", pair.source, message)
     ids = (*tokens.chosen.tokens, *tokens.rejected.tokens)
     if encoder.unknown is not None and (count := ids.count(encoder.unknown)):
-        message = f"{count} unknown tokens: the tokenizer does not know this text"
+        message = f"the tokenizer turns parts of the text into {count} unknown tokens"
         yield finding("unknown", pair.source, message)
     if message := _wrong_bos(encoder, tokens.prompt):
         yield finding("bos", pair.source, message, "prompt")
@@ -141,9 +141,9 @@ def _wrong_bos(encoder: Encoder, prompt: Sequence[int]) -> str:
     if bos is None or bos in encoder.end_ids.values():
         return ""
     if (count := prompt.count(bos)) > 1:
-        return f"the prompt begins with {count} first tokens (BOS)"
+        return f"the prompt holds {count} beginning-of-sequence tokens (BOS)"
     if count == 0 and bos in encoder.leading:
-        return "the template writes no first token (BOS), which the tokenizer puts before texts"
+        return "the template writes no BOS token, which the tokenizer puts before plain texts"
     return ""
 
 

@@ -13,7 +13,7 @@ from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import text
 
 FOLDS = 5
-MIN_PROMPTS = 30  # distinct; fewer say nothing
+MIN_PROMPTS = 30  # distinct ones; with fewer nothing is estimated
 NUM_FIRST_CHARACTERS = 12  # that get a feature of their own
 RIDGE = 3.0
 SHORTCUT_ACCURACY = 0.65  # accuracy over which even the lower end of the interval is a shortcut
@@ -90,7 +90,9 @@ class Clue:
 
 @dataclass(frozen=True)
 class Probe:
-    """What the trivial features tell together, on prompts held out, and the strongest alone."""
+    """How well all trivial features together tell the sides apart, on prompts held out; and the
+    strongest of them, each alone.
+    """
 
     pairs: int
     prompts: int
@@ -227,7 +229,7 @@ def characters(table: np.ndarray) -> np.ndarray:
 
 
 def shortcuts(found: Probe | None, skew: Lengths | None, name: str) -> Iterator[Finding]:
-    """Warnings that no single row deserves: trivial features tell the sides apart, or length."""
+    """Warnings about the data as a whole: trivial features tell the sides apart, or length does."""
     if found and found.is_shortcut:
         best = f", {found.clues[0].feature} most of all" if found.clues else ""
         low, high = found.accuracy.low, found.accuracy.high

@@ -1,4 +1,4 @@
-"""`likelier check`: examine, print, write what is asked for, and say how it ended."""
+"""`likelier check`: examine data, print what was found, write the page and the cleaned copy."""
 
 import json
 from collections.abc import Sequence
