@@ -134,20 +134,25 @@ def kto_loss(
 
 
 def _flat(given: Sequence[Numbers | None]) -> tuple[list[Any], Callable[[Tensor], Tensor]]:
-    """Inputs as flat tensors in float64, and what puts a loss back into their shape and dtype."""
+    """The inputs as flat float64 tensors, and what gives a loss their shape and dtype."""
     device = next((c.device for c in given if isinstance(c, Tensor)), torch.device("cpu"))
     tensors = [None if c is None else torch.as_tensor(c, device=device) for c in given]
-    there = [t for t in tensors if t is not None]
-    if len({tuple(tensor.shape) for tensor in there}) > 1:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in there)
-        raise ValueError(f"the inputs differ in shape: {shapes}")
+    shape = _shape([t for t in tensors if t is not None])
     dtypes = [c.dtype for c in given if isinstance(c, Tensor) and c.is_floating_point()]
     result = torch.float32
     for dtype in dtypes or [torch.float64]:
         result = torch.promote_types(result, dtype)
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no more
     flat = [None if t is None else t.to(wide).reshape(-1) for t in tensors]
-    return flat, lambda loss: loss.to(result).reshape(there[0].shape)
+    return flat, lambda loss: loss.to(result).reshape(shape)
+
+
+def _shape(tensors: Sequence[Tensor]) -> torch.Size:
+    """The shape that all have; raises ValueError where they differ."""
+    if len({tensor.shape for tensor in tensors}) > 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"the inputs differ in shape: {shapes}")
+    return tensors[0].shape
 
 
 def _or(given: Tensor | None, like: Tensor, value: float) -> Tensor:
@@ -155,10 +160,10 @@ def _or(given: Tensor | None, like: Tensor, value: float) -> Tensor:
 
 
 def dpo_loss(
-    policy_chosen: Tensor | float,
-    policy_rejected: Tensor | float,
-    reference_chosen: Tensor | float,
-    reference_rejected: Tensor | float,
+    policy_chosen: Numbers,
+    policy_rejected: Numbers,
+    reference_chosen: Numbers,
+    reference_rejected: Numbers,
     *,
     beta: float = 0.1,
 ) -> Tensor:
@@ -180,15 +185,12 @@ def dpo_loss(
     """
     if not beta > 0:
         raise ValueError(f"beta must be positive, not {beta}")
-    given = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     tensors = [
         value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-        for value in given
+        for value in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     ]
-    if len({tuple(tensor.shape) for tensor in tensors}) > 1:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise ValueError(f"the four log-probs differ in shape: {shapes}")
+    _shape(tensors)
     # bfloat16 log-probs of a sentence are whole nats apart: never subtract in less than float32.
-    exact = [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]
-    pc, pr, rc, rr = exact
+    halves = (torch.bfloat16, torch.float16)
+    pc, pr, rc, rr = (t.float() if t.dtype in halves else t for t in tensors)
     return -log_sigmoid(beta * ((pc - rc) - (pr - rr)))

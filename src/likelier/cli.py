@@ -230,17 +230,13 @@ def plan(
     """
     settings = _settings(config, keys)
     _check_versions()
-    from likelier.commands.plan import plan as plan_run
-    from likelier.commands.plan import print_plan
+    from likelier.commands import plan as command
 
-    print_plan(plan_run(settings), as_json)
+    command.print_plan(command.plan(settings), as_json)
 
 
 @app.command(epilog="Example: likelier train config.yaml loss.beta=0.2 out=runs/second")
-def train(
-    config: ConfigArgument,
-    keys: KeysArgument = None,
-) -> None:
+def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
     """Train a model by a config.
 
     Stop it with Ctrl-C and give the same command again to resume.

@@ -25,7 +25,7 @@ MOST_PARAMETERS_IN_THE_LOOP = 6
 LINES = {
     "__init__": 50,
     "__main__": 10,
-    "api": 210,
+    "api": 200,
     "base": 540,
     "batching": 490,
     "checks": 1_760,
@@ -37,13 +37,13 @@ LINES = {
     "evaluation": 130,
     "export": 80,
     "generation": 145,
-    "losses": 1_580,
+    "losses": 1_570,
     "model": 1_585,
     "pages": 440,
     "reference": 445,
     "report": 1_080,
     "run": 310,
-    "testing": 180,
+    "testing": 170,
     "training": 1_320,
 }
 

@@ -9,7 +9,7 @@ This page is written by `python -m likelier.commands.losses > docs/losses.md`; `
 
 A loss is chosen in the config, `loss: {name: sigmoid, beta: 0.1}`, or called as a plain function,
 `likelier.preference_loss("sigmoid", pc, pr, rc, rr, beta=0.1)`. A key that a loss does not read is
-an error, never a silence. In the formulas `pc` and `pr` are the policy's log-probs of the chosen
+an error. In the formulas `pc` and `pr` are the policy's log-probs of the chosen
 and the rejected answer, `rc` and `rr` the reference's, `nc` and `nr` the lengths in tokens, stop
 token included; `p` and `r` are policy and reference where there is a single answer. The loss of a
 step is the mean over its pairs.

@@ -16,6 +16,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(gt=0, le=100)]
+TUPLE_FROM_LIST = BeforeValidator(  # YAML and JSON have lists only
+    lambda value: tuple(value) if isinstance(value, list) else value
+)
+
+
 class LengthTokens(Section):
     """LD-DPO: tokens beyond the length of the shorter answer count alpha."""
 
@@ -35,19 +43,15 @@ class DecayingTokens(Section):
     """D2PO: each token counts gamma times what the one before does."""
 
     kind: Literal["decay"] = "decay"
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.98, description="weight of a token relative to the one before; 1 is no change"
-    )
+    gamma: Share = Field(0.98, description="weight relative to the token before; 1 is no change")
 
 
 class DynamicBeta(Section):
     """beta-DPO: beta follows the margins of the step, and pairs with odd margins are left out."""
 
     alpha: Annotated[float, Field(ge=0, le=10)] = Field(0.6, description="how far beta follows")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.9, description="of the mean margin over steps"
-    )
-    keep: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="share of the pairs used")
+    momentum: BelowOne = Field(0.9, description="how slowly the mean margin of the steps moves")
+    keep: Share = Field(0.8, description="share of the pairs used")
 
 
 Tokens = Annotated[LengthTokens | DrawnTokens | DecayingTokens, Field(discriminator="kind")]
@@ -104,10 +108,7 @@ def named(value: Any, where: str = "loss") -> Any:
     return given | {"name": loss.name}
 
 
-TUPLE_FROM_LIST = BeforeValidator(  # YAML and JSON have lists only
-    lambda value: tuple(value) if isinstance(value, list) else value
-)
-_WEIGHT = {"weight": (Annotated[float, Field(gt=0, le=100)], Field(1.0, description="its weight"))}
+_WEIGHT = {"weight": (Weight, Field(1.0, description="weight in the sum"))}
 _parts = tuple(_kind(loss, "Part", _WEIGHT) for loss in LOSSES.values() if loss.paired)
 _Part: Any = Annotated[
     Annotated[Union[_parts], Field(discriminator="name")],  # noqa: UP007

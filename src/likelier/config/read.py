@@ -61,30 +61,25 @@ def config_from(
         tree = _read(Path(given).expanduser())
     else:
         tree = _copied(live(given) if isinstance(given, Config) else given)
-    for key in _in_memory(tree):
-        if key not in keys:
-            raise ConfigError(
-                "this run was given a Python object here",
-                where=key,
-                hint="write a path, or call likelier.train with the object again",
-            )
-    for key in keys:
-        _put(tree, key, IN_MEMORY)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise explain(error, tree) from None
-
-
-def _in_memory(tree: Mapping[str, Any]) -> list[str]:
-    """The dotted keys of a tree whose values were Python objects when it was written."""
-    return [
+    written = [
         f"{section}.{key}"
         for section, below in tree.items()
         if isinstance(below, Mapping)
         for key, value in below.items()
         if value == IN_MEMORY
     ]
+    if lacking := [key for key in written if key not in keys]:
+        raise ConfigError(
+            "this run was given a Python object here",
+            where=lacking[0],
+            hint="write a path, or call likelier.train with the object again",
+        )
+    for key in keys:
+        _put(tree, key, IN_MEMORY)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, tree) from None
 
 
 def _copied(tree: Any) -> Any:

@@ -19,9 +19,12 @@ from pydantic import (
 from likelier.base.errors import ConfigError
 from likelier.config.losses import (
     TUPLE_FROM_LIST,
+    BelowOne,
     LossConfig,
     Section,
+    Share,
     SigmoidLoss,
+    Weight,
     check_options,
     needs,
 )
@@ -76,7 +79,6 @@ OutPath = Annotated[
 NonEmpty = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[NonEmpty, ...], Field(min_length=1), TUPLE_FROM_LIST]
 Dtype = Literal["auto", "float32", "bfloat16", "float64"]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
@@ -105,9 +107,6 @@ class RankedConfig(Section):
         "best-worst", description="which answers of a list are compared"
     )
     min_gap: float = Field(0.0, ge=0, description="least difference of two scores")
-
-
-Weight = Annotated[float, Field(gt=0, le=100)]
 
 
 class DataConfig(Section):
@@ -175,10 +174,10 @@ class ReferenceConfig(Section):
     path: PathText | None = Field(
         None, description="another model folder or Hub id; null = the initial policy"
     )
-    update_every: Annotated[int, Field(ge=1, le=10**9)] | None = Field(
+    update_every: Count | None = Field(
         None, description="TR-DPO: steps between moves of the reference; null = it stays"
     )
-    update_mix: Annotated[float, Field(gt=0, le=1)] = Field(
+    update_mix: Share = Field(
         0.6, description="TR-DPO: how far it moves to the policy; 1 is all the way"
     )
 
@@ -186,7 +185,7 @@ class ReferenceConfig(Section):
 class OptimConfig(Section):
     """AdamW and its learning rate over the run."""
 
-    lr: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+    lr: Literal["auto"] | Share = Field(
         "auto", description="peak; auto = 5e-7 for full tuning, 1e-5 for LoRA"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(

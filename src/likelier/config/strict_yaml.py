@@ -104,10 +104,8 @@ def parse(text: str, source: str) -> Any:
     """
     if len(text) > _MAX_CHARACTERS:
         raise ConfigError(f"is over {_MAX_CHARACTERS} characters long", where=source)
-    loader = None
     try:
-        loader = _Loader(text)
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark else source
@@ -115,9 +113,6 @@ def parse(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         problem = "holds a character that YAML does not allow"
         raise ConfigError(problem, where=source, hint="save it as plain UTF-8 text") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def _words(error: yaml.MarkedYAMLError) -> str:

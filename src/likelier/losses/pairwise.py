@@ -59,7 +59,7 @@ _ALPHA = hyper(
     formula="-log sigmoid({beta} * {margin})",
     variants=_F_FORMULAS,
     use="The first choice for clean pairs whose answers lie near what the model writes.",
-    trap="Only the difference of the two answers is held: both log-probs may fall. Pairs without "
+    trap="Only the difference between the answers is held: both log-probs may fall. Labels without "
     "doubt drive the margin without bound. Other divergences than reverse KL grow as "
     "exp(-log-ratio), so log-ratios are clamped at -30 nats before exp.",
     aliases=("dpo",),
@@ -131,7 +131,7 @@ def cdpo(
     formula="(-(1 - {smoothing}) * log sigmoid(x) + {smoothing} * log sigmoid(-x)) "
     "/ (1 - 2 * {smoothing}), x = {beta} * {margin}",
     use="The share of wrong labels is known and the clean optimum is wanted.",
-    trap="Its gradient never ends and the loss has no lower bound: stop early and watch the drift.",
+    trap="Its gradient never vanishes and it has no lower bound: stop early and watch the drift.",
 )
 def robust(
     values: StepValues,
@@ -259,7 +259,8 @@ def rdpo(
     formula="-log sigmoid({beta} * {margin} - {alpha} * margin)",
     needs=("reference", "margin"),
     use="Every pair has a rating of how much better the chosen answer is.",
-    trap="margin is already f(score gap): give log or the plain gap in the column, never infinite.",
+    trap="The column holds the margin itself: apply log, or what is wanted, to the gap of the "
+    "scores before, and keep it finite.",
 )
 def odpo(
     values: StepValues,
@@ -313,7 +314,7 @@ def _chi_scores(values: StepValues) -> tuple[Tensor, Tensor]:
     "main objective",
     formula="-log sigmoid(clip(±2 * {bound}; {beta} * (phi(pc - rc) - phi(pr - rr)))), "
     "phi(d) = d + exp(d)",
-    use="Data that covers little: it doubts what is far from the reference.",
+    use="Data that covers little: this loss distrusts what is far from the reference.",
     trap="Outside the clip there is no gradient, on either side. exp is clamped at 30 nats.",
     score="beta * (log-ratio + exp(log-ratio))",
     scores=_chi_scores,

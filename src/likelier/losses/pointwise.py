@@ -41,7 +41,7 @@ def ipo_sum(values: StepValues, *, tau: float = _TAU) -> Tensor:
     "answer's length",
     formula="((pc - rc) / nc - (pr - rr) / nr - 1 / (2 * {tau}))^2",
     needs=("reference", "lengths"),
-    use="As ipo_sum, where lengths differ much.",
+    use="Like ipo_sum, where the lengths of answers differ much.",
     trap="At tau 0.1 the target is 5 nats per token, which is out of reach: it then pushes without "
     "end. Larger tau gives a target that can be met.",
     reward="tau",
@@ -87,7 +87,7 @@ def sppo(
     times_beta=False,
 )
 def cal_dpo(
-    values: StepValues, *, beta: float = hyper_beta(0.1, "0.1; smaller holds less")
+    values: StepValues, *, beta: float = hyper_beta(0.1, "0.1; a smaller one sets higher targets")
 ) -> Tensor:
     """Cal-DPO: rewards calibrated on an absolute scale."""
     return -log_sigmoid(values.log_ratio_margin_P) + sppo(values, beta=beta)
@@ -112,8 +112,8 @@ def nca(values: StepValues, *, beta: float = hyper_beta(0.01, "0.01")) -> Tensor
     formula="-log sigmoid({beta} * (pc - rc) - {delta}) "
     "- log sigmoid({delta} - {beta} * (pr - rr))",
     needs=("reference", "whole step"),
-    use="As nca; also where pairs are really two independent binary labels.",
-    trap="delta is state of the run: it is in the checkpoints, and a plain call takes 0 for it.",
+    use="Like nca; also where a pair is really two independent binary labels.",
+    trap="delta belongs to the run and its checkpoints; likelier.preference_loss takes 0 for it.",
     aliases=("bco_pair",),
 )
 def bco(

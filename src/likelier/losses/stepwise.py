@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def of_same_rank(values_P: Tensor, others_P: Tensor) -> Tensor:
-    """For every value the one of ``others_P`` that stands at its place when both are sorted."""
+    """For every value, that of ``others_P`` with the same rank when both are sorted."""
     rank_P = values_P.argsort(stable=True).argsort()
     return others_P.sort(stable=True).values[rank_P]
 
@@ -47,7 +47,7 @@ def aot(
     "{smoothing}",
     needs=("reference", "whole step"),
     use="Chosen and rejected answers that do not belong together.",
-    trap="As aot. Some versions of other trainers called this one aot_pair.",
+    trap="That of aot; besides, some versions of other trainers called this one aot_pair.",
 )
 def aot_unpaired(
     values: StepValues,
