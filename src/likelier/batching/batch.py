@@ -55,8 +55,7 @@ def completions_of(pair: TokenPair) -> tuple[Scored, Scored]:
     return scored(pair.prompt, pair.chosen), scored(pair.prompt, pair.rejected)
 
 
-def _none() -> Tensor:
-    return torch.zeros(0, dtype=torch.long)
+_NO_PAIRS = torch.zeros(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,10 @@ class Batch:
     token_E: Tensor
     entry_K: Tensor
     scored_R: Tensor
-    reference_R: Tensor = field(default_factory=_none)
-    chosen_P: Tensor = field(default_factory=_none)
-    rejected_P: Tensor = field(default_factory=_none)
-    position_P: Tensor = field(default_factory=_none)
+    reference_R: Tensor = _NO_PAIRS
+    chosen_P: Tensor = _NO_PAIRS
+    rejected_P: Tensor = _NO_PAIRS
+    position_P: Tensor = _NO_PAIRS
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     weight_K: Tensor | None = None
     mean_tokens: float = 0.0
