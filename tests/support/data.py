@@ -4,12 +4,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from likelier.base.errors import DataError
 from likelier.checks.inspector import PairInspector
 from likelier.checks.summary import in_file_order
+from likelier.data.encode import encode_pairs
 from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row
 from likelier.data.read import Data, read_data, rows_from_memory
-from likelier.data.records import Finding, Pair, Row
+from likelier.data.records import Finding, Pair, Row, TokenPair
+from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Task, chunks
 
 
@@ -51,3 +54,12 @@ def _load(rows: Iterable[Row | Finding], columns: Mapping[str, str] | Format, na
         left_out=sum(chunk.left_out for chunk in done),
         form=form,
     )
+
+
+def encode_pair(encoder: Encoder, pair: Pair) -> TokenPair:
+    """One pair as tokens. Raises DataError where it cannot be encoded, located at its row."""
+    encoded, findings = encode_pairs(encoder, [pair])
+    if not encoded:
+        first = next(finding for finding in findings if finding.severity == "error")
+        raise DataError(first.message, where=first.where, hint=first.hint)
+    return encoded[0]

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.support.data import encode_pair
 from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
 
 from likelier.base.errors import DataError
 from likelier.config.schema import DataConfig
-from likelier.data.encode import encode_pair
 from likelier.data.fit import fit
 from likelier.data.records import Completion, Pair, TokenPair
 from likelier.data.tokenizer import build_encoder

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.data import encode_pair
 from tests.support.tokenizers import CHATML, CONTROL, LLAMA3, bos_and_eos, byte_level, metaspace
 
 from likelier.base.errors import ConfigError, DataError
 from likelier.checks.inspector import PairInspector
 from likelier.data import encode
-from likelier.data.encode import encode_completion, encode_pair
+from likelier.data.encode import encode_completion
 from likelier.data.records import Finding, Pair, TokenPair
 from likelier.data.tokenizer import Encoder, build_encoder
 

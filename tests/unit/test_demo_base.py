@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.data import encode_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from likelier.base.errors import DataError, OutputError
 from likelier.base.files import sha256
-from likelier.data.encode import encode_pair
 from likelier.data.records import Pair
 from likelier.data.tokenizer import build_encoder
 from likelier.demo import base as base_module

@@ -32,7 +32,7 @@ LINES = {
     "cli": 400,
     "commands": 670,
     "config": 1_190,
-    "data": 3_650,
+    "data": 3_490,
     "demo": 720,
     "evaluation": 130,
     "export": 80,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.data import encode_pair
 from tests.support.tiny import save_tiny
 from transformers import GenerationConfig
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.encode import encode_pair
 from likelier.data.records import Pair
 from likelier.data.tokenizer import build_encoder
 from likelier.generation.sample import Sample, decoding, prompt_ids, sample

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from likelier.base.errors import ConfigError, GateMissed
 from likelier.checks.rules import RULES
 from likelier.checks.summary import Examination
-from likelier.data.messages import nearest
+from likelier.data.messages import suggestion
 
 _GATE = re.compile(r"\s*([a-z_-]+)\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)\s*")
 FIGURES = ("errors", "warnings", "usable", "rows", "pairs", "prompts", "probe", "longer")
@@ -36,8 +36,7 @@ def read_gate(text: str) -> Gate:
     for figure in (name, name.removesuffix("s"), name.removesuffix("es")):
         if figure in known:
             return Gate(text, figure, sign, float(number) / (100 if percent else 1))
-    meant = nearest(name, known)
-    hint = f'did you mean "{meant}"?' if meant else f"name a finding or {', '.join(FIGURES)}"
+    hint = suggestion(name, known, f"name a finding or {', '.join(FIGURES)}")
     raise ConfigError(f'there is no figure "{name}"', where="--gate", hint=hint)
 
 

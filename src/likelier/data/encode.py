@@ -33,19 +33,6 @@ class _Draft:
     completions: tuple[tuple[TextSegment, ...], ...]
 
 
-def encode_pair(encoder: Encoder, pair: Pair) -> TokenPair:
-    """One pair as tokens.
-
-    Raises:
-        DataError: the pair cannot be encoded; located at its row.
-    """
-    encoded, findings = encode_pairs(encoder, [pair])
-    if not encoded:
-        first = next(finding for finding in findings if finding.severity == "error")
-        raise DataError(first.message, where=first.where, hint=first.hint)
-    return encoded[0]
-
-
 def encode_pairs(
     encoder: Encoder, pairs: Sequence[Pair], notice: Notice | None = None
 ) -> tuple[list[TokenPair], list[Finding]]:

@@ -17,10 +17,10 @@ from likelier.data.messages import (
     kind_of_value,
     missing,
     mixed,
-    nearest,
     read_messages,
     read_number,
     read_text,
+    suggestion,
 )
 from likelier.data.read import odd_character
 from likelier.data.records import Chat, Finding, Pair, Row, text_of
@@ -116,9 +116,7 @@ def recognised(
     """
     for name in asked.columns:
         if name not in COLUMN_NAMES:
-            meant = nearest(name, COLUMN_NAMES)
-            known = ", ".join(COLUMN_NAMES)
-            hint = f'did you mean "{meant}"?' if meant else f"the keys are {known}"
+            hint = suggestion(name, COLUMN_NAMES, f"the keys are {', '.join(COLUMN_NAMES)}")
             raise ConfigError(f'unknown key "{name}"', where="data.columns", hint=hint)
     iterator = iter(rows)
     first = list(islice(iterator, ROWS_LOOKED_AT))
@@ -286,7 +284,7 @@ def _pair(row: Row, form: Format) -> Pair:
 
 
 def _unpaired(row: Row, form: Format) -> Pair:
-    """The one completion of a row with its label, on both sides."""
+    """The one completion of a row with its label; it stands both as chosen and as rejected."""
     columns = form.columns
     for name in ("completion", "label"):
         if columns[name] not in row.record:
@@ -368,7 +366,7 @@ def _prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -
 
 
 def _with_system(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
-    """A chat behind the row's system text, where it has one and the chat has none."""
+    """A chat that begins with the row's system text, where the row has one and the chat has not."""
     field = columns.get("system", "")
     value = record.get(field) if field else None
     if value is None or value == "" or chat[0]["role"] == "system":
@@ -465,7 +463,7 @@ def _ranked(row: Row, form: Format) -> list[Pair] | list[Finding]:
     if not chosen:
         gap = f"; data.ranked.min_gap is {form.min_gap:g}" if form.min_gap else ""
         message = f"no two of its {len(completions)} answers differ in their scores{gap}"
-        hint = "nothing, or lower data.ranked.min_gap"
+        hint = "lower data.ranked.min_gap" if gap else "the row is left out; nothing is to be done"
         return [Finding("tie", "note", row.source, None, message, hint)]
     beside = _beside(row, form)
     return [
@@ -537,7 +535,7 @@ def _inner_text(item: Any, place: str) -> Any:
 
 
 def _completion(value: Any, field: str, prompt: str | Chat) -> str | Chat:
-    """An answer as its prompt is written: text, or messages."""
+    """An answer in the form of its prompt: text, or messages."""
     value = as_list(value)
     if isinstance(value, (list, tuple)):
         if isinstance(prompt, str):

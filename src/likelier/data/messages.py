@@ -13,7 +13,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Unfit(Exception):
-    """A row that makes no pair; becomes a `Finding` once its place is known."""
+    """A row that cannot be used. It becomes a `Finding` where its place is known."""
 
     def __init__(self, code: str, field: str | None, message: str, hint: str):
         super().__init__(message)
@@ -29,6 +29,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     by_lower = {name.lower(): name for name in known}
     found = get_close_matches(word.lower(), by_lower, n=1)
     return by_lower[found[0]] if found else None
+
+
+def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The hint of an unknown word: the known word that comes near it, or ``otherwise``."""
+    meant = nearest(word, known)
+    return f'did you mean "{meant}"?' if meant else otherwise
 
 
 def read_number(value: Any, field: str) -> float:
@@ -48,7 +54,7 @@ def read_number(value: Any, field: str) -> float:
 
 
 def check_start(completion: Chat, field: str) -> None:
-    """Refuse messages that do not begin to answer."""
+    """Refuse messages of which the first is not the assistant's."""
     if not completion or completion[0]["role"] != "assistant":
         message = "the answer does not start with an assistant turn"
         hint = "begin it after the prompt, or repeat the whole prompt in both answers"
@@ -56,7 +62,7 @@ def check_start(completion: Chat, field: str) -> None:
 
 
 def check_end(completion: Chat, field: str) -> None:
-    """Refuse messages that leave the last word to somebody else."""
+    """Refuse messages of which the last is not the assistant's."""
     if completion[-1]["role"] != "assistant":
         message = f"the last turn is the {completion[-1]['role']}'s, not the assistant's"
         raise Unfit("role", field, message, "end each answer with an assistant turn")
@@ -81,7 +87,7 @@ def read_text(value: Any, field: str) -> str:
 
 
 def read_messages(value: Any, field: str) -> Chat:
-    """``value`` as a tuple of messages with a known role and text; keys that are null go.
+    """``value`` as a tuple of messages with a known role and text; keys that are null are removed.
 
     Raises:
         Unfit: it is not that.
@@ -105,8 +111,7 @@ def _message(item: Any, field: str) -> Message:
         found = f"no role; the keys are {_some(item)}"
         raise Unfit("role", field, found, 'a message has "role" and "content"')
     if role not in ROLES:
-        meant = nearest(role, ROLES) if isinstance(role, str) else None
-        hint = f'did you mean "{meant}"?' if meant else f"use one of {', '.join(ROLES)}"
+        hint = suggestion(str(role), ROLES, f"use one of {', '.join(ROLES)}")
         raise Unfit("role", f"{field}.role", f'unknown role "{str(role)[:40]}"', hint)
     content = item.get("content")
     if role == "assistant" and item.get("tool_calls") and not content:
@@ -120,7 +125,7 @@ def _message(item: Any, field: str) -> Message:
 def missing(
     record: Mapping[str, Any], columns: Mapping[str, str], name: str, names: Iterable[str]
 ) -> NoReturn:
-    """Say that a column is not there, and which one may be meant; ``names`` are those read."""
+    """Raise `Unfit`: a column is missing; ``names`` are the columns that are read already."""
     wanted = columns.get(name, name)
     taken = {columns.get(other, other) for other in names}
     found = nearest(wanted, [str(key) for key in record if key not in taken])
@@ -137,7 +142,7 @@ def missing(
 
 
 def mixed(field: str, message: str) -> NoReturn:
-    """Say that text and messages stand side by side."""
+    """Raise `Unfit`: one of two texts is plain, the other a list of messages."""
     hint = "write prompt and answers all as text, or all as lists of messages"
     raise Unfit("mixed", field, message, hint)
 

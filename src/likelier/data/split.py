@@ -71,9 +71,9 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
     for number, group in enumerate(groups.tolist()):
         clusters.setdefault(group, []).append(number)
     if len(clusters) < 2:
-        near = f" that are no near copies, of {len(first)}" if len(first) > 1 else ""
+        near = f" ({len(first)} are near copies of each other)" if len(first) > 1 else ""
         raise DataError(
-            f"{len(clusters)} distinct prompt{near}: cannot be split into train and eval",
+            f"{len(clusters)} distinct prompt{near} cannot be split into train and eval",
             where="data.eval",
             hint="give a file, or set data.eval: null",
         )

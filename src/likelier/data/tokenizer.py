@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.messages import nearest
+from likelier.data.messages import suggestion
 
 try:
     import resource
@@ -27,13 +27,9 @@ MAX_TEMPLATE_SECONDS = 2.0  # for one chat; a real template takes less than a th
 MAX_TEMPLATE_MEGABYTES = 256  # of memory while it is rendered
 DEFAULT_DATE = "2024-07-26"  # as Llama 3.1's template says where it gets no date
 _ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
-RESERVED = (
-    "messages",
-    "tools",
-    "add_generation_prompt",
-    "continue_final_message",
-    "strftime_now",
-)
+RESERVED = {
+    "messages", "tools", "add_generation_prompt", "continue_final_message", "strftime_now"
+}  # fmt: skip
 PROBES = ("a", "파이썬", "\n")
 
 
@@ -239,8 +235,7 @@ def check_template(
     known = _variables(source)
     for key in template:
         if key not in known or key in RESERVED:
-            meant = nearest(key, known - set(RESERVED))
-            hint = f'did you mean "{meant}"?' if meant else "delete the key"
+            hint = suggestion(key, known - RESERVED, "delete the key")
             what = "the chat template does not read this keyword"
             if key in RESERVED:
                 what, hint = "this keyword is set by likelier", "delete the key"
