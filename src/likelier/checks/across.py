@@ -4,7 +4,7 @@ import json
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import compress, groupby
 from operator import itemgetter
@@ -77,7 +77,7 @@ class Content:
         self._sources: list[np.ndarray] = []  # of each chunk, as bytes: a third of what str takes
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
         self._signatures, self._prompts = EvenSample(MAX_COMPARED), EvenSample(MAX_COMPARED)
-        self._hits: dict[int, str] = {}  # what of held-out prompts is there, and where first
+        self._hits: dict[int, str] = {}  # hashes of held-out prompts that are here, and where first
         for chunk in chunks:
             self.add(chunk)
 
@@ -119,11 +119,39 @@ class Content:
         return [one for _, one in sorted(found, key=itemgetter(0))]
 
     def leaks(self, held_out: Sequence[Pair], used: Collection[str] | None = None) -> list[Finding]:
-        """Held-out prompts that stand here too; near copies only where the source is ``used``."""
+        """A warning for each held-out pair whose prompt stands here too; it names both rows.
+
+        The strongest reason is named: the same prompt, a near copy (of pairs whose source is in
+        ``used`` only, where that is given), or more than half of its words in runs of eight that
+        stand in prompts here.
+        """
         sources = [self.source(number) for number in self._prompts.numbers]
         keep = [used is None or source in used for source in sources]
-        kept = list(compress(sources, keep))
-        return find_leaks(held_out, self._hits, self._prompts.rows[keep], kept)
+        texts = [bare(text_of(pair.prompt)) for pair in held_out]
+        distinct = list(dict.fromkeys(texts))
+        signatures = [signature(text) for text in distinct]
+        near = _near(signatures, self._prompts.rows[keep], list(compress(sources, keep)))
+        messages = {text: self._leak(text, near.get(n)) for n, text in enumerate(distinct)}
+        return [
+            finding("leak", pair.source, message, "prompt")
+            for pair, text in zip(held_out, texts, strict=True)
+            if (message := messages[text])
+        ]
+
+    def _leak(self, text: str, near: str | None) -> str | None:
+        """How a held-out prompt stands here, where it does; ``near`` is where a near copy is."""
+        if source := self._hits.get(text_hash(text)):
+            return f"the prompt is also in the training data, at {source}"
+        if near:
+            return f"nearly the same prompt is in the training data, at {near}"
+        grams = _grams(text)
+        found = [n for n, gram in enumerate(grams) if gram in self._hits]
+        covered = {word for n in found for word in range(n, n + GRAM_WORDS)}
+        share = len(covered) / (len(grams) + GRAM_WORDS - 1) if grams else 0.0
+        if share <= MIN_COVERED:
+            return None
+        first = self._hits[grams[found[0]]]
+        return f"{share:.0%} of its words stand in training prompts, as at {first}"
 
     def _duplicates(self) -> Iterator[tuple[int, Finding]]:
         first, again = _first_of(self.keys)
@@ -243,46 +271,6 @@ def hashes_watched(held_out: Iterable[Pair]) -> frozenset[int]:
     """What to look for in training prompts: the hashes of held-out ones."""
     texts = {bare(text_of(pair.prompt)) for pair in held_out}
     return frozenset(found for text in texts for found in hashes_of(text))
-
-
-def find_leaks(
-    held_out: Sequence[Pair],
-    hits: Mapping[int, str],
-    signatures: np.ndarray,
-    sources: Sequence[str],
-) -> list[Finding]:
-    """A warning for each held-out pair whose prompt is trained on; it names both rows.
-
-    The strongest reason is named: the same prompt, a near copy, or more than half of its
-    words in runs of eight that training prompts have, too.
-
-    Args:
-        hits: the hashes watched for that training prompts have, and where first.
-        signatures: (n, NUM_HASHES) of training prompts, and their ``sources``.
-    """
-    texts = [bare(text_of(pair.prompt)) for pair in held_out]
-    distinct = list(dict.fromkeys(texts))
-    near = _near([signature(text) for text in distinct], signatures, sources)
-    messages = {text: _message(text, hits, near.get(n)) for n, text in enumerate(distinct)}
-    return [
-        finding("leak", pair.source, message, "prompt")
-        for pair, text in zip(held_out, texts, strict=True)
-        if (message := messages[text])
-    ]
-
-
-def _message(text: str, hits: Mapping[int, str], near: str | None) -> str | None:
-    if source := hits.get(text_hash(text)):
-        return f"the prompt is also in the training data, at {source}"
-    if near:
-        return f"nearly the same prompt is in the training data, at {near}"
-    grams = _grams(text)
-    found = [n for n, gram in enumerate(grams) if gram in hits]
-    covered = {word for n in found for word in range(n, n + GRAM_WORDS)}
-    share = len(covered) / (len(grams) + GRAM_WORDS - 1) if grams else 0.0
-    if share <= MIN_COVERED:
-        return None
-    return f"{share:.0%} of its words stand in training prompts, as at {hits[grams[found[0]]]}"
 
 
 def _near(

@@ -62,11 +62,6 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}".removesuffix(".0") + "%"
 
 
-def interval(low: float, high: float, n: int) -> str:
-    """``44 to 58%, n = 200``."""
-    return text("numbers.interval", low=percent(low).removesuffix("%"), high=percent(high), n=n)
-
-
 def points(value: float) -> str:
     """A difference of two shares in percentage points, signed: ``+46.5``."""
     return signed(round(100 * value, 1)).removesuffix(".0")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from likelier.pages.texts import duration, interval, percent, points, short, signed, text
+from likelier.pages.texts import duration, percent, points, short, signed, text
 from likelier.report.read import (
     Proportion,
     RunFiles,
@@ -106,7 +106,9 @@ def _from_loss(run: RunFiles) -> str:
 
 
 def _interval(share: Proportion) -> str:
-    return interval(share.low, share.high, share.n)
+    """``44 to 58%, n = 200``."""
+    low, high = percent(share.low).removesuffix("%"), percent(share.high)
+    return text("numbers.interval", low=low, high=high, n=share.n)
 
 
 def key_figures(run: RunFiles) -> list[Card]:
