@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from likelier.pages.texts import duration, percent, points, short, signed, text
@@ -18,16 +17,8 @@ from likelier.report.read import (
 )
 
 ROWS = ("rows", "used", "dropped", "trimmed")  # counts of run.json, in reading order
-Tone = Literal["better", "same", "worse", "unknown"]
-
-
-@dataclass(frozen=True)
-class Card:
-    """One key figure: what it is, its value, and what stands beside it."""
-
-    label: str
-    value: str
-    detail: str
+Tone = Literal["better", "same", "worse", "unknown"]  # which way the measured thing went
+Card = tuple[str, str, str]  # a key figure: what it is, its value, what stands beside it
 
 
 def reads_reference(run: RunFiles) -> bool:
@@ -123,7 +114,7 @@ def key_figures(run: RunFiles) -> list[Card]:
 
 
 def _card(name: str, value: str, detail: str) -> Card:
-    return Card(text(f"report.figures.labels.{name}"), value, detail)
+    return (text(f"report.figures.labels.{name}"), value, detail)
 
 
 def _share(name: str, found: Proportion | None) -> Card | None:
