@@ -108,6 +108,17 @@ def test_a_mixture_is_trained_on_as_its_weights_say(tmp_path: Path) -> None:
     assert len({pair.source for pair in prepared.train}) == 30
 
 
+def test_a_row_counts_once_where_its_copies_come_in_two_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likelier.data.workers.ROWS_AT_ONCE", 2)
+    train = {write(tmp_path / "a.jsonl", rows_of(2)): 3.0}
+    prepared = prepare(config_of({"train": train, "eval": None}), ENCODER)
+    assert len(prepared.train) == 6
+    counts = prepared.counts
+    assert (counts["rows"], counts["used"], counts["dropped"]) == (2, 2, 0)
+
+
 def test_ranked_lists_are_trained_on(tmp_path: Path) -> None:
     row = {"instruction": "가나다", "completions": ["좋다", "보통", "나쁘다"], "scores": [9, 5, 1]}
     path = write(tmp_path / "a.jsonl", [row, {**row, "scores": [1, 1, 1]}])

@@ -97,12 +97,10 @@ def _overlong(pair: TokenPair, max_length: int) -> Finding:
 
 
 def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Finding:
-    if (
-        _length(pair) <= max_length
-        and len(pair.prompt) <= max_length - max_length // COMPLETION_SHARE
-    ):
+    max_prompt = max_length - max_length // COMPLETION_SHARE
+    if _length(pair) <= max_length and len(pair.prompt) <= max_prompt:
         return pair
-    prompt = _shorter_prompt(pair.prompt, max_length - max_length // COMPLETION_SHARE, encoder)
+    prompt = _shorter_prompt(pair.prompt, max_prompt, encoder)
     if prompt is None:
         return _overlong(pair, max_length)
     room = max_length - len(prompt)

@@ -305,12 +305,18 @@ def _unpaired(row: Row, form: Format) -> Pair:
 def _beside(row: Row, form: Format) -> dict[str, Any]:
     """What any row may hold beside its texts: tools, origin and weight."""
     record, columns = row.record, form.columns
-    origin = record.get(columns["origin"]) if "origin" in columns else None
+    _, origin = _cell(record, columns, "origin")
     return {
         "tools": _tools(record, columns),
         "origin": origin[:80] if isinstance(origin, str) else None,
         "weight": _number(record, columns, "weight"),
     }
+
+
+def _cell(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> tuple[str, Any]:
+    """The file's name of one of our columns and what the row has there, None where nothing."""
+    field = columns.get(name)
+    return (field, record.get(field)) if field is not None else (name, None)
 
 
 def _sides(
@@ -367,8 +373,7 @@ def _prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -
 
 def _with_system(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
     """A chat that begins with the row's system text, where the row has one and the chat has not."""
-    field = columns.get("system", "")
-    value = record.get(field) if field else None
+    field, value = _cell(record, columns, "system")
     if value is None or value == "" or chat[0]["role"] == "system":
         return chat
     if not isinstance(value, str) or odd_character(value):
@@ -378,8 +383,7 @@ def _with_system(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, st
 
 def _tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
     """The tools that a row offers: a list of objects, or that list as JSON text."""
-    field = columns.get("tools")
-    value = record.get(field) if field else None
+    field, value = _cell(record, columns, "tools")
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -396,10 +400,10 @@ def _tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
 
 def _number(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> float | None:
     """The number in one of our columns; None where the row has none. A weight is not negative."""
-    field = columns.get(name)
-    if field is None or record.get(field) in (None, ""):
+    field, value = _cell(record, columns, name)
+    if value in (None, ""):
         return None
-    number = read_number(record[field], field)
+    number = read_number(value, field)
     if name == "weight" and number < 0:
         raise Unfit("score", field, f"the weight is {number:g}", "write 0 or more")
     return number
@@ -496,8 +500,7 @@ def _of_list(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> lis
     items = record.get(field)
     if not isinstance(items, (list, tuple)):
         missing(record, form.columns, "completions", form.columns)
-    beside = form.columns.get("scores")
-    scores = record.get(beside) if beside else None
+    beside, scores = _cell(record, form.columns, "scores")
     if scores is not None and (not isinstance(scores, (list, tuple)) or len(scores) != len(items)):
         message = f"{len(items)} completions, but not as many scores"
         raise Unfit("score", beside, message, "give one score for each completion")
@@ -506,7 +509,7 @@ def _of_list(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> lis
         place = f"{field}[{number}]"
         if scores is not None:
             score = read_number(scores[number], f"{beside}[{number}]")
-            score = -score if beside is not None and beside.startswith("rank") else score
+            score = -score if beside.startswith("rank") else score
         else:
             score = _inner_score(item, place)
         completions.append((score, _completion(_inner_text(item, place), place, prompt)))
