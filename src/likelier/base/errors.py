@@ -4,7 +4,7 @@ import errno
 import re
 
 BUG = 70
-CLOSED_PIPE = 141  # as a shell says of a program ended by SIGPIPE
+CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 INTERRUPTED = 130
 UNWRITABLE = 73
 DISK_HINT = "make room or choose another folder; what was complete is kept"
@@ -77,7 +77,7 @@ class Interrupted(StoppedEarly):
 
 
 def describe_error(error: Exception) -> tuple[str, str | None, int]:
-    """What to tell the user of an exception: the line, what to do about it, the exit code."""
+    """What a user is told about an exception: the line, what to do about it, the exit code."""
     if isinstance(error, LikelierError):
         return str(error), None, error.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -90,5 +90,5 @@ def describe_error(error: Exception) -> tuple[str, str | None, int]:
 
 
 def without_secrets(text: str) -> str:
-    """Text with Hub tokens and passwords starred out."""
+    """The text, its Hub tokens and passwords replaced by stars."""
     return _SECRET.sub("***", text)

@@ -27,7 +27,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def _output_errors(path: Path) -> Iterator[None]:
-    """Turn what a full or failing disk raises into one line."""
+    """Turn what a full or failing disk raises into an OutputError of one line."""
     try:
         yield
     except Exception as error:
@@ -124,13 +124,13 @@ def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, 
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed processes left half written; no other may be writing there now."""
+    """Delete what killed processes left half written; no other process may be writing there now."""
     for left in [*folder.glob(".*.tmp"), *folder.glob(".*.trash")]:
         _delete(left)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder (or what stands in its place) so that no half of it keeps its name."""
+    """Delete a folder, or a file of this name, so that no half of it keeps the name."""
     trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
     os.rename(path, trash)
     _delete(trash)

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-PLAIN_LINES = 20  # printed for a whole bar where no terminal can show one
+PLAIN_LINES = 20  # that stand for a whole bar where there is no terminal
 
 
 def say(line: str) -> None:
@@ -25,9 +25,9 @@ def say(line: str) -> None:
 
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Show how many of ``total`` steps are done; ``done`` of them were done before.
+    """Show how many of ``total`` steps are done, of which ``done`` were done before this process.
 
-    Yields ``advance(steps, text)``: so many more are done, and what to show beside the bar.
+    Yields ``advance(steps, text)``, to call with the steps just done and a text for beside the bar.
     """
     console = Console(stderr=True)
     if not console.is_terminal or total == 0:
@@ -62,7 +62,7 @@ def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None
 
 @contextmanager
 def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
-    """Show how many rows are done where the whole is not known. Yields ``advance(rows)``."""
+    """Show how many rows are done of an unknown number. Yields ``advance(rows)``."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda rows: None
@@ -87,7 +87,7 @@ def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
 
 
 def visible(text: str) -> str:
-    """Text with control and reordering characters as escapes: data must not drive a terminal."""
+    """The text, control and reordering characters escaped: data must not drive a terminal."""
     return "".join(
         letter
         if not unicodedata.category(letter).startswith("C") or letter == "\u200d"

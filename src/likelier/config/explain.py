@@ -43,7 +43,7 @@ def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
 
 
 def _short(value: Any) -> str:
-    """A value as the config would have it, cut to fit a line."""
+    """A value as it would stand in the config, cut to fit a line."""
     try:
         shown = flow(value)
     except Exception:  # an object that YAML cannot write: only Python callers can get here
@@ -56,7 +56,7 @@ def _is_unknown(problem: Mapping[str, Any]) -> bool:
 
 
 def _keys(loc: Sequence[str | int], given: Any) -> list[str]:
-    """The keys of ``loc`` that a user wrote: pydantic also names union members and list places."""
+    """The keys of ``loc`` that a user wrote: pydantic adds union members and positions in lists."""
     keys: list[str] = []
     for depth, name in enumerate(loc):
         if isinstance(given, Mapping) and name in given:
@@ -91,7 +91,7 @@ def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
     if dotted in known:
         section = above[0]
         kind = "{kind: none}" if section == "adapter" else "{name: ...}"
-        return f"another kind of {section} has it; {section}={kind} replaces the whole section"
+        return f"another kind of {section} has this key; {section}={kind} replaces the section"
     if hint := hint_for_key(name, _value_at(above, given)):
         return hint
     elsewhere = [key for key in known if _leaf(key) == name]
@@ -105,7 +105,7 @@ def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
     if near := get_close_matches(name, RENAMED, n=1):
         return f"{near[0]} is called {RENAMED[near[0]]} here"
     words = ", ".join(map(_leaf, siblings))
-    return f"{'.'.join(above)} has: {words}" if above else f"keys: {words}"
+    return f"{'.'.join(above)} has the keys: {words}" if above else f"the keys: {words}"
 
 
 def _leaf(key: str) -> str:

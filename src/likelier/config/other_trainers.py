@@ -42,7 +42,7 @@ RENAMED = {name: key for key, names in _OTHER_NAMES.items() for name in names.sp
 
 # What to do about keys that have no equal here, and the keys.
 _WITHOUT_EQUAL = {
-    "leave it out: this is decided by the run itself": "attn_implementation packing padding_free "
+    "leave it out: the run decides this itself": "attn_implementation packing padding_free "
     "dataloader_num_workers per_device_eval_batch_size precompute_ref_batch_size",
     "leave it out: compiling the layers is no longer offered, because it saved 1 to 4 % of the "
     "time in float32 and made some steps take twice as long": "compile torch_compile",
@@ -66,7 +66,7 @@ _WITHOUT_EQUAL = {
 }  # fmt: skip
 NEEDLESS = {name: hint for hint, names in _WITHOUT_EQUAL.items() for name in names.split()}
 
-# Their values, as text, and ours. Values of other keys stay as they are.
+# By our key: their value as text, and ours. Values of keys that are not here stay as they are.
 _LEAVE_OUT, _NO_EQUAL = object(), object()
 _VALUES: dict[str, dict[str, Any]] = {
     "adapter.kind": {"True": "lora", "False": "none"},
@@ -92,7 +92,7 @@ _NUMBERS = ("optim.max_grad_norm", "train.eval_every", "train.keep", "train.log_
 
 
 def _converted(key: str, value: Any) -> Any:
-    """Their value as ours; a share (below 1) of a number of steps has no equal here."""
+    """Our value for theirs. A share of the steps, below 1, has no equal here."""
     if key == "adapter.targets":
         return [value] if isinstance(value, str) and value != "all-linear" else value
     if isinstance(value, list) and len(value) == 1:  # of losses, of trackers
@@ -129,7 +129,7 @@ def hint_for_key(name: str, beside: Mapping[str, Any]) -> str | None:
 
 
 def _pairs_per_step(beside: Mapping[str, Any]) -> Any:
-    """Theirs are two keys, each with a default, whose product is ours."""
+    """The product of two keys of theirs, each with its default."""
     counts = [
         beside.get("per_device_train_batch_size", 8),
         beside.get("gradient_accumulation_steps", 1),

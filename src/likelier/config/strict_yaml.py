@@ -12,7 +12,7 @@ import yaml
 
 from likelier.base.errors import ConfigError
 
-_MAX_CHARACTERS = 1_000_000  # characters; a config has a few dozen keys
+_MAX_CHARACTERS = 1_000_000  # a config has a few dozen keys
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -82,7 +82,7 @@ def _refused(problem: str, place: Any) -> yaml.MarkedYAMLError:
 
 
 def plain(word: str) -> Any:
-    """An unquoted word: a number, true, false, null, or text."""
+    """What an unquoted word means: a number, true, false, null, or text."""
     if word in _WORDS:
         return _WORDS[word]
     if _INT.fullmatch(word) and len(word) < 400:
@@ -118,9 +118,9 @@ def parse(text: str, source: str) -> Any:
 def _words(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "is not YAML"
     if "'\\t'" in problem:
-        return "a tab; YAML is indented with spaces"
+        return "holds a tab; YAML is indented with spaces"
     if "found another document" in problem:
-        return "a second document (---); a config is one"
+        return "holds a second document (---); a config is one document"
     return problem
 
 

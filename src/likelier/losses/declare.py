@@ -64,9 +64,7 @@ class Hyper:
         return self.only_if is None or values.get(self.only_if[0]) == self.only_if[1]
 
 
-def hyper(default: float | str, meaning: str, start: str, **more: Any) -> Any:
-    """A hyper-parameter, as the default of a keyword of a loss; see `Hyper`."""
-    return Hyper(default, meaning, start, **more)
+hyper: Any = Hyper  # as the default of a keyword that is declared a number
 
 
 def hyper_beta(default: float = 0.1, start: str = "0.1; 0.01 to 0.5 are in use") -> Any:
