@@ -292,10 +292,10 @@ def test_a_key_of_the_other_kind_says_how_to_change_kind():
         ({"optim.lr": 1e-6}, "nest it: optim: {lr: 1.0e-06}"),
         ({"modle": {"path": "m"}}, "did you mean model?"),
         ({"xyzzy": 1}, "keys: model, data, adapter"),
-        ({"loss": {"xyzzy": 1}}, "loss has: name, beta"),
+        ({"loss": {"xyzzy": 1}}, "loss has the keys: name, beta"),
         ({"adapter": {"dropout": 0.1}}, "dropout is always off"),
         ({"learnin_rate": 1}, "learning_rate is called optim.lr here"),
-        ({"adapter": {"xyzzy": 1}}, "adapter has: kind, r, alpha, targets"),
+        ({"adapter": {"xyzzy": 1}}, "adapter has the keys: kind, r, alpha, targets"),
         ({"train": {"dtype": "float32"}}, "write model.dtype: float32"),
     ],
 )
