@@ -10,9 +10,10 @@ from tests.support.tiny import save_tiny
 from transformers import GenerationConfig
 
 from likelier.base.errors import ConfigError, DataError
+from likelier.data.encode import encode_prompt
 from likelier.data.records import Pair
 from likelier.data.tokenizer import build_encoder
-from likelier.generation.sample import Sample, decoding, prompt_ids, sample
+from likelier.generation.sample import Sample, decoding, sample
 from likelier.model.adapters import attach_lora
 from likelier.model.load import load
 from likelier.model.policy import Policy
@@ -164,9 +165,9 @@ def test_a_prompt_has_the_tokens_that_training_sees(policy: Policy) -> None:
     encoder = build_encoder(policy.tokenizer, policy.causal_lm.generation_config)
     chat = ({"role": "user", "content": "파이썬이 <|end|> 뭐야?"},)
     answers = tuple(({"role": "assistant", "content": text},) for text in ("네.", "아니~"))
-    assert prompt_ids(encoder, chat) == encode_pair(encoder, Pair(chat, *answers, "x:1")).prompt
+    assert encode_prompt(encoder, chat) == encode_pair(encoder, Pair(chat, *answers, "x:1")).prompt
     text = "파이썬은 <|end|> 뭐"
-    assert prompt_ids(encoder, text) == encode_pair(encoder, Pair(text, "a", "b", "x:1")).prompt
+    assert encode_prompt(encoder, text) == encode_pair(encoder, Pair(text, "a", "b", "x:1")).prompt
 
 
 def test_chats_are_answered(policy: Policy) -> None:

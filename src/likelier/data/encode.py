@@ -83,6 +83,24 @@ def _asks_for_date(encoder: Encoder) -> Finding:
     return Finding("clock", "warning", "chat template", None, message, hint)
 
 
+def encode_prompt(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[int, ...]:
+    """Token ids of a prompt that is to be answered: text, or messages.
+
+    Raises:
+        DataError: it is empty, no chat, or does not fit the template or the tokenizer.
+    """
+    try:
+        draft = _draft(
+            encoder, prompt if isinstance(prompt, str) else read_messages(prompt, "prompt"), (), {}
+        )
+        ids = _Ids(encoder, [draft]).prompt(draft)
+    except Unfit as unfit:
+        raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
+    if not ids:
+        raise DataError("it has no token", where="prompt", hint="add text")
+    return ids
+
+
 def encode_completion(
     encoder: Encoder,
     prompt: str | Sequence[Message],

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from likelier.base.errors import ConfigError, DataError
-from likelier.data.chat import as_text, render_chat
-from likelier.data.messages import Unfit, read_messages
+from likelier.base.errors import ConfigError
+from likelier.data.encode import encode_prompt
 from likelier.data.records import Message
 from likelier.data.tokenizer import Encoder
 from likelier.model.policy import Policy
@@ -70,7 +69,7 @@ def sample(
     policy = Policy(model, tokenizer)
     encoder = policy.encoder()
     settings = decoding(temperature, max_new_tokens, sorted(encoder.end_ids.values()))
-    ids = [prompt_ids(encoder, prompt) for prompt in prompts]
+    ids = [encode_prompt(encoder, prompt) for prompt in prompts]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.stop
     samples: list[Sample] = []
     with (
@@ -82,24 +81,6 @@ def sample(
             new_BL = _generate(policy, ids[start : start + batch_size], pad)
             samples += [_read(encoder, tokens) for tokens in new_BL.tolist()]
     return samples
-
-
-def prompt_ids(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[int, ...]:
-    """The tokens of a prompt, as scoring and training have them.
-
-    Raises DataError where it is empty, no chat, or refused by the template.
-    """
-    try:
-        if isinstance(prompt, str):
-            text, leading = as_text(encoder, prompt), encoder.leading
-        else:
-            text, leading = render_chat(encoder, read_messages(prompt, "prompt"), generate=True), ()
-    except Unfit as unfit:
-        raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
-    ids = (*leading, *encoder.whole.encode(text, add_special_tokens=False).ids)
-    if not ids:
-        raise DataError("it has no token", where="prompt", hint="add text")
-    return ids
 
 
 def _generate(policy: Policy, prompts: Sequence[tuple[int, ...]], pad: int) -> Tensor:
