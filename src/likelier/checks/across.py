@@ -61,6 +61,12 @@ class EvenSample:
         return np.concatenate(self._rows)
 
 
+def text_hash(text: str) -> int:
+    """64 bits of a text, the same in every process."""
+    hashed = blake2b(text.encode(errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(hashed.digest(), "little")
+
+
 def digest(side: Any) -> int:
     """64 bits of a side's content: equal for equal content, whatever the order of its keys."""
     return text_hash(json.dumps(side, ensure_ascii=False, sort_keys=True, default=str))
@@ -254,12 +260,6 @@ def _components(edges: list[tuple[int, int]]) -> dict[int, int]:
 
 
 # ---- held-out prompts that are trained on -------------------------------------------------------
-
-
-def text_hash(text: str) -> int:
-    """64 bits of a text, the same in every process."""
-    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def hashes_of(prompt: str) -> list[int]:
