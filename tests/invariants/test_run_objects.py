@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[dict, dict, str, type[Exception]]] = {
         ConfigError,
     ),
     "one row": ({}, {"train": TRAIN[0]}, "a list of rows is expected, found dict", DataError),
-    "no row": ({}, {"train": []}, "no row in it", DataError),
+    "no row": ({}, {"train": []}, "the data hold no row", DataError),
     "bad rows": ({}, {"train": [*TRAIN, {"prompt": "x"}]}, r"train\[24\]", DataError),
 }
 

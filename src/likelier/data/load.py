@@ -37,7 +37,7 @@ PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
 class Dataset:
     """The pairs to train on and those held out.
 
-    ``counts`` says where every row went, ``findings`` what was met on the way.
+    ``counts`` says how many rows were used, dropped and trimmed; ``findings`` are located in rows.
     """
 
     train: tuple[TokenPair, ...]
@@ -72,13 +72,13 @@ def load(
     eval: Iterable[Any] | None = None,
     inspector: Inspector | None = None,
 ) -> Dataset:
-    """Read and encode what a config asks for; ``train`` and ``eval`` replace its files by rows.
+    """Read and encode the data of a config; rows in ``train`` and ``eval`` replace its files.
 
     Args:
         loss: the loss of a config. What it reads decides whether the rows must be pairs or
             unpaired examples, and which numbers they must hold. None is a loss of plain pairs.
         seed: of the held-out share, and of mismatched completions.
-        inspector: looks at the pairs, and at what they say about each other.
+        inspector: finds what is wrong in the pairs, and prompts that are on both sides.
 
     Raises:
         DataError: a row cannot be used and ``data.on_bad_row`` is ``error``; no pair is left; the
@@ -310,7 +310,7 @@ def _others(errors: Sequence[Finding]) -> str:
 def no_row(count: int, where: str) -> None:
     """Raise DataError where there is no row at all."""
     if count == 0:
-        raise DataError("no row in it", where=where, hint="put at least one row in it")
+        raise DataError("the data hold no row", where=where, hint="give at least one row")
 
 
 def format_of(data: DataConfig) -> Format:

@@ -412,7 +412,7 @@ def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
                 last = row.source
                 yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        message = f"the gzip file is damaged or cut short behind here: {error}"
+        message = f"the gzip file is damaged or cut short after this row: {error}"
         yield Finding("gzip", "error", last, None, message, "write or download it again")
 
 

@@ -45,48 +45,48 @@ Item = Row | Pair | Finding  # a row as it was read, the pair in it, or why it c
 
 
 class Inspector(Protocol):
-    """Looks at the pairs of data: at each where it is read, and at what all say about each other.
+    """Finds what is wrong in pairs: in each where it is read, and in all of them together.
 
-    It goes to other processes, so it can be pickled; ``key`` says all that decides what it finds,
-    beside the code of its package.
+    It is pickled for other processes. ``key`` holds everything that decides what it finds, but for
+    the code of its package.
     """
 
     @property
     def key(self) -> str: ...
 
     def as_read(self, pair: Pair) -> Iterable[Finding]:
-        """What a pair shows by itself."""
+        """Findings in one pair."""
 
     def as_tokens(
         self, encoder: Encoder, pair: Pair, texts: Sequence[str], tokens: TokenPair
     ) -> Iterable[Finding]:
-        """What it shows as tokens; ``texts`` are the prompt's and those of both completions."""
+        """Findings in its tokens; ``texts`` are those of the prompt and of both completions."""
 
     def arrays(self, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> dict[str, np.ndarray]:
-        """What a chunk is to hand back, by name; ``tokens`` is empty where there is no encoder."""
+        """Arrays for `Chunk.arrays`; ``tokens`` is empty where there is no encoder."""
 
     def across(self, chunks: Sequence["Chunk"]) -> Iterable[Finding]:
-        """What the pairs of all chunks say about each other."""
+        """Findings in the pairs of all chunks together, such as a pair that stands twice."""
 
     def watching(self, held_out: Sequence[Pair]) -> "Inspector":
-        """The same, for data that must not hold the prompts of these pairs."""
+        """An inspector that also looks for the prompts of these held-out pairs."""
 
     def leaks(self, chunks: Sequence["Chunk"], used: Collection[str]) -> Iterable[Finding]:
-        """Which of those prompts the pairs with these sources hold; located at the held out."""
+        """One finding for each held-out prompt that a pair with one of these sources has, too."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done with every row.
+    """What is made of every row.
 
     Attributes:
         encoder: also make tokens.
         max_length: also say which pairs are longer, and fit them (None: any length).
         trim: fit by trimming.
-        keep_pairs: hand the pairs back as they were read.
-        keep_tokens: hand their tokens back.
-        split_seed: hand signatures and keyed hashes of the prompts back.
-        inspector: looks at every pair, and may hand arrays back.
+        keep_pairs: return the pairs as they were read.
+        keep_tokens: return their tokens.
+        split_seed: return signatures of the prompts, and hashes of them keyed by this seed.
+        inspector: looks at every pair, and may add arrays.
     """
 
     form: Format
@@ -101,7 +101,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What came of a few hundred rows.
+    """The usable pairs of a few hundred rows, and what was found in them.
 
     Attributes:
         rows: how many rows of the file they were.
@@ -131,10 +131,10 @@ def chunks(
     task: Task,
     rows_at_once: int | None = None,
 ) -> Iterator[Chunk]:
-    """What comes of rows, a chunk of at most `ROWS_AT_ONCE` at a time, in their order.
+    """Rows processed a chunk of at most `ROWS_AT_ONCE` at a time, in their order.
 
     A few rows are processed here, and so are rows whose pairs are kept. Many are processed by
-    other processes, one for each core, and what comes of them is kept in the cache.
+    other processes, one for each core, and their chunks are kept in the cache.
     """
     iterator = iter(rows)
     size = min(rows_at_once or ROWS_AT_ONCE, ROWS_AT_ONCE)
