@@ -15,13 +15,6 @@ from tokenizers import Tokenizer
 from likelier.base.errors import ConfigError, DataError
 from likelier.data.messages import suggestion
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    _HAS_RESOURCE = False
-else:
-    _HAS_RESOURCE = True
-
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 MAX_TEMPLATE_SECONDS = 2.0  # for one chat; a real template takes less than a thousandth of it
 MAX_TEMPLATE_MEGABYTES = 256  # of memory while it is rendered
@@ -313,6 +306,8 @@ def template_limits() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
         if before is not None:
+            import resource
+
             resource.setrlimit(resource.RLIMIT_AS, before)
 
 
@@ -322,15 +317,15 @@ def _too_slow(*_: object) -> None:
 
 def _limit_memory() -> tuple[int, int] | None:
     """Lower the limit of the address space; what it was, where it was lowered."""
-    if not _HAS_RESOURCE:
-        return None
     try:
         with open("/proc/self/statm", "rb") as memory:
-            now = int(memory.read().split()[0]) * resource.getpagesize()
-    except OSError:
+            pages = int(memory.read().split()[0])
+    except OSError:  # not on Linux; Windows has no module resource either
         return None
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = now + MAX_TEMPLATE_MEGABYTES * 2**20
+    wanted = pages * resource.getpagesize() + MAX_TEMPLATE_MEGABYTES * 2**20
     if before[0] != resource.RLIM_INFINITY and before[0] <= wanted:
         return None
     resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
