@@ -15,7 +15,7 @@ from likelier.losses.values import StepValues
 
 # Keys of the config's loss section that any loss of pairs takes.
 OPTIONS = ("nll", "nll_per", "pair_weights", "tokens", "stop_token", "wpo", "dynamic_beta")
-LEAST_BETA = 1e-3  # of dynamic beta, as in its paper
+MIN_BETA = 1e-3  # of dynamic beta, as in its paper
 
 PerPair = Callable[[StepValues], Tensor]
 Observe = Callable[[StepValues], None]
@@ -38,17 +38,18 @@ def plus_nll(loss_P: Tensor, values: StepValues, *, weight: float, per: str) -> 
 
 
 def times_pair_weight(loss_P: Tensor, values: StepValues) -> Tensor:
-    """Times the pair's own weight; the mean is still over pairs."""
+    """Multiply by the pair's own weight; the mean is still over the number of pairs."""
     if values.weight_P is None:
         raise ValueError("this loss needs a weight for every pair")
     return loss_P * values.weight_P
 
 
 def times_wpo_weight(loss_P: Tensor, values: StepValues) -> Tensor:
-    """WPO (Zhou et al. 2024, arXiv 2406.11827): pairs that the policy would write weigh more.
+    """Multiply by WPO's weight: pairs that the policy would write count more.
 
     ``wpo_log_weight_R`` is the mean over tokens of ``log p(token) - log sum(p^2)``; the product of
-    both completions' exponentials is at most 1, as in the authors' code, and carries no gradient.
+    both completions' exponentials is at most 1, as in the authors' code, and carries no gradient
+    (Zhou et al. 2024, arXiv 2406.11827).
     """
     log_R = values.wpo_log_weight_R
     if log_R is None:
@@ -62,7 +63,7 @@ def shifted(
 ) -> tuple[PerPair, Observe]:
     """A loss whose ``delta`` is the running mean of the rewards of all completions seen so far.
 
-    The present step is counted in, every completion alike.
+    The present step counts too, and every completion counts alike.
     """
 
     def observe(values: StepValues) -> None:
@@ -105,7 +106,7 @@ def dynamic_beta(
         margin_P = beta * values.log_ratio_margin_P.detach()
         centre = state.get("margin", 0.0)
         factor = 1 + options["alpha"] * (margin_P.mean() - centre)
-        now = (factor * beta).clamp(min=LEAST_BETA)
+        now = (factor * beta).clamp(min=MIN_BETA)
         kept = max(1, round(options["keep"] * len(margin_P)))
         nearest_P = (margin_P - centre).abs().argsort(stable=True)[:kept]
         share_P = torch.zeros_like(margin_P)

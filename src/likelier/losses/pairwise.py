@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from likelier.losses.declare import hyper, hyper_beta, hyper_smoothing, loss
-from likelier.losses.values import EXPONENT, StepValues, expm1, log_sigmoid, sigma
+from likelier.losses.values import MAX_EXPONENT, StepValues, expm1, log_sigmoid, sigma
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def _f_score(ratio_P: Tensor, divergence: str, alpha: float) -> Tensor:
         return log_sigmoid(ratio_P)
     power = 1.0 if divergence == "forward_kl" else alpha
     # (1 - u^-alpha) / alpha; forward KL is alpha = 1 up to a constant, and needs no small alpha.
-    return -expm1(-power * ratio_P.clamp(min=-EXPONENT)) / power
+    return -expm1(-power * ratio_P.clamp(min=-MAX_EXPONENT)) / power
 
 
 _F_FORMULAS = {
@@ -304,8 +304,8 @@ def _chi_scores(values: StepValues) -> tuple[Tensor, Tensor]:
     """``phi(d) = d + exp(d)`` of both log-ratios, the exponent clamped."""
     chosen_P, rejected_P = values.chosen.ratio_P, values.rejected.ratio_P
     return (
-        chosen_P + chosen_P.clamp(max=EXPONENT).exp(),
-        rejected_P + rejected_P.clamp(max=EXPONENT).exp(),
+        chosen_P + chosen_P.clamp(max=MAX_EXPONENT).exp(),
+        rejected_P + rejected_P.clamp(max=MAX_EXPONENT).exp(),
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from likelier.losses.declare import hyper, hyper_beta, loss
-from likelier.losses.values import EXPONENT, StepValues, expm1, log_sigmoid
+from likelier.losses.values import MAX_EXPONENT, StepValues, expm1, log_sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUREST = -1e-15  # log-prob of a token surer than which the odds are no information
+MAX_MEAN_LOGP = -1e-15  # the odds of a surer token say nothing
 
 
 def _hyper_likelihood(default: float, start: str) -> Any:
@@ -62,7 +62,7 @@ def _shaped_means(values: StepValues, *, alpha: float) -> tuple[Tensor, Tensor]:
     chosen_P, rejected_P = values.chosen.mean_P, values.rejected.mean_P
     if alpha == 0:
         return chosen_P, rejected_P
-    chosen_P, rejected_P = ((-alpha * a).clamp(max=EXPONENT) for a in (chosen_P, rejected_P))
+    chosen_P, rejected_P = ((-alpha * a).clamp(max=MAX_EXPONENT) for a in (chosen_P, rejected_P))
     return -expm1(chosen_P) / alpha, -expm1(rejected_P) / alpha
 
 
@@ -111,8 +111,8 @@ def simper(values: StepValues) -> Tensor:
 
 def _log_odds(values: StepValues) -> tuple[Tensor, Tensor]:
     """``log(p / (1 - p))`` of both answers' geometric mean token; expm1, as 1 - exp cancels."""
-    chosen_P = values.chosen.mean_P.clamp(max=SUREST)
-    rejected_P = values.rejected.mean_P.clamp(max=SUREST)
+    chosen_P = values.chosen.mean_P.clamp(max=MAX_MEAN_LOGP)
+    rejected_P = values.rejected.mean_P.clamp(max=MAX_MEAN_LOGP)
     return chosen_P - (-expm1(chosen_P)).log(), rejected_P - (-expm1(rejected_P)).log()
 
 

@@ -119,7 +119,7 @@ def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> Boun
 
 
 def _scores(loss: Loss, fixed: Mapping[str, Any]) -> TwoSides | None:
-    """The optimised scores, or None where they are the rewards."""
+    """What gives the scores that are optimised, or None where they are the rewards."""
     figure = loss.scores
     if figure is None or fixed.get("divergence") == "reverse_kl":
         return None
@@ -209,7 +209,7 @@ def _with_dynamic_beta(loss: BoundLoss, options: Mapping[str, float]) -> BoundLo
 def _changed(
     loss: BoundLoss, change: Callable[[Tensor, StepValues], Tensor], formula: str
 ) -> BoundLoss:
-    """The loss with something done to its values, those of held-out pairs as well."""
+    """The loss with a change applied to its values, also to those of held-out pairs."""
 
     def after(function: PerPair) -> PerPair:
         return lambda values: change(function(values), values)
@@ -219,7 +219,7 @@ def _changed(
 
 
 def _one_a_pair(function: Callable[[StepValues], Tensor], values: StepValues) -> Tensor:
-    """A caller's loss. Its mean would be divided by the pairs of the step a second time."""
+    """A caller's loss, checked: a mean would be divided by the number of pairs twice."""
     loss_P = function(values)
     if loss_P.shape != values.chosen_P.shape:
         raise ConfigError(

@@ -100,7 +100,7 @@ class StepValues:
 
 # ---- functions of them -----------------------------------------------------------------------
 
-EXPONENT = 30.0  # nats: exp of more is no information, and of 710 no number
+MAX_EXPONENT = 30.0  # nats; exp of more says nothing, and exp of 710 overflows
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
