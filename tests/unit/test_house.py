@@ -32,7 +32,7 @@ LINES = {
     "cli": 400,
     "commands": 670,
     "config": 1_190,
-    "data": 3_490,
+    "data": 3_500,
     "demo": 700,
     "evaluation": 130,
     "export": 80,
