@@ -26,7 +26,7 @@ LINES = {
     "__init__": 50,
     "__main__": 10,
     "api": 200,
-    "base": 540,
+    "base": 530,
     "batching": 490,
     "checks": 1_710,
     "cli": 400,
