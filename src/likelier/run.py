@@ -94,6 +94,8 @@ def train(
     fresh_adapter = policy is not initial  # switched off, it leaves the initial policy
     if policy.backend_reason:
         say(f"using padded batches (one sequence per row): {policy.backend_reason}")
+    if policy.scorer.rule.use_model_head:
+        say(f"using the model's own head, which makes all logits: {policy.scorer.rule.reason}")
 
     with open_folder(config, on_step) as folder, deterministic(config.train.deterministic):
         if folder.finished():  # by another process, meanwhile

@@ -363,3 +363,23 @@ def test_checkpointing_activations_changes_little(place: Place, tmp_path: Path) 
         )
         for ours, theirs in zip(kept.metrics, again.metrics, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+def test_a_model_whose_head_is_its_own_is_said(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The chunked head needs head(hidden) to be the logits; a layer of another class may not be."""
+    policy = load(str(place.base))
+
+    class Scaled(torch.nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return super().forward(states) * 0.5
+
+    policy.causal_lm.get_output_embeddings().__class__ = Scaled
+    config = place.config("own-head", train__steps=1)
+    del config["model"]
+    train(config, model=policy.model, tokenizer=policy.tokenizer)
+    said = capsys.readouterr().err
+    assert (
+        "using the model's own head, which makes all logits: its output layer is a Scaled" in said
+    )

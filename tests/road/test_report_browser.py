@@ -9,7 +9,7 @@ from tests.support.browser import CHROMIUM, Tab, browser_tab
 from tests.support.report_runs import add_demo, build_run, samples, write_jsonl
 
 from likelier.cli import main
-from likelier.report import write_report
+from likelier.report.page import write_report
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium browser is installed"),

@@ -34,9 +34,8 @@ from tests.support.report_runs import (
 from likelier.base.errors import InputMissing, OutputError
 from likelier.pages.charts import Series, draw_chart, packed, page_scripts
 from likelier.pages.texts import signed
-from likelier.report import write_report
 from likelier.report.charts import draw_charts
-from likelier.report.page import render_report
+from likelier.report.page import render_report, write_report
 from likelier.report.read import read_run
 from likelier.report.summary import run_facts
 
