@@ -49,6 +49,13 @@ RENAMED = {old: new for old, new, _ in INTENDED}
 SENTENCES = {"message", "hint", "why", "cure", "says", "style", "description"}
 # Ends of intervals in check --json: z is written with more digits, which the ninth shows.
 NEARLY = {"low", "high"}
+# Words that became words with a figure in them: unpaired examples have a label, not a thumb.
+FIGURES_IN_WORDS = {
+    "thumbs up": "label 1",
+    "thumbs down": "label 0",
+    "* ups": "* (number of 1s)",
+    "* downs": "* (number of 0s)",
+}
 NOT_COMPARED = {"run.json", "timing.jsonl", "report.html", ".lock"}
 SHOWN = 10  # differences of one run or output that are printed
 FIGURE = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -87,11 +94,15 @@ class Verdict:
             added = min(p for p in above if not any(known.startswith(p) for known in old))
             shown = shown.replace(name, added)
             self.added += [] if shown in self.added else [shown]
+        elif name.endswith(".description"):  # a key that had none
+            self.words.setdefault(shown, ["is new"])
         else:
             self.unexpected.append(f"{shown} is new")
 
     def text(self, where: str, old: str, new: str) -> None:
         """Compare two texts: other words are kept as a diff, other figures are unexpected."""
+        for before, after in FIGURES_IN_WORDS.items():
+            old = old.replace(before, after)
         if old == new:
             return
         diff = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))

@@ -79,6 +79,15 @@ def test_other_words_are_shown_and_expected(two: tuple[Path, Path]) -> None:
     assert len(found.words) == 3
 
 
+def test_words_for_the_label_of_an_unpaired_example_are_expected(two: tuple[Path, Path]) -> None:
+    old, new = two
+    changed(old / "outputs" / "losses.txt", "reference  at", "for thumbs up  at")
+    changed(new / "outputs" / "losses.txt", "reference  at", "for label 1  at")
+    assert compare(old, new) == Verdict()
+    changed(new / "outputs" / "losses.txt", "for label 1", "for label 0")
+    assert compare(old, new).unexpected
+
+
 def test_a_new_loss_is_new_and_expected(two: tuple[Path, Path]) -> None:
     old, new = two
     schema = json.loads(json.dumps(SCHEMA))
