@@ -157,7 +157,7 @@ def test_a_second_time(place: Place, config: Path, number: int) -> None:
 @pytest.mark.parametrize(
     ("patched", "original"),
     [
-        ("likelier.model.load._load_base", "likelier.model.load._load_base"),
+        ("likelier.model.load._load_weights", "likelier.model.load._load_weights"),
         ("likelier.reference.cache.score_sequences", "likelier.model.policy.score_sequences"),
         ("likelier.run.preflight", "likelier.training.preflight.preflight"),
     ],

@@ -180,5 +180,7 @@ def no_report(out: Path) -> None:
 
 def _patch(patches: Mapping[str, Callable[..., Any]]) -> None:
     for name, replacement in patches.items():
-        holder, _, attribute = name.rpartition(".")
-        setattr(pkgutil.resolve_name(holder), attribute, replacement)
+        path, _, attribute = name.rpartition(".")
+        holder = pkgutil.resolve_name(path)
+        getattr(holder, attribute)  # a function that is gone would be replaced in silence
+        setattr(holder, attribute, replacement)
