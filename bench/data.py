@@ -42,7 +42,7 @@ TEMPLATE = (
 PREPARE = """
 import json, sys
 from likelier.config import config_from
-from likelier.data.tokenizer import build_encoder
+from likelier.chat.tokenizer import build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.data.load import load
 from likelier.model.load import load_tokenizer

@@ -82,9 +82,9 @@ def make_case(
     """Write pairs and configs; TRL gets the pairs in the order in which likelier visits them."""
     from transformers import AutoTokenizer, GenerationConfig
 
+    from likelier.chat.tokenizer import build_encoder
     from likelier.config import config_from
     from likelier.data.load import load
-    from likelier.data.tokenizer import build_encoder
     from likelier.training.order import make_order
 
     folder.mkdir(parents=True)

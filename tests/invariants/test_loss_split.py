@@ -11,10 +11,10 @@ from tests.support.numerics import assert_near
 from tests.support.runs import exact_norms, make_place, token_pairs
 
 from likelier.batching.batch import completions_of
+from likelier.chat.tokenizer import build_encoder
 from likelier.config import config_from, live
 from likelier.data.encode import without_stops
 from likelier.data.records import TokenPair
-from likelier.data.tokenizer import build_encoder
 from likelier.losses.declare import LOSSES
 from likelier.losses.modifiers import token_weights
 from likelier.losses.registry import BoundLoss, bind

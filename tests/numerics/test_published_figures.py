@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import likelier as lk
+from likelier.chat.tokenizer import build_encoder
 from likelier.data.encode import encode_completion
-from likelier.data.tokenizer import build_encoder
 
 MODEL = "LGAI-EXAONE/EXAONE-4.0-1.2B"
 PROMPT = "파이썬이 뭐야?"

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from likelier.base.errors import DataError
+from likelier.base.findings import Finding
+from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
 from likelier.checks.summary import in_file_order
 from likelier.data.encode import encode_pairs
 from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row
 from likelier.data.read import Data, read_data, rows_from_memory
-from likelier.data.records import Finding, Pair, Row, TokenPair
-from likelier.data.tokenizer import Encoder
+from likelier.data.records import Pair, Row, TokenPair
 from likelier.data.workers import Task, chunks
 
 

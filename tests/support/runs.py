@@ -13,9 +13,9 @@ from tests.support.data import load_pairs
 from tests.support.tiny import pair_rows, save_tiny, write_rows
 from transformers.models.exaone4.modeling_exaone4 import Exaone4RMSNorm
 
+from likelier.chat.tokenizer import build_encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.records import TokenPair
-from likelier.data.tokenizer import build_encoder
 from likelier.model.policy import Policy
 
 

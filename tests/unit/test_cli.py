@@ -15,11 +15,11 @@ from tests.support.tiny import tiny_tokenizer
 
 from likelier.base import errors
 from likelier.base.errors import without_secrets
+from likelier.base.findings import Finding
 from likelier.base.terminal import visible
 from likelier.checks.summary import Kind, print_kinds
 from likelier.cli import app, main
 from likelier.config import json_schema
-from likelier.data.records import Finding
 
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
 GOOD = {"prompt": "파이썬이 뭐야?", "chosen": "배우기 쉬운 언어입니다.", "rejected": "뱀이지~"}

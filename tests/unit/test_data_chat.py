@@ -23,11 +23,12 @@ from tests.support.tokenizers import (
 from tokenizers import AddedToken
 
 from likelier.base.errors import ConfigError, DataError
+from likelier.base.findings import Finding
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.data import encode
 from likelier.data.encode import encode_completion
-from likelier.data.records import Finding, Pair, TokenPair
-from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.records import Pair, TokenPair
 
 
 def encode_pairs(encoder: Encoder, pairs: list[Pair]) -> tuple[list[TokenPair], list[Finding]]:

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import ConfigError, DataError, InputMissing
+from likelier.base.findings import Finding
 from likelier.checks.summary import Kind, Tally, first_findings
 from likelier.config.schema import DataConfig
 from likelier.data.load import refuse
-from likelier.data.records import Finding
 
 
 def row(prompt: Any = "질문", chosen: Any = "좋은 답", rejected: Any = "나쁜 답") -> dict[str, Any]:

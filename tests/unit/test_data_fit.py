@@ -11,10 +11,10 @@ from tests.support.data import encode_pair
 from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
 
 from likelier.base.errors import DataError
+from likelier.chat.tokenizer import build_encoder
 from likelier.config.schema import DataConfig
 from likelier.data.fit import fit
 from likelier.data.records import Completion, Pair, TokenPair
-from likelier.data.tokenizer import build_encoder
 
 TEXT = build_encoder(bos_and_eos())
 CHAT = build_encoder(byte_level(CHATML, eos="<|im_end|>"))

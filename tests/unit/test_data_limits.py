@@ -12,10 +12,10 @@ import pytest
 from tests.support.tokenizers import CHATML, byte_level
 
 from likelier.base.errors import DataError
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.config import Config, config_from
 from likelier.data.load import Dataset, load
-from likelier.data.tokenizer import Encoder, build_encoder
 
 ENCODER = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from likelier.base.errors import DataError, InputMissing
+from likelier.base.findings import Finding
 from likelier.data import read
 from likelier.data.read import read_rows, rows_from_memory
-from likelier.data.records import Finding, Row
+from likelier.data.records import Row
 
 GOOD = '{"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}'.encode()
 

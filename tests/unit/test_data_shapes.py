@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from likelier.base.findings import Finding
+from likelier.chat.messages import nearest
 from likelier.data.formats import Format, read_row
-from likelier.data.messages import nearest
-from likelier.data.records import Finding, Pair, Row
+from likelier.data.records import Pair, Row
 
 TEXT = {"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}
 

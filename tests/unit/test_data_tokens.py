@@ -10,11 +10,12 @@ from tests.support.data import encode_pair
 from tests.support.tokenizers import CHATML, CONTROL, LLAMA3, bos_and_eos, byte_level, metaspace
 
 from likelier.base.errors import ConfigError, DataError
+from likelier.base.findings import Finding
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.data import encode
 from likelier.data.encode import encode_completion
-from likelier.data.records import Finding, Pair, TokenPair
-from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.records import Pair, TokenPair
 
 TOKENIZERS = {
     "byte-level": byte_level(),

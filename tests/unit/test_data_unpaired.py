@@ -10,12 +10,12 @@ from tests.support.loss_runs import rows_for
 from tests.support.runs import MISSING, Place, make_place
 
 from likelier.base.errors import DataError
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.config import config_from
 from likelier.data.load import load as load_data
 from likelier.data.load import mismatched
 from likelier.data.records import content_hash
-from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.load import load
 
 

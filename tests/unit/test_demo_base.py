@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from likelier.base.errors import DataError, OutputError
 from likelier.base.files import sha256
+from likelier.chat.tokenizer import build_encoder
 from likelier.data.records import Pair
-from likelier.data.tokenizer import build_encoder
 from likelier.demo import base as base_module
 from likelier.demo.base import Recipe, base_model, make_tokenizer, new_model
 from likelier.demo.world import corpus, topics

@@ -13,11 +13,11 @@ PACKAGE = ROOT / "src" / "likelier"
 
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
-ROAD = ("data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 9_200  # to come down to 8_000
-MOST_LINES = 16_600  # to come down to 14_000
-MOST_MODULES = 95  # with code; packages whose __init__.py holds a docstring only are not counted
-MOST_DATACLASSES = 55
+ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
+MOST_LINES_ON_THE_ROAD = 10_900  # to come down to 8_000
+MOST_LINES = 19_000  # to come down to 14_000
+MOST_MODULES = 108  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_DATACLASSES = 62
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
 MOST_PARAMETERS_IN_THE_LOOP = 6
@@ -25,26 +25,27 @@ MOST_PARAMETERS_IN_THE_LOOP = 6
 LINES = {
     "__init__": 50,
     "__main__": 10,
-    "api": 200,
-    "base": 530,
+    "api": 230,
+    "base": 640,
     "batching": 490,
-    "checks": 1_710,
-    "cli": 400,
-    "commands": 670,
-    "config": 1_190,
-    "data": 3_500,
+    "chat": 1_700,
+    "checks": 2_100,
+    "cli": 520,
+    "commands": 800,
+    "config": 1_350,
+    "data": 3_300,
     "demo": 700,
     "evaluation": 130,
-    "export": 80,
+    "export": 230,
     "generation": 145,
     "losses": 1_570,
-    "model": 1_585,
-    "pages": 430,
-    "reference": 445,
-    "report": 1_050,
-    "run": 310,
+    "model": 1_950,
+    "pages": 520,
+    "reference": 480,
+    "report": 1_250,
+    "run": 360,
     "testing": 170,
-    "training": 1_320,
+    "training": 1_400,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

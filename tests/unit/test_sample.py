@@ -10,9 +10,9 @@ from tests.support.tiny import save_tiny
 from transformers import GenerationConfig
 
 from likelier.base.errors import ConfigError, DataError
+from likelier.chat.tokenizer import build_encoder
 from likelier.data.encode import encode_prompt
 from likelier.data.records import Pair
-from likelier.data.tokenizer import build_encoder
 from likelier.generation.sample import Sample, decoding, sample
 from likelier.model.adapters import attach_lora
 from likelier.model.load import load

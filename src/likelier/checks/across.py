@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from likelier.base.findings import Finding
 from likelier.checks.rules import finding
-from likelier.data.records import Finding, Pair, text_of
+from likelier.data.records import Pair, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from likelier.base.errors import ConfigError
+from likelier.base.findings import Finding
 from likelier.base.terminal import counting
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.checks.across import Content, EvenSample, digest
 from likelier.checks.inspector import PairInspector
 from likelier.checks.pairs import SCRIPTS, template_finding
@@ -21,8 +23,7 @@ from likelier.config import Config
 from likelier.data.formats import Format, read_row, recognised
 from likelier.data.load import format_of, no_row
 from likelier.data.read import Data, read_data
-from likelier.data.records import Finding, Pair, Row
-from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.records import Pair, Row
 from likelier.data.workers import Chunk, Task, chunks
 
 MAX_SAMPLED = 20_000  # pairs whose features are kept for the statistics

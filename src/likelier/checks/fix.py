@@ -10,13 +10,14 @@ from typing import Any
 
 from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.base.files import write_file
+from likelier.chat.messages import Chat
 from likelier.checks.across import digest
 from likelier.checks.examine import Question
 from likelier.checks.pairs import repeats_prompt
 from likelier.data.formats import recognised
 from likelier.data.load import no_row
 from likelier.data.read import files_of, read_data
-from likelier.data.records import Chat, Pair, text_of
+from likelier.data.records import Pair, text_of
 from likelier.data.workers import chunks
 
 

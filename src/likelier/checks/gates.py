@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from likelier.base.errors import ConfigError, GateMissed
+from likelier.chat.messages import suggestion
 from likelier.checks.rules import RULES
 from likelier.checks.summary import Examination
-from likelier.data.messages import suggestion
 
 _GATE = re.compile(r"\s*([a-z_-]+)\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(%?)\s*")
 FIGURES = ("errors", "warnings", "usable", "rows", "pairs", "prompts", "probe", "longer")

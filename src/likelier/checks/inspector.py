@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from likelier.base.findings import Finding
+from likelier.chat.tokenizer import Encoder
 from likelier.checks.across import Content, digest, hashes_of, hashes_watched
 from likelier.checks.pairs import assistant_text, findings_as_read, findings_as_tokens
 from likelier.checks.rules import RULES, cure
 from likelier.checks.shortcuts import FEATURES, features
-from likelier.data.records import Finding, Pair, TokenPair, text_of
+from likelier.data.records import Pair, TokenPair, text_of
 from likelier.data.split import NUM_HASHES, bare, prompt_signatures, signature
-from likelier.data.tokenizer import Encoder
 from likelier.data.workers import Chunk
 
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from likelier.base.errors import DataError
+from likelier.base.findings import Finding
 from likelier.batching.batch import Scored, completions_of
+from likelier.chat.tokenizer import Encoder
 from likelier.checks.examine import Question
 from likelier.checks.rules import finding
 from likelier.checks.shortcuts import estimate
@@ -16,8 +18,7 @@ from likelier.checks.summary import Examination, ModelView, Tally
 from likelier.data.encode import encode_completion, encode_pairs
 from likelier.data.formats import recognised
 from likelier.data.read import read_data
-from likelier.data.records import Finding, Pair, TokenPair
-from likelier.data.tokenizer import Encoder
+from likelier.data.records import Pair, TokenPair
 from likelier.data.workers import Task, process_rows
 from likelier.generation.sample import sample
 from likelier.model.load import load

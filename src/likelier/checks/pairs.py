@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from likelier.base.findings import Finding, Unfit
+from likelier.chat.messages import ROLES, Chat
+from likelier.chat.render import render_chat, stands_in, texts_of
+from likelier.chat.tokenizer import BREAK, Encoder
 from likelier.checks.rules import finding
-from likelier.data.chat import render_chat, stands_in, texts_of
-from likelier.data.messages import ROLES, Unfit
-from likelier.data.records import Chat, Finding, Pair, TokenPair, text_of
+from likelier.data.records import Pair, TokenPair, text_of
 from likelier.data.split import code_points
-from likelier.data.tokenizer import BREAK, Encoder
 
 # First code point of each block that matters, and the script from there on.
 _BLOCKS = (

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from likelier.data.records import Finding
+from likelier.base.findings import Finding
 from likelier.pages.texts import text
 
 Severity = Literal["error", "warning", "note"]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from likelier.base.findings import Finding
 from likelier.checks.pairs import SCRIPTS, script_of
 from likelier.checks.rules import finding
-from likelier.data.records import Finding
 from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import text
 

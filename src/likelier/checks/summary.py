@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from likelier.base.files import write_text
+from likelier.base.findings import Finding
 from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Estimate, Lengths, Probe
 from likelier.data.formats import Format
-from likelier.data.records import Finding
 from likelier.pages import render_page
 from likelier.pages.texts import text
 

@@ -11,14 +11,15 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.files import write_text
+from likelier.base.findings import Finding
 from likelier.base.terminal import say, visible
 from likelier.batching.batch import completions_of, tree_batch
 from likelier.batching.tree import common_length
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row, refuse
 from likelier.data.read import read_data
-from likelier.data.records import Completion, Finding, TokenPair
-from likelier.data.tokenizer import Encoder, build_encoder
+from likelier.data.records import Completion, TokenPair
 from likelier.data.workers import Shared, Task, chunks, unpack_tokens
 from likelier.model.load import load_tokenizer
 from likelier.pages import render_page

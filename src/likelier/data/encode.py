@@ -13,11 +13,18 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from likelier.base.errors import DataError
-from likelier.data.chat import TextSegment, as_text, cut_completion, render_chat
-from likelier.data.messages import Unfit, check_end, check_start, read_messages
-from likelier.data.read import odd_character
-from likelier.data.records import Chat, Completion, Finding, Message, Pair, TokenPair
-from likelier.data.tokenizer import Encoder
+from likelier.base.findings import Finding, Unfit
+from likelier.chat.messages import (
+    Chat,
+    Message,
+    check_end,
+    check_start,
+    odd_character,
+    read_messages,
+)
+from likelier.chat.render import TextSegment, as_text, cut_completion, render_chat
+from likelier.chat.tokenizer import Encoder
+from likelier.data.records import Completion, Pair, TokenPair
 
 TEXTS_AT_ONCE = 2048  # bounds what the tokenizer's own records take
 

@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import Literal
 
 from likelier.base.errors import DataError
-from likelier.data.records import Completion, Finding, TokenPair
-from likelier.data.tokenizer import Encoder
+from likelier.base.findings import Finding
+from likelier.chat.tokenizer import Encoder
+from likelier.data.records import Completion, TokenPair
 
 MAX_DROPPED_SHARE = 0.05  # of the pairs; more is a mistake in max_length or in the data
 COMPLETION_SHARE = 4  # trimming leaves at least a quarter of max_length to the completions

@@ -7,8 +7,9 @@ from itertools import chain, combinations, groupby, islice
 from typing import Any, Literal
 
 from likelier.base.errors import ConfigError
-from likelier.data.messages import (
-    Unfit,
+from likelier.base.findings import Finding, Unfit
+from likelier.chat.messages import (
+    Chat,
     as_list,
     check_end,
     check_start,
@@ -17,13 +18,13 @@ from likelier.data.messages import (
     kind_of_value,
     missing,
     mixed,
+    odd_character,
     read_messages,
     read_number,
     read_text,
     suggestion,
 )
-from likelier.data.read import odd_character
-from likelier.data.records import Chat, Finding, Pair, Row, text_of
+from likelier.data.records import Pair, Row, text_of
 from likelier.pages.texts import text
 
 Shape = Literal["pairs", "ranked", "scored", "compared", "labelled"]

@@ -10,15 +10,16 @@ from typing import Any, Literal
 import numpy as np
 
 from likelier.base.errors import DataError
+from likelier.base.findings import Finding
+from likelier.chat.tokenizer import Encoder
 from likelier.config.losses import SigmoidLoss, needs
 from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit
 from likelier.data.formats import Format, read_row, recognised
 from likelier.data.read import Data, read_data, rows_from_memory
-from likelier.data.records import Finding, Pair, Row, TokenPair
+from likelier.data.records import Pair, Row, TokenPair
 from likelier.data.split import held_out, parted, split_by_prompt
-from likelier.data.tokenizer import Encoder
 from likelier.data.workers import (
     Chunk,
     Inspector,

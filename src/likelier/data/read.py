@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from likelier.base.errors import ConfigError, DataError, InputMissing
-from likelier.data.records import Finding, Row
+from likelier.base.findings import Finding
+from likelier.chat.messages import odd_character
+from likelier.data.records import Row
 
 Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
 MAX_LINE_BYTES = 32 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
@@ -190,19 +192,6 @@ class _Text:
         self.ended = not raw
         self.buffer = self.buffer[self.at :] + self.decoder.decode(raw, final=not raw)
         self.at = 0
-
-
-def odd_character(text: str) -> str | None:
-    """The name of a character that no tokenizer or template can take, if ``text`` holds one."""
-    if "\0" in text:
-        return "a NUL character"
-    if "\ufdd0" in text:
-        return "the noncharacter U+FDD0"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"half a surrogate pair, U+{ord(text[error.start]):04X}"
-    return None
 
 
 def _inspect(record: Any) -> None:

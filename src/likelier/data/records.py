@@ -3,12 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Message = dict[str, Any]  # {"role": ..., "content": ...}; the template may read further keys
-Chat = tuple[Message, ...]
+from likelier.chat.messages import Chat
 
 
 @dataclass(frozen=True)
@@ -94,27 +93,6 @@ class TokenPair:
     def num_tokens(self) -> int:
         """Tokens of both sequences, the prompt counted twice."""
         return 2 * len(self.prompt) + len(self.chosen.tokens) + len(self.rejected.tokens)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something noticed in the data, located.
-
-    ``code`` is a word (``empty``, ``identical``, ``json``, …), ``field`` the column it stands in
-    or None for the whole row, ``message`` what is wrong and ``hint`` what to do, one line each.
-    """
-
-    code: str
-    severity: Literal["error", "warning", "note"]
-    source: str
-    field: str | None
-    message: str
-    hint: str
-
-    @property
-    def where(self) -> str:
-        """``file:line field``."""
-        return f"{self.source} {self.field}" if self.field else self.source
 
 
 def text_of(side: str | Chat) -> str:

@@ -30,12 +30,13 @@ import numpy as np
 
 from likelier.base.errors import RunFailed
 from likelier.base.files import cache_dir
+from likelier.base.findings import Finding
+from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.fit import fit_each
 from likelier.data.formats import Format, read_row
-from likelier.data.records import Completion, Finding, Pair, Row, TokenPair
+from likelier.data.records import Completion, Pair, Row, TokenPair
 from likelier.data.split import prompt_keys, prompt_signatures
-from likelier.data.tokenizer import Encoder
 
 ROWS_AT_ONCE = 500  # of a chunk
 MIN_CHUNKS = 4  # fewer are not worth starting processes for

@@ -11,9 +11,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.errors import ConfigError
+from likelier.chat.messages import Message
+from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_prompt
-from likelier.data.records import Message
-from likelier.data.tokenizer import Encoder
 from likelier.model.policy import Policy
 
 

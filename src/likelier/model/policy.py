@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.batching.batch import Scored, lay_out, padded_batch, scored
 from likelier.batching.pack import pack
+from likelier.chat.messages import Message
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.encode import encode_completion
-from likelier.data.records import Message
-from likelier.data.tokenizer import Encoder, build_encoder
 from likelier.model.attention import UnsupportedAttention, attention_backend, tree_obstacle
 from likelier.model.running import without_dropout
 from likelier.model.scorer import Scorer, find_head_rule

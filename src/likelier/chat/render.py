@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from likelier.base.errors import DataError
-from likelier.data.messages import Unfit
-from likelier.data.records import Message
-from likelier.data.tokenizer import (
-    BREAK,
+from likelier.base.findings import Unfit
+from likelier.chat.messages import Message
+from likelier.chat.template import (
     MAX_TEMPLATE_MEGABYTES,
     MAX_TEMPLATE_SECONDS,
-    Encoder,
     TooSlow,
     template_limits,
 )
+from likelier.chat.tokenizer import BREAK, Encoder
 
 MAX_RENDERED_CHARACTERS = 64 * 2**20
 

@@ -6,22 +6,11 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from likelier.data.read import odd_character
-from likelier.data.records import Chat, Finding, Message
+from likelier.base.findings import Unfit
 
+Message = dict[str, Any]  # {"role": ..., "content": ...}; the template may read further keys
+Chat = tuple[Message, ...]
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-class Unfit(Exception):
-    """A row that cannot be used. It becomes a `Finding` where its place is known."""
-
-    def __init__(self, code: str, field: str | None, message: str, hint: str):
-        super().__init__(message)
-        self.code, self.field, self.message, self.hint = code, field, message, hint
-
-    def at(self, source: str) -> Finding:
-        """The error with its place."""
-        return Finding(self.code, "error", source, self.field, self.message, self.hint)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -35,6 +24,19 @@ def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
     """The hint of an unknown word: the known word that comes near it, or ``otherwise``."""
     meant = nearest(word, known)
     return f'did you mean "{meant}"?' if meant else otherwise
+
+
+def odd_character(text: str) -> str | None:
+    """The name of a character that no tokenizer or template can take, if ``text`` holds one."""
+    if "\0" in text:
+        return "a NUL character"
+    if "\ufdd0" in text:
+        return "the noncharacter U+FDD0"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair, U+{ord(text[error.start]):04X}"
+    return None
 
 
 def read_number(value: Any, field: str) -> float:

@@ -2,27 +2,16 @@
 
 import json
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.data.messages import suggestion
+from likelier.chat.template import DEFAULT_DATE, check_template, freeze
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
-MAX_TEMPLATE_SECONDS = 2.0  # for one chat; a real template takes less than a thousandth of it
-MAX_TEMPLATE_MEGABYTES = 256  # of memory while it is rendered
-DEFAULT_DATE = "2024-07-26"  # as Llama 3.1's template says where it gets no date
-_ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
-RESERVED = {
-    "messages", "tools", "add_generation_prompt", "continue_final_message", "strftime_now"
-}  # fmt: skip
 PROBES = ("a", "파이썬", "\n")
 
 
@@ -210,123 +199,3 @@ def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
         where="tokenizer",
         hint="check the post_processor in tokenizer.json",
     )
-
-
-def check_template(
-    tokenizer: Any, template: Mapping[str, Any]
-) -> tuple[str | None, frozenset[str]]:
-    """Check the template and its keywords; its source, and the names that it reads."""
-    source = _template_source(tokenizer)
-    if source is None:
-        if template:
-            raise ConfigError(
-                "this tokenizer has no chat template that could read it",
-                where=f"data.template.{next(iter(template))}",
-                hint="delete the key",
-            )
-        return None, frozenset()
-    known = _variables(source)
-    for key in template:
-        if key not in known or key in RESERVED:
-            hint = suggestion(key, known - RESERVED, "delete the key")
-            what = "the chat template does not read this keyword"
-            if key in RESERVED:
-                what, hint = "this keyword is set by likelier", "delete the key"
-            raise ConfigError(what, where=f"data.template.{key}", hint=hint)
-    return source, frozenset(known)
-
-
-def freeze(source: str, today: str) -> str | None:
-    """The template with the date written out where it asks for it; None where it asks in a way
-    that cannot be told from its text.
-    """
-    try:
-        date = datetime.strptime(today, "%Y-%m-%d")
-    except ValueError as error:
-        hint = "write it as 2024-07-26"
-        raise ConfigError(f"{today!r} is no date", where="data.today", hint=hint) from error
-    frozen = _ASKS.sub(lambda found: repr(date.strftime(found["format"])), source)
-    return None if re.search(r"strftime_now\s*\(", frozen) else frozen
-
-
-def _template_source(tokenizer: Any) -> str | None:
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError as error:
-        raise DataError(str(error)[:200], where="chat template", hint="name one default") from error
-
-
-def _variables(source: str) -> set[str]:
-    """The names that a template reads and does not set itself."""
-    import jinja2
-    import jinja2.meta
-
-    # {% generation %} marks the assistant's text for other tools; plain Jinja does not know it
-    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
-    # not optimized: that would run the template's sums here already
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
-    try:
-        with template_limits():
-            return jinja2.meta.find_undeclared_variables(environment.parse(plain))
-    except (TooSlow, MemoryError, RecursionError) as error:
-        hint = "fix chat_template in tokenizer_config.json (or chat_template.jinja)"
-        raise DataError("it is too large to be read", where="chat template", hint=hint) from error
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(
-            f"it does not parse: {error.message}",
-            where=f"chat template:{error.lineno}",
-            hint="fix chat_template in tokenizer_config.json (or chat_template.jinja)",
-        ) from error
-
-
-class TooSlow(Exception):
-    """The template took longer than it may."""
-
-
-@contextmanager
-def template_limits() -> Iterator[None]:
-    """A template is foreign code: it gets little time and memory.
-
-    Raises TooSlow after `MAX_TEMPLATE_SECONDS`, and MemoryError at `MAX_TEMPLATE_MEGABYTES` more
-    than now. The time is watched in the main thread, where signals arrive; the memory where the
-    system shows it (Linux).
-    """
-    alarm = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
-    before = _limit_memory()
-    previous: Any = None
-    if alarm:
-        previous = signal.signal(signal.SIGALRM, _too_slow)
-        signal.setitimer(signal.ITIMER_REAL, MAX_TEMPLATE_SECONDS)
-    try:
-        yield
-    finally:
-        if alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
-        if before is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def _too_slow(*_: object) -> None:
-    raise TooSlow
-
-
-def _limit_memory() -> tuple[int, int] | None:
-    """Lower the limit of the address space; what it was, where it was lowered."""
-    try:
-        with open("/proc/self/statm", "rb") as memory:
-            pages = int(memory.read().split()[0])
-    except OSError:  # not on Linux; Windows has no module resource either
-        return None
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + MAX_TEMPLATE_MEGABYTES * 2**20
-    if before[0] != resource.RLIM_INFINITY and before[0] <= wanted:
-        return None
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
-    return before
