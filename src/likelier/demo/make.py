@@ -51,7 +51,12 @@ def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
 
 def write_pairs(path: Path, split: Split, seed: int) -> None:
     """Write the preferences about the topics of one split as a JSONL file of chats."""
-    write_lines(path, [_as_chat(pair) for pair in pairs(split, PAIRS_EACH, seed)])
+    write_lines(path, chat_rows(split, PAIRS_EACH, seed))
+
+
+def chat_rows(split: Split, per_topic: int, seed: int) -> list[dict[str, Any]]:
+    """Preferences about the topics of one split, as rows of messages."""
+    return [_as_chat(pair) for pair in pairs(split, per_topic, seed)]
 
 
 def _as_chat(pair: PairText) -> dict[str, Any]:
