@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from likelier.base.errors import CLOSED_PIPE, INTERRUPTED, describe_error, without_secrets
+from likelier.base.errors import (
+    CLOSED_PIPE,
+    INTERRUPTED,
+    ConfigError,
+    describe_error,
+    without_secrets,
+)
 
 if TYPE_CHECKING:
     from likelier.config import Config
@@ -81,9 +87,20 @@ def options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Decides everything random.")] = 0,
+    notebook: Annotated[
+        bool, typer.Option("--notebook", help="Open the walk-through in JupyterLab instead.")
+    ] = False,
 ) -> None:
     """Train a tiny model offline, from nothing to a report, in minutes."""
     _check_versions()
+    if notebook:
+        from likelier.demo.notebook import open_notebook
+
+        if out != Path("runs/demo") or seed:
+            what = "has no effect together with --notebook"
+            raise ConfigError(what, where="--out or --seed", hint="leave it out")
+
+        open_notebook(Path.cwd())
     from likelier.demo import demo as run_demo
 
     run_demo(out, seed=seed)
