@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.demo_base import demo_cache
 
+from likelier.base.files import read_lines
 from likelier.demo.base import base_model
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +46,11 @@ def test_the_commands_and_then_the_python(clone: Path) -> None:
     printed = {words[1]: run(clone, "-m", *words) for words in lines}
     assert list(printed) == ["check", "show", "plan", "train", "report", "losses"]
     assert "96 of 96 rows can be used" in printed["check"] and (clone / "check.html").exists()
-    assert "loss 0.6931" in printed["train"]
-    assert (clone / "runs" / "turned" / "report.html").exists()
+    turned = clone / "runs" / "turned"
+    steps = read_lines(turned / "metrics.jsonl")
+    assert steps[-1]["eval_rewards/accuracies"] > 0.9
+    assert (turned / "report.html").exists()
     by_peft, by_likelier = re.findall(r"```python\n(.*?)```", FOLLOWED, re.DOTALL)
     assert len(run(clone, "-c", by_peft).split()) > 2  # an answer in words
-    assert (clone / "runs" / "turned" / "merged" / "model.safetensors").exists()
+    assert (turned / "merged" / "model.safetensors").exists()
     assert "grad_fn" in run(clone, "-c", by_likelier)

@@ -34,7 +34,7 @@ LINES = {
     "commands": 800,
     "config": 1_350,
     "data": 3_300,
-    "demo": 700,
+    "demo": 750,
     "evaluation": 130,
     "export": 230,
     "generation": 145,
