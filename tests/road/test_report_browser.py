@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.browser import CHROMIUM, Tab, browser_tab
-from tests.support.report_runs import add_demo, build_run, samples, write_jsonl
+from tests.support.report_runs import add_demo, build_run, metrics, samples, timing, write_jsonl
 
 from likelier.cli import main
 from likelier.report.page import write_report
@@ -24,6 +24,22 @@ ATTACK = (
     "<iframe src='http://127.0.0.1:9/3'></iframe><svg onload=console.error(4)>"
 )
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# Numbers, with their signs and the marks between their digits, that stand on more than one line.
+# What a user wrote (a path, a command, an answer) may break anywhere.
+BROKEN = r"""(() => {
+    const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+        if (node.parentElement.closest("script, pre, .said, bdi, .facts, svg, .unseen")) continue;
+        for (const number of node.data.matchAll(/[+−-]?\d(?:[\d.,−+e]*\d)?%?/g)) {
+            const range = document.createRange();
+            range.setStart(node, number.index);
+            range.setEnd(node, number.index + number[0].length);
+            const tops = [...range.getClientRects()].filter(box => box.width).map(box => box.top);
+            if (new Set(tops).size > 1) found.push(number[0]);
+        }
+    }
+    return found;
+})()"""
 TEXT_COLOUR = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
 
 
@@ -112,6 +128,43 @@ def test_a_browser_that_cannot_unpack_says_so(tab: Tab, page: Path) -> None:
     assert tab.evaluate("document.querySelectorAll('.main-svg').length") == 0
 
 
+def test_numbers_on_the_axes_are_written_out(tab: Tab, tmp_path: Path) -> None:
+    """No 100µ, which plotly makes of 0.0001, and no 10k; what is tiny has an exponent."""
+    run = build_run(tmp_path / "run", steps=120, planned=120)
+    rows = [
+        row | {name: row[name] * 1e-4 for name in ("loss", "grad_norm") if name in row}
+        | {name: row[name] * 1e-3 for name in ("learning_rate",) if name in row}
+        for row in metrics(120)
+    ]  # fmt: skip
+    write_jsonl(run / "metrics.jsonl", rows)
+    write_jsonl(run / "timing.jsonl", [row | {"tokens": 90_000} for row in timing(120)])
+    open_drawn(tab, write_report(run))
+    ticks = tab.evaluate(
+        "[...document.querySelectorAll('.xtick text, .ytick text')].map(text => text.textContent)"
+    )
+    assert len(ticks) > 40
+    odd = [tick for tick in ticks if not re.fullmatch(r"−?[\d.,]+(e−\d+)?%?", tick)]
+    assert odd == [], ticks
+    assert "200,000" in ticks and "0.0001" not in ticks and "1e−7" in ticks
+
+
+def test_no_word_lies_on_the_curves(tab: Tab, page: Path) -> None:
+    """Values worth knowing are said in the legend, above the curves."""
+    open_drawn(tab, page)
+    inside = tab.evaluate(
+        """[...document.querySelectorAll(".plot")].flatMap(plot => {
+            const curves = plot.querySelector(".plotbg, .bglayer ~ .draglayer .nsewdrag")
+                .getBoundingClientRect();
+            return [...plot.querySelectorAll(".main-svg text")].filter(text => {
+                const box = text.getBoundingClientRect();
+                return box.width && box.right > curves.left + 1 && box.left < curves.right - 1
+                    && box.bottom > curves.top + 1 && box.top < curves.bottom - 1;
+            }).map(text => text.textContent);
+        })"""
+    )
+    assert inside == []
+
+
 def test_a_curve_answers_the_pointer(tab: Tab, page: Path) -> None:
     open_drawn(tab, page)
     where = tab.evaluate(
@@ -126,14 +179,16 @@ def test_a_curve_answers_the_pointer(tab: Tab, page: Path) -> None:
     assert "training" in told and "held-out" in told
 
 
-def test_no_width_makes_the_page_scroll_sideways(tab: Tab, page: Path) -> None:
-    open_drawn(tab, page)
+def test_no_width_makes_the_page_scroll_sideways(tab: Tab, tmp_path: Path) -> None:
+    open_drawn(tab, write_report(add_demo(build_run(tmp_path / "run", steps=1200, planned=1200))))
     for width in (1280, 700, 320):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         tab.call("Emulation.setDeviceMetricsOverride", **size)
         tab.evaluate("new Promise(done => setTimeout(done, 500))")  # the curves follow the page
         assert tab.evaluate("innerWidth") == width
         assert tab.evaluate(WIDER) <= 0, width
+        tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+        assert tab.evaluate(BROKEN) == [], width
 
 
 def test_the_page_of_check_fits_a_phone(tab: Tab, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading a run folder: logs as they come, the pair log by its last visits, every gap in words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.support.report_runs import build_run, metrics, write_json, write_jsonl, write_part
 
-from likelier.pages.charts import MAX_POINTS, Series, as_table, thinned
+from likelier.pages.charts import MAX_POINTS, Series, as_table, thinned, with_means
 from likelier.report.read import Proportion, read_jsonl, read_proportion, read_run
 
 
@@ -154,9 +155,25 @@ def test_long_lines_are_means_that_keep_the_whole(tmp_path: Path) -> None:
     n = 2 * MAX_POINTS + 1
     line = thinned(Series("loss", "train", tuple(range(n)), tuple(float(i) for i in range(n))))
     assert len(line.x) <= MAX_POINTS and line.x[-1] == n - 1
-    assert line.x[0] == 2 and line.y[0] == 1.0 and line.name == "loss, means of 3 steps"
+    assert line.x[0] == 2 and line.y[0] == 1.0 and line.name == "loss, means of 3 points"
     short = Series("loss", "train", (1.0, 2.0), (3.0, 4.0))
     assert thinned(short) is short
+
+
+def test_a_long_line_is_also_smoothed() -> None:
+    values = tuple(1 - x / 500 + 0.25 * (-1) ** x for x in range(500))
+    line = Series("loss", "train", tuple(float(x) for x in range(500)), values)
+    raw, means = with_means(line)
+    assert raw == replace(line, faint=True) and not means.faint
+    assert means.name == "loss, mean of 11 points"
+    # What goes up and down is gone, the slope is there, and the ends are those of the line.
+    assert (means.x[0], means.x[-1]) == (0, 499) and len(means.x) <= MAX_POINTS / 4
+    assert (means.y[0], means.y[-1]) == (values[0], values[-1])
+    found = dict(zip(means.x, means.y, strict=True))
+    for x in (x for x in means.x if 5 <= x < 495):
+        assert found[x] == pytest.approx(1 - x / 500, abs=0.25 / 11 + 1e-9)
+    readable = replace(line, x=line.x[:100], y=values[:100])
+    assert with_means(readable) == [readable]
 
 
 def test_a_table_shows_the_steps_of_the_rarest_line_and_the_ends() -> None:

@@ -70,7 +70,7 @@ def test_the_demo_verdict(tmp_path: Path, after: float, tone: str, words: str) -
     run = read_run(add_demo(build_run(tmp_path / "run", steps=2, planned=2), after=after))
     found, sentence = give_verdict(run)
     assert found == tone and words in sentence
-    assert "n = 200" in sentence and "95% interval" in sentence
+    assert "n\u00a0=\u00a0200" in sentence and "95% interval" in sentence
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_held_out_verdict(
 ) -> None:
     row = {"step": 60, "eval_rewards/accuracies": accuracy, "eval_pairs": n}
     found, sentence = give_verdict(with_rows(tmp_path, [evaluation(0), row]))
-    assert found == tone and words in sentence and f"n = {n:,}" in sentence
+    assert found == tone and words in sentence and f"n\u00a0=\u00a0{n:,}" in sentence
 
 
 def test_the_interval_of_a_row_wins_over_wilsons(tmp_path: Path) -> None:
@@ -155,9 +155,17 @@ def falling_chosen(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def told_apart_at_once(row: dict[str, Any]) -> dict[str, Any]:
+    return all_right_after(row, 1)
+
+
+def all_right_after(row: dict[str, Any], step: int) -> dict[str, Any]:
+    """Training pairs all right after a step, and nearly so held-out ones."""
+    if row["step"] <= step:
+        return {}
     if "loss" in row:
-        return {"rewards/accuracies": 1.0 if row["step"] > 1 else 0.5}
-    return {}
+        return {"rewards/accuracies": 1.0}
+    ends = {"eval_rewards/accuracies_low": 0.91, "eval_rewards/accuracies_high": 0.96}
+    return {"eval_rewards/accuracies": 0.94, **ends}
 
 
 def clipped(row: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +180,24 @@ def rising(row: dict[str, Any]) -> dict[str, Any]:
     return {"eval_loss": 0.4 + 0.01 * abs(row["step"] - 30)} if "eval_loss" in row else {}
 
 
+def by_heart(row: dict[str, Any]) -> dict[str, Any]:
+    """Late in the run 92% of the training pairs, and 78% of 200 held-out ones."""
+    return {"rewards/accuracies": 0.92} if "loss" in row and row["step"] > 20 else {}
+
+
+def of_pairs(row: dict[str, Any], n: int) -> dict[str, Any]:
+    """An evaluation of so many pairs, half of them right."""
+    if "eval_loss" not in row:
+        return {"rewards/accuracies": 0.5}
+    low, high = wilson(0.5, n)
+    ends = {"eval_rewards/accuracies_low": low, "eval_rewards/accuracies_high": high}
+    return {"eval_rewards/accuracies": 0.5, "eval_pairs": n, **ends}
+
+
+def few(row: dict[str, Any]) -> dict[str, Any]:
+    return of_pairs(row, 92)
+
+
 @pytest.mark.parametrize(
     ("change", "title", "words"),
     [
@@ -180,6 +206,17 @@ def rising(row: dict[str, Any]) -> dict[str, Any]:
         (clipped, "The gradients are clipped most of the time", "51.7% of the steps"),
         (no_gradient, "Nothing is being learned", "0 in all 60 steps"),
         (rising, "The held-out loss kept rising", "after 0.4 at step 30"),
+        (
+            by_heart,
+            "Overfitting: training pairs are judged better than held-out pairs",
+            "92% on training pairs and 77.5% on held-out pairs: a gap of +14.5 points "
+            "(95% interval +8.4 to +21.3;",
+        ),
+        (
+            few,
+            "There are too few held-out pairs to judge by",
+            "With 92 pairs the 95% interval of their accuracy is 40% to 60%, 20 points wide",
+        ),
     ],
 )
 def test_each_check_fires_on_its_own_case(
@@ -208,7 +245,13 @@ def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
         return {"eval_rewards/chosen": 2 - 0.01 * row["step"]} if "eval_loss" in row else {}
 
     def right_later(row: dict[str, Any]) -> dict[str, Any]:
-        return {"rewards/accuracies": 1.0} if "loss" in row and row["step"] > 6 else {}
+        return all_right_after(row, 6)
+
+    def gap_of_chance(row: dict[str, Any]) -> dict[str, Any]:
+        return {"rewards/accuracies": 0.88} if "loss" in row and row["step"] > 6 else {}
+
+    def few_enough(row: dict[str, Any]) -> dict[str, Any]:
+        return of_pairs(row, 93)
 
     nearly = (
         half_clipped,
@@ -217,6 +260,8 @@ def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
         below_zero_but_recovering,
         falling_above_zero,
         right_later,
+        gap_of_chance,
+        few_enough,
     )
     for i, change in enumerate(nearly):
         assert looked_at(with_rows(tmp_path / str(i), changed(change))) == set(), change
@@ -272,7 +317,8 @@ def test_numbers_as_people_read_them() -> None:
         "−2.5",
         "1,235",
     ]
-    assert [duration(s) for s in (8.44, 185, 3599.6, 7620)] == [
+    times = [duration(s).replace("\u00a0", " ") for s in (8.44, 185, 3599.6, 7620)]
+    assert times == [
         "8.4 s",
         "3 min 05 s",
         "1 h 00 min",

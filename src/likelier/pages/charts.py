@@ -8,9 +8,9 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -18,8 +18,12 @@ from plotly.offline import get_plotlyjs
 from likelier.pages import template_text
 from likelier.pages.texts import short, text
 
-MAX_POINTS = 1000  # of one line; beyond it each point is the mean of neighbouring steps
+MAX_POINTS = 1000  # of one line; beyond it each point is the mean of its neighbours
+LONG = 100  # points of a line that are still read one by one; a longer line is also smoothed
+SMOOTHED_SHARE = 0.02  # of a long line's points, in each mean
+MAX_MARKED = 40  # points of a line with a marker, and an interval, of their own
 MAX_TABLE_ROWS = 12
+T = TypeVar("T")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"  # the page's own
 # plotly adds a style element for maps when it starts, unless one with this id is there. The
 # page forbids added styles, so it brings an empty element of that id (it changes by version).
@@ -32,15 +36,16 @@ LINE_STYLES: dict[str, dict[str, Any]] = {
     "held-out": {"mode": "lines+markers", "line": {"color": "#2f7fc1", "width": 2.5}},
     "chosen": {"mode": "lines", "line": {"color": "#2f7fc1", "width": 2}},
     "rejected": {"mode": "lines", "line": {"color": "#d0661b", "width": 2, "dash": "dash"}},
-    "margin": {"mode": "lines", "line": {"color": "#8a8f98", "width": 1.5, "dash": "dot"}},
+    "margin": {"mode": "lines", "line": {"color": "#8a8f98", "width": 1.5, "dash": "dashdot"}},
     "plain": {"mode": "lines", "line": {"color": "#2f7fc1", "width": 1.5}},
 }
 SCALES: dict[str, dict[str, Any]] = {
     "any": {},
     "share": {"range": [-0.02, 1.02], "tickformat": ".0%"},
     "from zero": {"rangemode": "tozero"},
-    "small": {"rangemode": "tozero", "exponentformat": "e"},
 }
+# Left to itself plotly writes 0.0001 as 100µ and 10000 as 10k.
+TICKS = {"exponentformat": "e", "minexponent": 5, "separatethousands": True}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Series:
     """One line of a chart.
 
     ``style`` is a key of LINE_STYLES; ``low`` and ``high`` are the ends of an interval at each
-    point, or empty.
+    point, or empty. A ``faint`` line stands behind the means of its own points.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Series:
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Chart:
     """A chart for a page.
 
     ``reading`` says how to read the curves and ``alt`` what they show; ``header`` and ``rows``
-    repeat it as a table; ``figure`` is what the chart library draws from, as plain data.
+    repeat it as a table; ``figure`` is what the chart library draws from, as plain data, and
+    ``smoothed`` whether a line of it is.
     """
 
     id: str
@@ -74,6 +81,7 @@ class Chart:
     header: list[str]
     rows: list[list[str]]
     figure: dict[str, Any]
+    smoothed: bool
 
 
 def draw_chart(
@@ -88,17 +96,18 @@ def draw_chart(
     """A chart of the lines that have points, None where none has.
 
     ``scale`` is a key of SCALES; ``levels`` are values worth knowing, each a dotted horizontal
-    line with a word on it.
+    line. What it stands for is said in the legend, where no curve can run through the words.
     """
     lines = [line for line in lines if line.x]
     if not lines:
         return None
     header, rows = as_table(lines)
-    layout = _layout(y_title, SCALES[scale], legend=len(lines) > 1)
-    layout["shapes"] = [_level_line(level) for level, _ in levels]
-    layout["annotations"] = [_level_word(level, word) for level, word in levels]
+    bold = [line for line in lines if not line.faint]
+    layout = _layout(y_title, SCALES[scale], legend=len(bold) + len(levels) > 1)
+    layout["shapes"] = [_level_line(level, word) for level, word in levels]
     figure = {"data": [_trace(line) for line in lines], "layout": layout}
-    return Chart(id, title, reading, _in_words(lines), header, rows, figure)
+    smooth = len(bold) < len(lines)
+    return Chart(id, title, reading, _in_words(bold), header, rows, figure, smooth)
 
 
 def page_scripts(charts: list[Chart]) -> tuple[list[str], dict[str, Any]]:
@@ -129,17 +138,43 @@ def packed(content: str) -> str:
 
 
 def thinned(line: Series) -> Series:
-    """At most MAX_POINTS points: means over runs of neighbouring steps, each at its last step."""
+    """At most MAX_POINTS points: means over runs of neighbours, each at the last of them."""
     width = -(-len(line.x) // MAX_POINTS)
     if width <= 1:
         return line
     cuts = range(0, len(line.x), width)
-    return Series(
-        text("charts.means", name=line.name, n=width),
-        line.style,
-        tuple(line.x[min(i + width, len(line.x)) - 1] for i in cuts),
-        tuple(sum(line.y[i : i + width]) / len(line.y[i : i + width]) for i in cuts),
+    return replace(
+        line,
+        name=text("charts.means", name=line.name, n=width),
+        x=tuple(line.x[min(i + width, len(line.x)) - 1] for i in cuts),
+        y=tuple(_mean(line.y[i : i + width]) for i in cuts),
     )
+
+
+def with_means(line: Series) -> list[Series]:
+    """A long line as it is, but faint, and in front of it means of the points around each.
+
+    A mean is over SMOOTHED_SHARE of the points; near an end of the line over fewer, as many on
+    either side, so that a fall at the start is not flattened. A line of at most LONG points stays
+    alone.
+    """
+    count = len(line.x)
+    if count <= LONG:
+        return [line]
+    reach = max(1, round(count * SMOOTHED_SHARE / 2))
+    kept = _spread(range(count), MAX_POINTS // 4)  # enough for the form of a smooth line
+    near = [min(reach, i, count - 1 - i) for i in kept]
+    means = replace(
+        line,
+        name=text("charts.smoothed", name=line.name, n=2 * reach + 1),
+        x=tuple(line.x[i] for i in kept),
+        y=tuple(_mean(line.y[i - n : i + n + 1]) for i, n in zip(kept, near, strict=True)),
+    )
+    return [replace(thinned(line), faint=True), means]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def as_table(lines: list[Series]) -> tuple[list[str], list[list[str]]]:
@@ -161,9 +196,10 @@ def _cells(line: Series) -> list[str]:
     return [text("charts.with_interval", value=short(y), low=a, high=b) for y, a, b in ends]
 
 
-def _spread(items: tuple[float, ...], most: int) -> tuple[float, ...]:
+def _spread(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """At most so many of the items, evenly, the first and the last among them."""
     if len(items) <= most:
-        return items
+        return tuple(items)
     return tuple(items[round(i * (len(items) - 1) / (most - 1))] for i in range(most))
 
 
@@ -182,7 +218,7 @@ def _line_in_words(line: Series) -> str:
 
 def _layout(y_title: str, scale: dict[str, Any], legend: bool) -> dict[str, Any]:
     """How the figure is laid out. Colours of text and grid come from the style sheet."""
-    axis = {"zeroline": False, "ticklabelstandoff": 6, "automargin": True}
+    axis = {"zeroline": False, "ticklabelstandoff": 6, "automargin": True, **TICKS}
     letters = {"font": {"size": 12}}
     x_title = {"text": text("charts.step"), **letters}
     return {
@@ -200,36 +236,41 @@ def _layout(y_title: str, scale: dict[str, Any], legend: bool) -> dict[str, Any]
     }
 
 
-def _level_line(level: float) -> dict[str, Any]:
+def _level_line(level: float, word: str) -> dict[str, Any]:
     line = {"width": 1, "dash": "dot", "color": "#8a8f98"}
     ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}
-    return {"type": "line", **ends, "layer": "below", "line": line}
-
-
-def _level_word(level: float, word: str) -> dict[str, Any]:
-    place = {"xref": "paper", "x": 1, "xanchor": "right", "y": level, "yanchor": "bottom"}
-    return {**place, "text": word, "showarrow": False}
+    legend = {"name": word, "showlegend": True}
+    return {"type": "line", **ends, **legend, "layer": "below", "line": line}
 
 
 def _trace(line: Series) -> dict[str, Any]:
     style = LINE_STYLES[line.style]
-    colour = style["line"]["color"]
+    colour, mode = style["line"]["color"], style["mode"]
+    if len(line.x) == 1:
+        mode = "lines+markers"  # a point draws no line
+    elif len(line.x) > MAX_MARKED:
+        mode = "lines"
     trace: dict[str, Any] = {
         "type": "scatter",
         "name": line.name,
         "x": list(line.x),
-        "y": list(line.y),
-        "mode": "lines+markers" if len(line.x) == 1 else style["mode"],  # a point draws no line
+        "y": [float(f"{y:.6g}") for y in line.y],  # more digits than anyone sees weigh much
+        "mode": mode,
         "line": style["line"],
         "marker": {"size": 6, "color": colour},
         "hovertemplate": "%{y:.4~g}",
     }
+    if line.faint:
+        thin = {"color": colour, "width": 1}  # no dashes: they would not be seen
+        trace |= {"line": thin, "opacity": 0.35, "showlegend": False}
     if line.high:
+        marked = set(_spread(line.x, MAX_MARKED))
+        ends = list(zip(line.x, line.y, line.low, line.high, strict=True))
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [high - y for y, high in zip(line.y, line.high, strict=True)],
-            "arrayminus": [y - low for y, low in zip(line.y, line.low, strict=True)],
+            "array": [high - y if x in marked else None for x, y, _, high in ends],
+            "arrayminus": [y - low if x in marked else None for x, y, low, _ in ends],
             "thickness": 1,
             "width": 3,
             "color": colour,

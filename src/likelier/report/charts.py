@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from likelier.pages.charts import Chart, Series, draw_chart, thinned
+from likelier.pages.charts import Chart, Series, draw_chart, thinned, with_means
 from likelier.pages.texts import short, signed, text
 from likelier.report.read import LogRow, RunFiles, held_out_accuracy, number, section
 from likelier.report.summary import log_ratio, reads_reference, starts_at_ln2
@@ -25,15 +25,15 @@ def draw_charts(run: RunFiles) -> list[Chart]:
 
 def draw_loss(run: RunFiles) -> Chart | None:
     """The loss on training and held-out pairs, against ln 2."""
-    training = _line("training", "train", run.train, "loss")
-    held_out = _line("held_out", "held-out", run.held_out, "eval_loss")
+    training = with_means(_line("training", "train", run.train, "loss"))
+    held_out = thinned(_line("held_out", "held-out", run.held_out, "eval_loss"))
     ln2 = [(math.log(2), text("report.curves.levels.ln2"))] if starts_at_ln2(run) else []
-    return _chart("loss", [training, held_out], levels=ln2)
+    return _chart("loss", [*training, held_out], levels=ln2)
 
 
 def draw_accuracy(run: RunFiles) -> Chart | None:
     """The share of pairs moved the right way, with intervals on held-out pairs."""
-    training = _line("training", "train", run.train, "rewards/accuracies")
+    training = with_means(_line("training", "train", run.train, "rewards/accuracies"))
     found = [(row["step"], s) for row in run.held_out if (s := held_out_accuracy(row)) is not None]
     held_out = Series(
         text("report.curves.lines.held_out_interval"),
@@ -44,7 +44,7 @@ def draw_accuracy(run: RunFiles) -> Chart | None:
         tuple(share.high for _, share in found),
     )
     at_random = [(0.5, text("report.curves.levels.at_random"))]
-    return _chart("accuracy", [training, held_out], scale="share", levels=at_random)
+    return _chart("accuracy", [*training, held_out], scale="share", levels=at_random)
 
 
 def draw_rewards(run: RunFiles) -> Chart | None:
@@ -58,6 +58,10 @@ def draw_rewards(run: RunFiles) -> Chart | None:
         _line("rejected", "rejected", rows, f"{prefix}/rejected"),
         _line("margin", "margin", rows, f"{prefix}/margins"),
     ]
+    if rows is run.train:
+        lines = [part for line in lines for part in with_means(line)]
+    else:  # each point is a mean over all held-out pairs
+        lines = [thinned(line) for line in lines]
     end = _displacement(run, [row[key] for row in rows if (key := f"{prefix}/chosen") in row])
     if reads_reference(run):
         meaning = text("report.curves.rewards.against_reference")
@@ -81,10 +85,10 @@ def _displacement(run: RunFiles, rewards: list[float]) -> str:
 def draw_drift(run: RunFiles) -> Chart | None:
     """The change of log-prob per token, from the pair log: the displacement plot."""
     rows = run.pair_log.drift if run.pair_log else []
-    chosen = _line("chosen", "chosen", rows, "chosen_change_token")
-    rejected = _line("rejected", "rejected", rows, "rejected_change_token")
+    chosen = with_means(_line("chosen", "chosen", rows, "chosen_change_token"))
+    rejected = with_means(_line("rejected", "rejected", rows, "rejected_change_token"))
     reference = [(0.0, text("report.curves.levels.reference"))]
-    return _chart("drift", [chosen, rejected], levels=reference)
+    return _chart("drift", [*chosen, *rejected], levels=reference)
 
 
 def draw_gradient(run: RunFiles) -> Chart | None:
@@ -94,13 +98,13 @@ def draw_gradient(run: RunFiles) -> Chart | None:
     levels = []
     if limit and norms.y and limit <= 3 * max(norms.y):  # else it flattens the curve
         levels = [(limit, text("report.curves.levels.clipped", limit=short(limit)))]
-    return _chart("gradient", [norms], scale="from zero", levels=levels)
+    return _chart("gradient", with_means(norms), scale="from zero", levels=levels)
 
 
 def draw_learning_rate(run: RunFiles) -> Chart | None:
     """The learning rate by step."""
-    rates = _line("learning_rate", "plain", run.train, "learning_rate")
-    return _chart("learning-rate", [rates], scale="small")
+    rates = thinned(_line("learning_rate", "plain", run.train, "learning_rate"))
+    return _chart("learning-rate", [rates], scale="from zero")
 
 
 def draw_speed(run: RunFiles) -> Chart | None:
@@ -108,14 +112,14 @@ def draw_speed(run: RunFiles) -> Chart | None:
     timed = [row for row in run.timing if row.get("seconds", 0) > 0 and "tokens" in row]
     speeds = [(row["step"], number(row["tokens"] / row["seconds"])) for row in timed]
     rows = tuple({"step": step, "speed": speed} for step, speed in speeds if speed is not None)
-    return _chart("speed", [_line("speed", "plain", rows, "speed")], scale="from zero")
+    return _chart("speed", with_means(_line("speed", "plain", rows, "speed")), scale="from zero")
 
 
 def _line(name: str, style: str, rows: Sequence[LogRow], key: str) -> Series:
     """The values of ``key`` by step, from the rows that have it."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     steps, values = tuple(x for x, _ in points), tuple(y for _, y in points)
-    return thinned(Series(text(f"report.curves.lines.{name}"), style, steps, values))
+    return Series(text(f"report.curves.lines.{name}"), style, steps, values)
 
 
 def _chart(
