@@ -165,7 +165,7 @@ CASES = {
     "length": Case(LONGER, None, silent=EVEN),
 }  # fmt: skip
 # Files of their own in test_data_formats.py; weights need two sources, noise a model with weights.
-ELSEWHERE = {"csv", "parquet", "gzip", "weight", "noise"}
+ELSEWHERE = {"csv", "parquet", "arrow", "gzip", "weight", "noise"}
 
 
 def write(path: Path, rows: list[Any]) -> str:

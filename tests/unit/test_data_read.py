@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from likelier.base.errors import DataError, InputMissing
 from likelier.base.findings import Finding
 from likelier.data import read
-from likelier.data.read import read_rows, rows_from_memory
+from likelier.data.memory import rows_from_memory
+from likelier.data.read import read_rows
 from likelier.data.records import Row
 
 GOOD = '{"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}'.encode()
@@ -237,7 +238,7 @@ def test_rows_of_a_dataset() -> None:
     assert list(rows) == [Row("eval[0]", {"a": "가"}), Row("eval[1]", {"a": "나"})]
 
 
-@pytest.mark.parametrize("rows", [{"train": [], "test": []}, "text", None, 3])
+@pytest.mark.parametrize("rows", [{"train": [], "test": []}, None, 3])
 def test_what_is_no_list_of_rows(rows: object) -> None:
     with pytest.raises(DataError, match="list of rows"):
         rows_from_memory(rows)  # type: ignore[arg-type]

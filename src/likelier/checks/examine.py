@@ -22,8 +22,8 @@ from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.config import Config
 from likelier.data.formats import Format, read_row, recognised
 from likelier.data.load import format_of, no_row
-from likelier.data.read import Data, read_data
 from likelier.data.records import Pair, Row
+from likelier.data.sources import Data, read_data
 from likelier.data.workers import Chunk, Task, chunks
 
 MAX_SAMPLED = 20_000  # pairs whose features are kept for the statistics

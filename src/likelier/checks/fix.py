@@ -16,8 +16,8 @@ from likelier.checks.examine import Question
 from likelier.checks.pairs import repeats_prompt
 from likelier.data.formats import recognised
 from likelier.data.load import no_row
-from likelier.data.read import files_of, read_data
 from likelier.data.records import Pair, text_of
+from likelier.data.sources import files_of, read_data
 from likelier.data.workers import chunks
 
 

@@ -10,7 +10,8 @@ Severity = Literal["error", "warning", "note"]
 # Why each kind matters and what to do about it: pages/texts/en.yaml, under findings.
 RULES: dict[str, Severity] = {
     # reading
-    "json": "error", "utf8": "error", "csv": "error", "parquet": "error", "gzip": "error",
+    "json": "error", "utf8": "error", "csv": "error", "parquet": "error", "arrow": "error",
+    "gzip": "error",
     "column": "error", "type": "error", "text": "error", "mixed": "error", "role": "error",
     "prompt": "error", "tools": "error", "score": "error", "label": "error", "tie": "note",
     "weight": "note",

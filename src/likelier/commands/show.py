@@ -18,8 +18,8 @@ from likelier.batching.tree import common_length
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row, refuse
-from likelier.data.read import read_data
 from likelier.data.records import Completion, TokenPair
+from likelier.data.sources import read_data
 from likelier.data.workers import Shared, Task, chunks, unpack_tokens
 from likelier.model.load import load_tokenizer
 from likelier.pages import render_page

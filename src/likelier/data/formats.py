@@ -402,7 +402,7 @@ def _tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
 def _number(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> float | None:
     """The number in one of our columns; None where the row has none. A weight is not negative."""
     field, value = _cell(record, columns, name)
-    if value in (None, ""):
+    if value is None or value == "" or value != value:  # NaN: how tables write that there is none
         return None
     number = read_number(value, field)
     if name == "weight" and number < 0:

@@ -17,8 +17,9 @@ from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit
 from likelier.data.formats import Format, read_row, recognised
-from likelier.data.read import Data, read_data, rows_from_memory
+from likelier.data.memory import rows_from_memory
 from likelier.data.records import Pair, Row, TokenPair
+from likelier.data.sources import Data, read_data
 from likelier.data.split import held_out, parted, split_by_prompt
 from likelier.data.workers import (
     Chunk,

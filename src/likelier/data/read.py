@@ -1,7 +1,6 @@
-"""Rows from a name of data or from memory, each with the place it came from.
+"""The rows of a file, each with its place: JSON Lines, a JSON array, CSV, Parquet or Arrow.
 
-A name stands for a file, a folder, a Hub id, or several of them with weights; a file holds JSON
-Lines, a JSON array, CSV or Parquet, and may be gzipped.
+A file may be gzipped.
 """
 
 import codecs
@@ -9,28 +8,26 @@ import csv
 import gzip
 import json
 import os
-import re
 import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from hashlib import blake2b
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
-from likelier.base.errors import ConfigError, DataError, InputMissing
+from likelier.base.errors import DataError, InputMissing
 from likelier.base.findings import Finding
 from likelier.chat.messages import odd_character
 from likelier.data.records import Row
 
-Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
 MAX_LINE_BYTES = 32 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
 MAX_NESTING = 100  # levels of nesting; real rows have a handful
-_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)")
 ONE_OBJECT = "write one JSON object on each line"
 CHARACTERS_AT_ONCE = 2**20  # of a JSON array
+END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
+ROWS_OF_A_TABLE = 1000  # that are Python objects at a time
 
 
 def read_json_lines(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
@@ -297,30 +294,59 @@ def _cell(text: str) -> Any:
 
 def read_parquet(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """Rows of a Parquet file, counted from 1."""
-    import pyarrow as pa
+    return _rows_of_batches(_batches_of_parquet(file), name, "parquet")
+
+
+def _batches_of_parquet(file: BinaryIO) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     number = 0
+    with pq.ParquetFile(file, page_checksum_verification=True) as table:
+        for batch in table.iter_batches(batch_size=ROWS_OF_A_TABLE):
+            number += batch.num_rows
+            yield batch
+        if (claimed := table.metadata.num_rows) != number:
+            raise ValueError(f"it says that it holds {claimed:,} rows, and it holds {number:,}")
+
+
+def read_arrow(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
+    """Rows of an Arrow file, counted from 1: a stream, as ``datasets`` saves them, or a file."""
+    return _rows_of_batches(_batches_of_arrow(file), name, "arrow")
+
+
+def _batches_of_arrow(file: BinaryIO) -> Iterator[Any]:
+    import pyarrow as pa
+
+    is_stream = file.read(6) != b"ARROW1"
+    file.seek(-len(END_OF_ARROW), os.SEEK_END)
+    if is_stream and file.read() != END_OF_ARROW:  # pyarrow takes one without its end for whole
+        raise ValueError("it is cut short")
+    file.seek(0)
+    with pa.ipc.open_stream(file) if is_stream else pa.ipc.open_file(file) as table:
+        count = None if is_stream else table.num_record_batches
+        whole = table if count is None else (table.get_batch(number) for number in range(count))
+        for batch in whole:
+            for start in range(0, batch.num_rows, ROWS_OF_A_TABLE):
+                yield batch.slice(start, ROWS_OF_A_TABLE)
+
+
+def _rows_of_batches(batches: Iterator[Any], name: str, code: str) -> Iterator[Row | Finding]:
+    import pyarrow as pa
+
+    number = 0
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as table:
-            for batch in table.iter_batches(batch_size=1000):
-                for record in _records(batch):
-                    number += 1
-                    source = f"{name}:{number}"
-                    yield (
-                        Row(source, record)
-                        if isinstance(record, dict)
-                        else Finding("utf8", "error", source, None, record, "store text as UTF-8")
-                    )
-            if (claimed := table.metadata.num_rows) != number:
-                message = f"the file says that it holds {claimed:,} rows, and it holds {number:,}"
-                yield Finding(
-                    "parquet", "error", f"{name}:{number + 1}", None, message, "write it again"
-                )
+        for record in chain.from_iterable(map(_records, batches)):
+            number += 1
+            source = f"{name}:{number}"
+            yield (
+                Row(source, record)
+                if isinstance(record, dict)
+                else Finding("utf8", "error", source, None, record, "store text as UTF-8")
+            )
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
         message = f"the file is damaged after row {number}: {reason}"
-        yield Finding("parquet", "error", f"{name}:{number + 1}", None, message, "write it again")
+        yield Finding(code, "error", f"{name}:{number + 1}", None, message, "write it again")
 
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
@@ -351,6 +377,7 @@ READERS: dict[str, Reader] = {
     ".json": _read_json,
     ".csv": read_csv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
 
 
@@ -361,7 +388,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def read_rows(path: Path) -> Iterator[Row | Finding]:
-    """Read a JSONL, JSON, CSV or Parquet file, plain or gzipped.
+    """Read a JSONL, JSON, CSV, Parquet or Arrow file, plain or gzipped.
 
     One `Row`, or one error `Finding`, a record. Nothing beyond a few rows is kept in memory.
 
@@ -394,8 +421,9 @@ def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
     try:
         with gzip.open(path, "rb") as packed, tempfile.TemporaryFile() as whole:
             file = cast(BinaryIO, packed)
-            if reader is read_parquet:  # read from its end, which gzip cannot do
+            if reader in (read_parquet, read_arrow):  # read from the end, which gzip cannot do
                 shutil.copyfileobj(packed, whole)
+                whole.seek(0)
                 file = cast(BinaryIO, whole)
             for row in reader(file, str(path)):
                 last = row.source
@@ -403,28 +431,6 @@ def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"the gzip file is damaged or cut short after this row: {error}"
         yield Finding("gzip", "error", last, None, message, "write or download it again")
-
-
-def rows_from_memory(rows: Iterable[Any], name: str = "train") -> Iterator[Row | Finding]:
-    """Rows of a list of dicts or of a ``datasets.Dataset``; the fourth is ``train[3]``."""
-    if isinstance(rows, (Mapping, str, bytes)) or not isinstance(rows, Iterable):
-        splits = ", ".join(map(str, rows)) if isinstance(rows, Mapping) else ""
-        raise DataError(
-            f"a list of rows is expected, found {type(rows).__name__}",
-            where=name,
-            hint=f"choose one of its splits: {splits[:80]}" if splits else "pass a list of dicts",
-        )
-    return _from_memory(rows, name)
-
-
-def _from_memory(rows: Iterable[Any], name: str) -> Iterator[Row | Finding]:
-    for number, record in enumerate(rows):
-        source = f"{name}[{number}]"
-        if isinstance(record, Mapping):
-            yield Row(source, dict(record))
-        else:
-            message = f"a dict is expected, found {type(record).__name__}"
-            yield Finding("type", "error", source, None, message, "make each row a dict")
 
 
 def _check_file(path: Path) -> os.stat_result:
@@ -450,125 +456,3 @@ def _check_file(path: Path) -> os.stat_result:
         hint = "give yourself the right to read it"
         raise InputMissing("the file is not readable", where=str(path), hint=hint)
     return found
-
-
-def files_of(name: str | Path) -> list[Path]:
-    """The files that a name stands for, in the order of their names.
-
-    A path of a file; a folder, which ``:split`` may follow; or a Hub id ``owner/name``, which a
-    folder of the repository and ``:split`` may follow. A Hub id is downloaded once and then read
-    from the Hub cache; ``HF_HUB_OFFLINE`` is honoured. Without a split, the files of ``train``
-    are read, or all where no file is named after a split.
-
-    Raises:
-        InputMissing: there is no such thing, or no data file in it.
-    """
-    text = str(name)
-    path = Path(text)
-    if _is_folder(path):
-        return _in_folder(path, None)
-    if os.path.lexists(path):
-        return [path]
-    start, colon, split = text.rpartition(":")
-    if colon and _is_folder(Path(start)):
-        return _in_folder(Path(start), split)
-    hub = _HUB.fullmatch(start if colon else text)
-    if hub is None or kind_of(path) is not None:
-        return [path]  # the reader says what is wrong with it
-    return _in_folder(_download(hub["id"]) / hub["folder"].lstrip("/"), split or None)
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def read_data(data: Data) -> Iterator[Row | Finding]:
-    """The rows of a name of data, or of several with weights.
-
-    Raises as `files_of` and `read_rows`; ConfigError for a number that is no weight.
-    """
-    if isinstance(data, Mapping):
-        yield from _read_mixture(data)
-    else:
-        for file in files_of(data):
-            yield from read_rows(file)
-
-
-def _read_mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
-    """The rows of several sources, each row as often as the weight of its source says.
-
-    ``0.25`` takes a quarter of the rows, chosen by their content; ``2`` takes each twice; ``1.5``
-    takes each once and half of them again. A row that is not taken comes as a ``weight`` note,
-    a second copy with ``#2`` behind its place.
-    """
-    for name, weight in weights.items():
-        if not 0 < weight <= 100:
-            hint = "write how often each row counts: over 0, at most 100"
-            raise ConfigError(f"{weight} is not a weight", where=f"data.train.{name}", hint=hint)
-        for row in read_data(name):
-            copies = _copies(row, weight) if isinstance(row, Row) else 1
-            if copies == 0:
-                message = f"left out: the weight of {name} is {weight}"
-                hint = "raise the weight to use more rows"
-                yield Finding("weight", "note", row.source, None, message, hint)
-            for number in range(1, copies + 1):
-                yield row if number == 1 else replace(row, source=f"{row.source}#{number}")
-
-
-def _copies(row: Row, weight: float) -> int:
-    digest = blake2b(repr(row.record).encode(errors="surrogatepass"), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
-    return int(weight) + (place < weight - int(weight))
-
-
-def _in_folder(folder: Path, split: str | None) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if kind_of(path)
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    data = [path for path in files if path.name not in ("dataset_infos.json", "dataset_dict.json")]
-    if not data:
-        what = "this is a folder that holds no data file"
-        hint = "name a folder with .jsonl, .json, .csv or .parquet files"
-        if not folder.is_dir():
-            what, hint = "there is no such folder", "check the name"
-        raise InputMissing(what, where=str(folder), hint=hint)
-    if split is None:
-        return [path for path in data if _belongs(path, folder, "train")] or data
-    chosen = [path for path in data if _belongs(path, folder, split)]
-    if not chosen:
-        names = sorted({re.split(r"[-.]", path.name)[0] for path in data})
-        hint = f"the files are called {', '.join(names[:8])}"
-        raise InputMissing(f'no file of a split "{split}"', where=str(folder), hint=hint)
-    return chosen
-
-
-def _belongs(path: Path, folder: Path, split: str) -> bool:
-    """``train.jsonl``, ``train-00000-of-00002.parquet`` and anything in a folder ``train``."""
-    return split in path.relative_to(folder).parts[:-1] or bool(
-        re.match(rf"{re.escape(split)}[-.]", path.name)
-    )
-
-
-def _download(repository: str) -> Path:
-    """The data files of a repository of the Hub, in its cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = [f"*{kind}{packed}" for kind in READERS for packed in ("", ".gz")]
-    try:
-        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
-    except LocalEntryNotFoundError as error:
-        what = "there is no such file or folder, and the Hub cannot be reached"
-        hint = "check the path; for a Hub id, download it where there is a network"
-        raise InputMissing(what, where=repository, hint=hint) from error
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        what = f"there is no such file or folder, and the Hub says: {reason}"
-        raise InputMissing(what, where=repository, hint="check the name") from error

@@ -1,0 +1,176 @@
+"""What a name of data stands for: a file, a folder, a Hub id, or several of them with weights."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+from likelier.base.errors import ConfigError, DataError, InputMissing
+from likelier.base.findings import Finding
+from likelier.data.read import READERS, kind_of, read_rows
+from likelier.data.records import Row
+
+Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
+RECORDS_OF_A_SET = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # not of rows
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)")
+
+
+def files_of(name: str | Path) -> list[Path]:
+    """The files that a name stands for, in the order of their names.
+
+    A path of a file; a folder, which ``:split`` may follow; or a Hub id ``owner/name``, which a
+    folder of the repository and ``:split`` may follow. A Hub id is downloaded once and then read
+    from the Hub cache; ``HF_HUB_OFFLINE`` is honoured. Without a split, the files of ``train``
+    are read, or all where no file is named after a split.
+
+    Raises:
+        InputMissing: there is no such thing, or no data file in it.
+    """
+    text = str(name)
+    path = Path(text)
+    if _is_folder(path):
+        return _in_folder(path, None)
+    if os.path.lexists(path):
+        return [path]
+    start, colon, split = text.rpartition(":")
+    if colon and _is_folder(Path(start)):
+        return _in_folder(Path(start), split)
+    hub = _HUB.fullmatch(start if colon else text)
+    if hub is None or kind_of(path) is not None:
+        return [path]  # the reader says what is wrong with it
+    return _in_folder(_download(hub["id"]) / hub["folder"].lstrip("/"), split or None)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_data(data: Data) -> Iterator[Row | Finding]:
+    """The rows of a name of data, or of several with weights.
+
+    Raises as `files_of` and `read_rows`; ConfigError for a number that is no weight.
+    """
+    if isinstance(data, Mapping):
+        yield from _read_mixture(data)
+    else:
+        for file in files_of(data):
+            yield from read_rows(file)
+
+
+def _read_mixture(weights: Mapping[str, float]) -> Iterator[Row | Finding]:
+    """The rows of several sources, each row as often as the weight of its source says.
+
+    ``0.25`` takes a quarter of the rows, chosen by their content; ``2`` takes each twice; ``1.5``
+    takes each once and half of them again. A row that is not taken comes as a ``weight`` note,
+    a second copy with ``#2`` behind its place.
+    """
+    for name, weight in weights.items():
+        if not 0 < weight <= 100:
+            hint = "write how often each row counts: over 0, at most 100"
+            raise ConfigError(f"{weight} is not a weight", where=f"data.train.{name}", hint=hint)
+        for row in read_data(name):
+            copies = _copies(row, weight) if isinstance(row, Row) else 1
+            if copies == 0:
+                message = f"left out: the weight of {name} is {weight}"
+                hint = "raise the weight to use more rows"
+                yield Finding("weight", "note", row.source, None, message, hint)
+            for number in range(1, copies + 1):
+                yield row if number == 1 else replace(row, source=f"{row.source}#{number}")
+
+
+def _copies(row: Row, weight: float) -> int:
+    digest = blake2b(repr(row.record).encode(errors="surrogatepass"), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    return int(weight) + (place < weight - int(weight))
+
+
+def _in_folder(folder: Path, split: str | None) -> list[Path]:
+    data = sorted(_data_files(folder, ()))
+    if not data:
+        what = "this is a folder that holds no data file"
+        hint = f"name a folder with {', '.join(READERS)} files"
+        if not folder.is_dir():
+            what, hint = "there is no such folder", "check the name"
+        raise InputMissing(what, where=str(folder), hint=hint)
+    if split is None:
+        return [path for path in data if _belongs(path, folder, "train")] or data
+    chosen = [path for path in data if _belongs(path, folder, split)]
+    if not chosen:
+        names = sorted({re.split(r"[-.]", path.name)[0] for path in data})
+        hint = f"the files are called {', '.join(names[:8])}"
+        raise InputMissing(f'no file of a split "{split}"', where=str(folder), hint=hint)
+    return chosen
+
+
+def _data_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """The data files in a folder and below; linked folders are entered, but not in a circle.
+
+    Of a folder that ``datasets`` saved, its tables; what else lies there are records of it, and
+    the tables of its own cache.
+    """
+    real = os.path.realpath(folder)
+    try:
+        inside = sorted(folder.iterdir()) if real not in above else []
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputMissing(reason, where=str(folder), hint="check the folder") from error
+    saved = _saved_tables(folder)
+    for path in inside:
+        if path.name.startswith(".") or path.name in RECORDS_OF_A_SET:
+            continue
+        if path.is_dir():
+            yield from _data_files(path, (*above, real))
+        elif path.is_symlink() and not path.exists() and (kind_of(path) or not path.suffix):
+            raise InputMissing(
+                "the link leads nowhere", where=str(path), hint="delete it, or link it anew"
+            )
+        elif kind_of(path) and path.is_file() and (saved is None or path.name in saved):
+            yield path
+
+
+def _saved_tables(folder: Path) -> list[str] | None:
+    """The names of the tables of a folder that ``datasets.Dataset.save_to_disk`` wrote; else None.
+
+    Raises DataError where one of them is not there.
+    """
+    try:
+        record = json.loads((folder / "state.json").read_bytes())
+        names = [str(table["filename"]) for table in record["_data_files"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    lost = [name for name in names if not (folder / name).is_file()]
+    if lost:
+        hint = "save the set again, or copy the whole folder"
+        raise DataError(f"the saved set lacks {lost[0][:80]}", where=str(folder), hint=hint)
+    return names
+
+
+def _belongs(path: Path, folder: Path, split: str) -> bool:
+    """``train.jsonl``, ``train-00000-of-00002.parquet`` and anything in a folder ``train``."""
+    return split in path.relative_to(folder).parts[:-1] or bool(
+        re.match(rf"{re.escape(split)}[-.]", path.name)
+    )
+
+
+def _download(repository: str) -> Path:
+    """The data files of a repository of the Hub, in its cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = [f"*{kind}{packed}" for kind in READERS for packed in ("", ".gz")]
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=wanted))
+    except LocalEntryNotFoundError as error:
+        what = "there is no such file or folder, and the Hub cannot be reached"
+        hint = "check the path; for a Hub id, download it where there is a network"
+        raise InputMissing(what, where=repository, hint=hint) from error
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        what = f"there is no such file or folder, and the Hub says: {reason}"
+        raise InputMissing(what, where=repository, hint="check the name") from error
