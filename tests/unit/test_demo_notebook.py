@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,12 @@ def test_without_jupyterlab_it_names_the_cure(
 def test_what_it_would_not_read_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--notebook", "--seed", "3"]) == 2
     assert "--out or --seed: has no effect" in capsys.readouterr().err
+
+
+def test_a_wheel_brings_the_original() -> None:
+    project = tomllib.loads((ORIGINAL.parents[1] / "pyproject.toml").read_text("utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    place = (
+        Path(notebook.__file__).with_name(notebook.NAME).relative_to(ORIGINAL.parents[1] / "src")
+    )
+    assert wheel["force-include"] == {"examples/walkthrough.ipynb": place.as_posix()}
