@@ -29,7 +29,7 @@ WIDER = "document.documentElement.scrollWidth - document.documentElement.clientW
 BROKEN = r"""(() => {
     const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     for (let node = walk.nextNode(); node; node = walk.nextNode()) {
-        if (node.parentElement.closest("script, pre, .said, bdi, .facts, svg, .unseen")) continue;
+        if (node.parentElement.closest("script, pre, .said, bdi, .facts, svg, .unseen, code")) continue;
         for (const number of node.data.matchAll(/[+−-]?\d(?:[\d.,−+e]*\d)?%?/g)) {
             const range = document.createRange();
             range.setStart(node, number.index);
@@ -40,6 +40,9 @@ BROKEN = r"""(() => {
     }
     return found;
 })()"""
+SCROLLED = """[...document.querySelectorAll('body *')].filter(one => !one.closest('thead, svg')
+    && one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX !== 'visible')
+    .map(one => one.outerHTML.slice(0, 80))"""
 TEXT_COLOUR = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
 
 
@@ -191,20 +194,34 @@ def test_no_width_makes_the_page_scroll_sideways(tab: Tab, tmp_path: Path) -> No
         assert tab.evaluate(BROKEN) == [], width
 
 
-def test_the_page_of_check_fits_a_phone(tab: Tab, tmp_path: Path) -> None:
-    rows = [{"prompt": f"{n}?", "chosen": f"- {n}, yes.", "rejected": "no"} for n in range(60)]
-    write_jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "neither"}])
+def test_the_page_of_check_fits_a_phone(
+    tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"{n}?", "chosen": f"- {n}, yes.", "rejected": "no" * 20} for n in range(1200)
+    ]
+    rows += [{"prompt": "neither"}, {**rows[0], "chosen": "a\ufffdb" + "c" * 900}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     page = tmp_path / "check.html"
-    assert main(["check", str(tmp_path / "rows.jsonl"), "--html", str(page)]) == 65
+    assert main(["check", "rows.jsonl", "--html", "check.html"]) == 65
     tab.open(page)
-    for width in (1280, 390, 320):
+    for width in (1280, 390, 360, 320):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         tab.call("Emulation.setDeviceMetricsOverride", **size)
+        tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
         assert tab.evaluate("innerWidth") == width
         assert tab.evaluate(WIDER) <= 0, width
+        assert tab.evaluate(BROKEN) == [], width
+        assert tab.evaluate(SCROLLED) == [], width
+        # A cell of words is not squeezed to letters: the rows become blocks.
+        assert tab.evaluate("document.querySelector('.kinds td:nth-child(4)').clientWidth") > 200
+        bars = tab.evaluate("document.querySelectorAll('.histogram rect').length")
+        assert bars > 2 and tab.evaluate(
+            "document.querySelector('.histogram svg').getBoundingClientRect().height > 100"
+        )
     assert tab.evaluate("document.querySelectorAll('svg circle').length") > 0
-    # A cell of words is not squeezed to letters: the table scrolls by itself.
-    assert tab.evaluate("document.querySelector('td:nth-child(4)').clientWidth") > 100
+    assert tab.evaluate("getComputedStyle(document.querySelector('mark')).backgroundColor") != ""
     assert tab.complaints == [] and tab.requests == [page.as_uri()]
 
 

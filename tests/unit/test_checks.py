@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import random
+import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import read_gate
+from likelier.checks.page import write_page
 from likelier.checks.rules import RULES
 from likelier.checks.summary import Examination, first_findings
 from likelier.cli import main
@@ -179,6 +182,10 @@ def write(path: Path, rows: list[Any]) -> str:
 
 
 def looked_at(case: Case, rows: list[Any], folder: Path) -> Examination:
+    return examine(question_of(case, rows, folder))
+
+
+def question_of(case: Case, rows: list[Any], folder: Path) -> Question:
     asked = dict(case.asked)
     if "held_out" in asked:
         asked["held_out"] = write(folder / "held.jsonl", asked["held_out"])
@@ -186,7 +193,7 @@ def looked_at(case: Case, rows: list[Any], folder: Path) -> Examination:
         case.tokenizer.save_pretrained(folder / "model")
         (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
         asked["model"] = str(folder / "model")
-    return examine(Question(write(folder / "data.jsonl", rows), **asked))
+    return Question(write(folder / "data.jsonl", rows), **asked)
 
 
 def test_every_rule_has_a_case() -> None:
@@ -210,6 +217,17 @@ def test_a_rule_fires_where_it_should(code: str, tmp_path: Path) -> None:
     wanted = RULES[code]
     assert kinds[code].severity == ("note" if code == "clock" else wanted)
     assert "\n" not in place.message + place.hint and len(place.message) < 250
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_the_page_shows_the_text_at_each_place(code: str, tmp_path: Path) -> None:
+    question = question_of(CASES[code], CASES[code].rows, tmp_path)
+    found = examine(question)
+    write_page(found, question, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    places = [one for kind in found.kinds for one in kind.first if one.source[-1:].isdigit()]
+    listed = dict(re.findall(r"<li><code>(.*?)</code>(.*?)</li>", page, re.DOTALL))
+    assert all('class="said"' in listed[escape(place.where)] for place in places)
 
 
 @pytest.mark.parametrize("code", CASES)

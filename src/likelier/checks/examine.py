@@ -187,7 +187,8 @@ class _Found:
         self.tally = Tally()
         self.content = Content()
         self.rows = self.left_out = 0
-        self._features, self._lengths, self._keys = (EvenSample(MAX_SAMPLED) for _ in range(3))
+        self._features, self._lengths = EvenSample(MAX_SAMPLED), EvenSample(MAX_SAMPLED)
+        self._keys, self._whole = EvenSample(MAX_SAMPLED), EvenSample(MAX_SAMPLED)
         self._origins: Counter[str] = Counter()
 
     def add(self, chunk: Chunk) -> None:
@@ -202,6 +203,7 @@ class _Found:
         self._features.add(arrays["features"])
         self._lengths.add(arrays["lengths"][:pairs])
         self._keys.add(arrays["keys"][:pairs, 0])
+        self._whole.add(arrays["before_fitting"])
 
     def statistics(self) -> Statistics:
         """The statistics of everything added."""
@@ -209,9 +211,10 @@ class _Found:
         _, counts = np.unique(keys[:, 0], return_counts=True)
         table, prompts = self._features.rows, self._keys.rows
         chosen, rejected, unit = characters(table[:, 0]), characters(table[:, 1]), "characters"
+        whole = None
         if len(self._lengths):
-            both = self._lengths.rows.astype(np.float64)
-            chosen, rejected, unit = both[:, 1], both[:, 2], "tokens"
+            _, chosen, rejected = self._lengths.rows.astype(np.float64).T
+            unit, whole = "tokens", self._whole.rows
         columns = [(name, FEATURES.index(f"{name} letters")) for name in SCRIPTS if name != "other"]
         scripts = {name: int(table[:, :, column].sum()) for name, column in columns}
         good = int((keys[:, 2] == digest(True)).sum())
@@ -221,7 +224,7 @@ class _Found:
             most_pairs_of_a_prompt=int(counts.max()) if len(counts) else 0,
             sampled=len(table),
             compared=self.content.sampled,
-            lengths=lengths(chosen, rejected, prompts, unit),
+            lengths=lengths(chosen, rejected, prompts, unit, whole),
             scripts={name: count for name, count in scripts.items() if count},
             probe=probe(table[:, 0], table[:, 1], prompts),
             origins=dict(self._origins.most_common(20)),

@@ -34,7 +34,7 @@ MIN_REPEATED_CHARACTERS = 20  # a shorter prompt may stand before an answer by c
 FOREIGN_TOKENS_PER_CHARACTER = 1.5  # Hangul that a byte tokenizer does not know takes 3
 MIN_FOREIGN_TOKENS = 50  # a shorter text is never called foreign
 MIN_ADDED_LETTERS = 15  # a header has about as many
-_DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
+DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -77,9 +77,14 @@ def findings_as_read(pair: Pair) -> Iterator[Finding]:
         yield finding("language", pair.source, message)
 
 
+def last_words(prompt: str | Chat) -> str:
+    """A plain prompt, or the last turn of a chat, without the spaces around it."""
+    return (prompt if isinstance(prompt, str) else text_of(prompt[-1:])).strip()
+
+
 def repeats_prompt(pair: Pair) -> bool:
     """Whether both answers begin with the whole prompt, so that it would be read twice."""
-    prompt = (pair.prompt if isinstance(pair.prompt, str) else text_of(pair.prompt[-1:])).strip()
+    prompt = last_words(pair.prompt)
     if len(prompt) < MIN_REPEATED_CHARACTERS:
         return False
     return all(
@@ -89,7 +94,7 @@ def repeats_prompt(pair: Pair) -> bool:
 
 def _of_side(pair: Pair, name: str, side: str | Chat) -> Iterator[Finding]:
     text = text_of(side)
-    if _DECOMPOSED.search(text):
+    if DECOMPOSED.search(text):
         message = "the text holds Hangul in decomposed form (NFD)"
         yield finding("decomposed", pair.source, message, name)
     if "\ufffd" in text:

@@ -1,7 +1,7 @@
 """How well trivial features alone tell chosen from rejected: shortcuts that training would take."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from likelier.pages.texts import text
 
 FOLDS = 5
 MIN_PROMPTS = 30  # distinct ones; with fewer nothing is estimated
+MAX_BINS = 24  # of a histogram
 NUM_FIRST_CHARACTERS = 12  # that get a feature of their own
 RIDGE = 3.0
 SHORTCUT_ACCURACY = 0.65  # accuracy over which even the lower end of the interval is a shortcut
@@ -194,8 +195,41 @@ def estimate(right: np.ndarray, groups: np.ndarray) -> Estimate:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many lengths lie in each bin, by what is long: bins from 0 on, each ``width`` wide.
+
+    The last bin also counts all that are longer, up to ``longest``.
+    """
+
+    width: int
+    counts: Mapping[str, tuple[int, ...]]
+    longest: int
+
+
+def histogram(lengths: Mapping[str, np.ndarray]) -> Histogram:
+    """At most `MAX_BINS` bins of a round width, up to the longest that is not far from the rest."""
+    every = np.concatenate(list(lengths.values()))
+    longest = int(every.max())
+    usual = int(np.quantile(every, 0.99))
+    covered = longest if longest <= 2 * usual else usual
+    widths = (step * 10**power for power in range(12) for step in (1, 2, 5))
+    width = next(width for width in widths if covered < MAX_BINS * width)
+    bins = 4 * (covered // (4 * width) + 1)  # so that marks at its quarters are round, too
+    places = {name: np.minimum(found // width, bins - 1) for name, found in lengths.items()}
+    counts = {
+        name: tuple(np.bincount(found.astype(np.int64), minlength=bins).tolist())
+        for name, found in places.items()
+    }
+    return Histogram(width, counts, longest)
+
+
+@dataclass(frozen=True)
 class Lengths:
-    """How the lengths of the two answers differ; characters, or tokens where there is a model."""
+    """How the lengths of the two answers differ; characters, or tokens where there is a model.
+
+    ``pairs`` is the histogram of prompts with their longer answers, in tokens, before any pair
+    was left out or trimmed for ``data.max_length``.
+    """
 
     unit: str
     chosen_longer: Estimate
@@ -203,12 +237,21 @@ class Lengths:
     p80_difference: float
     median_chosen: float
     median_rejected: float
+    answers: Histogram
+    pairs: Histogram | None
 
 
 def lengths(
-    chosen: np.ndarray, rejected: np.ndarray, prompts: np.ndarray, unit: str
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    prompts: np.ndarray,
+    unit: str,
+    whole: np.ndarray | None = None,
 ) -> Lengths | None:
-    """The length skew of pairs, (n,) lengths each; None without any."""
+    """The length skew of pairs, (n,) lengths each; None without any.
+
+    ``prompts`` are a key for each, and ``whole`` the lengths of prompts with their longer answers.
+    """
     if not len(chosen):
         return None
     longer = np.where(chosen == rejected, 0.5, chosen > rejected)
@@ -220,6 +263,8 @@ def lengths(
         float(np.quantile(chosen - rejected, 0.8)),
         float(np.median(chosen)),
         float(np.median(rejected)),
+        histogram({"chosen": chosen, "rejected": rejected}),
+        None if whole is None else histogram({"pair": whole}),
     )
 
 

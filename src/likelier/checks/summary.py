@@ -4,19 +4,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from likelier.base.files import write_text
 from likelier.base.findings import Finding
 from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Estimate, Lengths, Probe
 from likelier.data.formats import Format
-from likelier.pages import render_page
 from likelier.pages.texts import text
 
 MAX_LOCATIONS = 20  # of each code that are kept and shown
@@ -249,19 +246,3 @@ def print_kinds(kinds: Sequence[Kind], rows: int, usable: int) -> None:
         if hidden := kind.count - len(kind.first):
             console.print(f"  and {hidden} more {visible(kind.code)}", soft_wrap=True)
     console.print(text("check.usable", usable=usable, rows=rows))
-
-
-def write_page(found: Examination, name: str, path: Path) -> None:
-    """Write what was found as a page, replacing ``path`` whole. Raises OutputError."""
-    page = render_page(
-        "check.html",
-        ["page.css"],
-        name=name,
-        found=found,
-        errors=found.count("error"),
-        form=found.form.describe(),
-        lines=[line for line in describe(found) if not line.startswith(" ")],
-        why=why,
-        cure=cure,
-    )
-    write_text(path, page)

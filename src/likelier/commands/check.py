@@ -10,7 +10,8 @@ from likelier.base.terminal import say, visible
 from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import enforce_gates, read_gate
-from likelier.checks.summary import Examination, as_data, describe, print_kinds, write_page
+from likelier.checks.page import write_page
+from likelier.checks.summary import Examination, as_data, describe, print_kinds
 
 
 def check(
@@ -36,7 +37,7 @@ def check(
     else:
         _print(found)
     if html is not None:
-        write_page(found, question.name, html)
+        write_page(found, question, html)
         say(f"page: {visible(str(html))}")
     if out is not None:
         written, changes_file, changes = fix(question, out)

@@ -84,7 +84,7 @@ def _check_dropped(
 
 
 def _length(pair: TokenPair) -> int:
-    return len(pair.prompt) + max(len(pair.chosen.tokens), len(pair.rejected.tokens))
+    return pair.length
 
 
 def _overlong(pair: TokenPair, max_length: int) -> Finding:

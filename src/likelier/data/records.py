@@ -90,6 +90,11 @@ class TokenPair:
     label: bool | None = None
 
     @property
+    def length(self) -> int:
+        """Tokens of the longer of both sequences, which ``data.max_length`` bounds."""
+        return len(self.prompt) + max(len(self.chosen.tokens), len(self.rejected.tokens))
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of both sequences, the prompt counted twice."""
         return 2 * len(self.prompt) + len(self.chosen.tokens) + len(self.rejected.tokens)

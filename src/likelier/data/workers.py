@@ -171,8 +171,9 @@ def process_rows(task: Task, batch: Sequence[Item]) -> Chunk:
             if task.inspector is not None:
                 findings += task.inspector.as_read(found)
     tokens: list[TokenPair] = []
+    before_fitting = np.zeros(0, np.int32)
     if task.encoder is not None:
-        tokens, found_in_tokens = _encoded(task, task.encoder, pairs)
+        tokens, found_in_tokens, before_fitting = _encoded(task, task.encoder, pairs)
         findings += found_in_tokens
         usable = {pair.source for pair in tokens}
         pairs = [pair for pair in pairs if pair.source in usable]
@@ -183,7 +184,7 @@ def process_rows(task: Task, batch: Sequence[Item]) -> Chunk:
         arrays["split_keys"] = prompt_keys(pairs, task.split_seed)
         arrays["split_signatures"] = prompt_signatures(pairs)
     if task.inspector is not None:
-        arrays |= task.inspector.arrays(pairs, tokens)
+        arrays |= task.inspector.arrays(pairs, tokens) | {"before_fitting": before_fitting}
     return Chunk(
         rows=sum(unused.values()),
         findings=tuple(findings),
@@ -208,13 +209,15 @@ def _count(item: Item) -> int:
 
 def _encoded(
     task: Task, encoder: Encoder, pairs: Sequence[Pair]
-) -> tuple[list[TokenPair], list[Finding]]:
+) -> tuple[list[TokenPair], list[Finding], np.ndarray]:
+    """The pairs as tokens that fit, what was found, and how long each was before: (n,) tokens."""
     notice = task.inspector.as_tokens if task.inspector is not None else None
     encoded, findings = encode_pairs(encoder, pairs, notice)
+    lengths = np.array([pair.length for pair in encoded], np.int32)
     if task.max_length is None:
-        return encoded, findings
+        return encoded, findings, lengths
     fitted, found = fit_each(encoded, task.max_length, encoder if task.trim else None)
-    return fitted, findings + found
+    return fitted, findings + found, lengths
 
 
 def pack_tokens(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:

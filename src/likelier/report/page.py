@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from likelier.base.files import write_text
-from likelier.pages import render_page, script_language
+from likelier.pages import render_page
 from likelier.pages.charts import page_scripts
+from likelier.pages.excerpts import excerpt
 from likelier.report.charts import draw_charts
 from likelier.report.health import health
 from likelier.report.read import RunFiles, read_run
@@ -57,9 +58,9 @@ def render_report(run: RunFiles) -> str:
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
     """A prompt with the answers before and after training and what was judged of them."""
-    return {"prompt": _excerpt(row.get("prompt"))} | {
+    return {"prompt": excerpt(row.get("prompt"), LONGEST_SAMPLE)} | {
         when: {
-            "answer": _excerpt(row.get(when)),
+            "answer": excerpt(row.get(when), LONGEST_SAMPLE),
             "preferred": _judged(row, f"preferred_{when}"),
             "named": _judged(row, f"named_{when}"),
         }
@@ -69,21 +70,3 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
 
 def _judged(row: dict[str, Any], key: str) -> bool | None:
     return bool(row[key]) if isinstance(row.get(key), (bool, int, float)) else None
-
-
-def _excerpt(value: Any) -> dict[str, Any]:
-    """A text for the page, its language, and how many characters were cut off its end.
-
-    Chat prompts (lists of messages) are shown a message a line.
-    """
-    if isinstance(value, list):
-        value = "\n".join(_turn(turn) for turn in value)
-    whole = "" if value is None else str(value)
-    shown = whole[:LONGEST_SAMPLE]
-    return {"text": shown, "lang": script_language(shown), "cut": len(whole) - len(shown)}
-
-
-def _turn(turn: Any) -> str:
-    if isinstance(turn, dict):
-        return f"{turn.get('role', '')}: {turn.get('content', '')}"
-    return str(turn)
