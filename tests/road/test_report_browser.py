@@ -27,15 +27,16 @@ WIDER = "document.documentElement.scrollWidth - document.documentElement.clientW
 # Numbers, with their signs and the marks between their digits, that stand on more than one line.
 # What a user wrote (a path, a command, an answer) may break anywhere.
 BROKEN = r"""(() => {
+    const BY_A_USER = "script, pre, .said, bdi, .facts, svg, .unseen, code";
     const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     for (let node = walk.nextNode(); node; node = walk.nextNode()) {
-        if (node.parentElement.closest("script, pre, .said, bdi, .facts, svg, .unseen, code")) continue;
+        if (node.parentElement.closest(BY_A_USER)) continue;
         for (const number of node.data.matchAll(/[+−-]?\d(?:[\d.,−+e]*\d)?%?/g)) {
             const range = document.createRange();
             range.setStart(node, number.index);
             range.setEnd(node, number.index + number[0].length);
             const tops = [...range.getClientRects()].filter(box => box.width).map(box => box.top);
-            if (new Set(tops).size > 1) found.push(number[0]);
+            if (new Set(tops).size > 1) found.push(node.parentElement.outerHTML);
         }
     }
     return found;

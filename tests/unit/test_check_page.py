@@ -19,7 +19,7 @@ from likelier.checks.examine import Question, examine
 from likelier.checks.page import write_page
 from likelier.checks.shortcuts import MAX_BINS, histogram
 from likelier.data.formats import Format
-from likelier.pages.excerpts import as_text, excerpt
+from likelier.pages.excerpts import plain_text, excerpt
 
 Row = dict[str, Any]
 
@@ -147,7 +147,8 @@ def test_amber_where_a_trivial_feature_tells_the_sides_apart(tmp_path: Path) -> 
     bullets = [row(n, chosen=f"- answer {n:04}") for n in range(60)]
     longer = [row(n, chosen=f"answer {n:04} and so on and on") for n in range(60)]
     page = page_of(tmp_path, even)
-    assert verdict(page) == "good" and 'class="caution"' not in page and 'class="strong"' not in page
+    assert verdict(page) == "good"
+    assert 'class="caution"' not in page and 'class="strong"' not in page
     for rows in (bullets, longer):
         page = page_of(tmp_path, rows)
         assert verdict(page) == "warn" and 'class="strong"' in page
@@ -202,8 +203,8 @@ def test_an_excerpt_is_a_part_of_the_text(whole: str, most: int, data: st.DataOb
 
 def test_any_value_as_text() -> None:
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [1]}]
-    assert as_text(chat) == 'user: a\nassistant:  {"tool_calls": [1]}'
-    assert [as_text(value) for value in (None, "a", 1.5, ["x"], [{"from": "human"}])] == [
+    assert plain_text(chat) == 'user: a\nassistant:  {"tool_calls": [1]}'
+    assert [plain_text(value) for value in (None, "a", 1.5, ["x"], [{"from": "human"}])] == [
         "",
         "a",
         "1.5",

@@ -21,7 +21,7 @@ from likelier.data.records import Pair, Row
 from likelier.data.sources import Data, read_data
 from likelier.data.workers import row_of
 from likelier.pages import render_page
-from likelier.pages.excerpts import as_json, as_text, excerpt
+from likelier.pages.excerpts import as_json, plain_text, excerpt
 from likelier.pages.texts import text
 
 MAX_ALONE = 320  # characters of the one text that a finding is about
@@ -155,7 +155,7 @@ def _bad(
     finding: Finding, value: Any, sides: Mapping[str, Any], encoder: Encoder | None
 ) -> tuple[int, int] | None:
     """Where the bad part of a value stands, as a text, where the kind of finding says it."""
-    whole = as_text(value)
+    whole = plain_text(value)
     pattern = _BAD.get(finding.code)
     if finding.code == "control" and encoder is not None:
         pattern = encoder.control_text

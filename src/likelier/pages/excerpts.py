@@ -12,11 +12,11 @@ def excerpt(value: Any, most: int, bad: tuple[int, int] | None = None) -> dict[s
     """At most ``most`` characters of a text, around its ``bad`` part where that is known.
 
     ``value`` is a text, a chat (shown a message a line) or any other value (shown as JSON), and
-    ``bad`` where the bad part begins and ends in what ``as_text`` makes of it. The macro ``said``
+    ``bad`` where the bad part begins and ends in what ``plain_text`` makes of it. The macro ``said``
     writes the result: ``before``, ``bad`` and ``after`` are texts, ``skipped`` and ``cut`` count
     the characters left out at either end.
     """
-    whole = as_text(value)
+    whole = plain_text(value)
     first, last = bad or (0, 0)
     start = 0 if last <= most else min(max(0, first - int(most * BEFORE_A_MARK)), len(whole) - most)
     end = start + most
@@ -32,7 +32,7 @@ def excerpt(value: Any, most: int, bad: tuple[int, int] | None = None) -> dict[s
     }
 
 
-def as_text(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """Any value as a text: of a chat a message a line."""
     if value is None:
         return ""
