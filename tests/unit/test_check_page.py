@@ -19,7 +19,7 @@ from likelier.checks.examine import Question, examine
 from likelier.checks.page import write_page
 from likelier.checks.shortcuts import MAX_BINS, histogram
 from likelier.data.formats import Format
-from likelier.pages.excerpts import plain_text, excerpt
+from likelier.pages.excerpts import excerpt, plain_text
 
 Row = dict[str, Any]
 

@@ -21,7 +21,7 @@ from likelier.data.records import Pair, Row
 from likelier.data.sources import Data, read_data
 from likelier.data.workers import row_of
 from likelier.pages import render_page
-from likelier.pages.excerpts import as_json, plain_text, excerpt
+from likelier.pages.excerpts import as_json, excerpt, plain_text
 from likelier.pages.texts import text
 
 MAX_ALONE = 320  # characters of the one text that a finding is about

@@ -12,7 +12,7 @@ def excerpt(value: Any, most: int, bad: tuple[int, int] | None = None) -> dict[s
     """At most ``most`` characters of a text, around its ``bad`` part where that is known.
 
     ``value`` is a text, a chat (shown a message a line) or any other value (shown as JSON), and
-    ``bad`` where the bad part begins and ends in what ``plain_text`` makes of it. The macro ``said``
+    ``bad`` where the bad part begins and ends in what `plain_text` makes of it. The macro ``said``
     writes the result: ``before``, ``bad`` and ``after`` are texts, ``skipped`` and ``cut`` count
     the characters left out at either end.
     """
