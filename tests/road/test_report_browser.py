@@ -27,7 +27,8 @@ WIDER = "document.documentElement.scrollWidth - document.documentElement.clientW
 # Numbers, with their signs and the marks between their digits, that stand on more than one line.
 # What a user wrote (a path, a command, an answer) may break anywhere.
 BROKEN = r"""(() => {
-    const BY_A_USER = "script, pre, .said, bdi, .facts, svg, code, .unseen, .kinds thead, .clues thead";
+    const BY_A_USER = "script, pre, .said, bdi, .facts, svg, code, .unseen, .kinds thead,"
+        + ".clues thead";
     const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     for (let node = walk.nextNode(); node; node = walk.nextNode()) {
         if (node.parentElement.closest(BY_A_USER)) continue;
