@@ -15,6 +15,7 @@ from likelier.base.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
     ConfigError,
+    StoppedEarly,
     describe_error,
     without_secrets,
 )
@@ -378,7 +379,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return CLOSED_PIPE
         raise
     except KeyboardInterrupt:
-        return _print_error("interrupted", None, INTERRUPTED)
+        return _print_end("interrupted", INTERRUPTED)
+    except StoppedEarly as stop:  # on purpose, so no error
+        return _print_end(str(stop), stop.exit_code)
     except Exception as error:
         if debug:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
@@ -386,7 +389,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(what: str, hint: str | None, code: int) -> int:
-    message = f"error: {what}" + (f"\n  {hint}" if hint else "")
+    return _print_end(f"error: {what}" + (f"\n  {hint}" if hint else ""), code)
+
+
+def _print_end(message: str, code: int) -> int:
     print(without_secrets(message), file=sys.stderr)
     return code
 

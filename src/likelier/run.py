@@ -159,13 +159,13 @@ def _take_steps(
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
         folder.write_record(step=step)
 
-    def evaluate(step: int) -> None:
+    def evaluate(step: int) -> str:
         # Rescoring changes nothing unless reference.update_every is set.
         values = step_values(policy, batcher.rescored(held), loss)
-        folder.log({"step": step, **held_out_metrics(data.eval, values, loss.beta)})
+        folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
+        return _held_out_in_words(row)
 
-    if held and done == 0:
-        evaluate(0)
+    held_out = evaluate(0) if held and done == 0 else _last_held_out(folder.path)
     with bar("train", order.num_steps, done) as show:
         for step in range(done + 1, order.num_steps + 1):
             began = time.perf_counter()
@@ -183,8 +183,9 @@ def _take_steps(
             if last or step % config.train.log_every == 0:
                 folder.log(row)
             if held and (last or due(step, config.train.eval_every)):
-                evaluate(step)
-            show(1, f"loss {row['loss']:.4f}  margin {row.get('rewards/margins', 0.0):.3f}")
+                held_out = evaluate(step)
+            margin = row.get("rewards/margins", 0.0)
+            show(1, f"loss {row['loss']:.4f}  margin {margin:.3f}{held_out}")
             if stop:
                 save(step)
                 folder.write_record(status="stopped")
@@ -192,6 +193,18 @@ def _take_steps(
             if due(step, config.train.save_every):
                 save(step)
     pair_log.write()
+
+
+def _held_out_in_words(row: Mapping[str, float]) -> str:
+    """The figures of pairs held out, as they stand beside the bar."""
+    loss, accuracy = row["eval_loss"], row["eval_rewards/accuracies"]
+    return f"  held out: loss {loss:.4f}  accuracy {accuracy:.0%}"
+
+
+def _last_held_out(folder: Path) -> str:
+    """What a run that resumes found last of the pairs held out, in words; "" where nothing."""
+    rows = [row for row in read_lines(folder / "metrics.jsonl") if "eval_loss" in row]
+    return _held_out_in_words(rows[-1]) if rows else ""
 
 
 def due(step: int, every: int | None) -> bool:

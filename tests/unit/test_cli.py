@@ -318,14 +318,21 @@ def test_data_cannot_drive_the_terminal(capsys):
         (errors.DataError, 65),
         (errors.InputMissing, 66),
         (errors.OutputError, 73),
-        (errors.StoppedEarly, 75),
-        (errors.Interrupted, 130),
     ],
 )
 def test_our_errors_are_a_message_and_their_code(kind, code, stand_in, capsys):
     stand_in("likelier.demo", "demo", kind("is wrong", where="a.jsonl:3", hint="fix it"))
     assert main(["demo"]) == code
     assert capsys.readouterr().err == "error: a.jsonl:3: is wrong\n  fix it\n"
+
+
+@pytest.mark.parametrize(("kind", "code"), [(errors.StoppedEarly, 75), (errors.Interrupted, 130)])
+def test_a_stop_on_purpose_is_no_error(kind, code, stand_in, capsys):
+    stop = kind("stopped after step 3", where="out", hint="the same command resumes from there")
+    stand_in("likelier.demo", "demo", stop)
+    assert main(["demo"]) == code
+    said = capsys.readouterr().err
+    assert said == "out: stopped after step 3\n  the same command resumes from there\n"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys):
@@ -367,7 +374,7 @@ def test_secrets_are_starred_out(stand_in, capsys):
 def test_an_interrupt_is_130_without_a_traceback(stand_in, capsys):
     stand_in("likelier.demo", "demo", KeyboardInterrupt())
     assert main(["demo"]) == 130
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_ctrl_c_on_the_real_process():
@@ -384,7 +391,7 @@ def test_ctrl_c_on_the_real_process():
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and said == "error: interrupted\n"
+    assert process.returncode == 130 and said == "interrupted\n"
 
 
 @pytest.mark.parametrize("words", [["schema"], ["check"], ["--version"]])

@@ -54,4 +54,18 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
     assert "train" in plain
     assert "4/4" in plain
+    assert re.search(r"elapsed 0:\d\d:\d\d left 0:00:00", plain)  # times by their names
     assert "loss 0.4" in plain
+
+
+def test_a_bar_and_its_figures_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    text = "loss 0.6931  margin -12.345  held out: loss 0.6931  accuracy 100%"
+    with bar("train", 12_000, 11_999) as advance:
+        advance(1, text)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    last = plain.splitlines()[-2:]
+    assert "12000/12000" in last[0] and "elapsed" in last[0] and "left" in last[0]
+    assert "…" not in last[0] and last[1].strip() == text

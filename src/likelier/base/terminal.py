@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 PLAIN_LINES = 20  # that stand for a whole bar where there is no terminal
 
@@ -27,25 +29,30 @@ def say(line: str) -> None:
 def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     """Show how many of ``total`` steps are done, of which ``done`` were done before this process.
 
-    Yields ``advance(steps, text)``, to call with the steps just done and a text for beside the bar.
+    Yields ``advance(steps, text)``, to call with the steps just done and a text for under the bar.
     """
     console = Console(stderr=True)
     if not console.is_terminal or total == 0:
         yield _plain_lines(label, total, done)
         return
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
+        TextColumn("elapsed"),
         TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
         console=console,
-    ) as shown:
-        task = shown.add_task(label, total=total, completed=done, text="")
+        expand=True,
+    )
+    below = Text()
+    with Live(Group(progress, below), console=console):
+        task = progress.add_task(label, total=total, completed=done)
 
         def advance(steps: int, text: str = "") -> None:
-            shown.update(task, advance=steps, text=text)
+            below.plain = text
+            progress.update(task, advance=steps)
 
         yield advance
 

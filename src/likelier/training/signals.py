@@ -22,7 +22,7 @@ class StopRequest:
         """What to raise once the checkpoint is written."""
         kind = Interrupted if self.signal == signal.SIGINT else StoppedEarly
         return kind(
-            f"stopped after step {step} with a good checkpoint",
+            f"stopped after step {step}",
             where=out,
             hint="the same command resumes from there",
         )
