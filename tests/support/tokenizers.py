@@ -1,6 +1,7 @@
 """Tokenizers of every kind that matters, trained on the spot, and chat templates for them."""
 
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -67,7 +68,7 @@ FORGETFUL = (
 
 
 @lru_cache
-def _byte_level(add_prefix_space: bool) -> str:
+def _byte_level(add_prefix_space: bool, control: tuple[str, ...] = tuple(CONTROL)) -> str:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
@@ -75,12 +76,23 @@ def _byte_level(add_prefix_space: bool) -> str:
     backend.train_from_iterator(
         TEXT,
         trainers.BpeTrainer(
-            vocab_size=500, special_tokens=CONTROL, initial_alphabet=alphabet, show_progress=False
+            vocab_size=500,
+            special_tokens=list(control),
+            initial_alphabet=alphabet,
+            show_progress=False,
         ),
     )
     backend.add_tokens([AddedToken("<think>", normalized=False)])
     backend.add_tokens([AddedToken("</think>", normalized=False)])
     return backend.to_str()
+
+
+def with_tokens(control: Iterable[str], words: Iterable[str], **specials: str | None) -> Any:
+    """Byte-level BPE with control tokens of one's own, and words that are single tokens."""
+    backend = Tokenizer.from_str(_byte_level(False, ()))
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in control])
+    backend.add_tokens([AddedToken(word, normalized=False) for word in words])
+    return _dressed(backend, None, **specials)
 
 
 def byte_level(
