@@ -56,7 +56,7 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         metavar="OURS=THEIRS",
-        help="A column with another name, such as prompt=question. Repeatable.",
+        help="A column with another name, such as prompt=question; null: none. Repeatable.",
     ),
 ]
 
@@ -332,8 +332,9 @@ def _settings(config: str, keys: Sequence[str] | None) -> "Config":
     return load_config(None if only_keys else Path(config), words)
 
 
-def _columns(words: Sequence[str] | None) -> dict[str, str]:
-    return _named(words, "--columns", "ours=theirs")
+def _columns(words: Sequence[str] | None) -> dict[str, str | None]:
+    named = _named(words, "--columns", "ours=theirs")
+    return {ours: None if theirs == "null" else theirs for ours, theirs in named.items()}
 
 
 def _template(words: Sequence[str] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_lines, sha256
-from likelier.base.terminal import bar, say
+from likelier.base.terminal import bar, say, visible
 from likelier.checks.inspector import PairInspector
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.load import Dataset, load
@@ -87,7 +87,8 @@ def train(
     encoder = initial.encoder(config.data.template, config.data.today)
     loss, seed = config.loss, config.train.seed
     data = load(config.data, encoder, loss, seed, train, eval, PairInspector())
-    say(data.describe())
+    for line in (*data.example, data.describe()):
+        say(visible(line))
     say(f"loss: {objective.formula}")
     reference_model = reference_policy(config, initial)  # None: the initial policy is its own
     policy = adapt(config, initial)

@@ -10,10 +10,10 @@ from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
 from likelier.checks.summary import in_file_order
 from likelier.data.encode import encode_pairs
-from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row
 from likelier.data.memory import rows_from_memory
 from likelier.data.records import Pair, Row, TokenPair
+from likelier.data.shapes import Format, recognised
 from likelier.data.sources import Data, read_data
 from likelier.data.workers import Task, chunks
 

@@ -18,7 +18,7 @@ from tests.support.tokenizers import CHATML, byte_level
 from likelier.checks.examine import Question, examine
 from likelier.checks.page import write_page
 from likelier.checks.shortcuts import MAX_BINS, histogram
-from likelier.data.formats import Format
+from likelier.data.shapes import Format
 from likelier.pages.excerpts import excerpt, plain_text
 
 Row = dict[str, Any]

@@ -228,10 +228,14 @@ def test_env_is_text_for_people_and_machines():
 
 
 def test_check_of_good_data(pairs, capsys):
-    assert main(["check", pairs(GOOD)]) == 0
+    assert main(["check", path := pairs(GOOD)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "rows with a chosen and a rejected answer (texts, used without a chat template); "
         "columns: prompt, chosen, rejected",
+        f"an example, {path}:1:",
+        f"  prompt (prompt): {GOOD['prompt']}",
+        f"  chosen (chosen): {GOOD['chosen']}",
+        f"  rejected (rejected): {GOOD['rejected']}",
         "1 pair of 1 prompt",
         "1 of 1 rows can be used",
     ]

@@ -16,7 +16,7 @@ from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import ConfigError, InputMissing
 from likelier.checks.rules import RULES, cure, why
-from likelier.data.formats import Format, recognise
+from likelier.data.shapes import Format, recognise
 
 Rows = list[dict[str, Any]]
 

@@ -198,8 +198,8 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
 def test_a_pickled_task_makes_the_same_of_its_rows() -> None:
     import pickle
 
-    from likelier.data.formats import Format
     from likelier.data.records import Row
+    from likelier.data.shapes import Format
     from likelier.data.workers import Task, process_rows
 
     columns = {name: name for name in ("prompt", "chosen", "rejected")}

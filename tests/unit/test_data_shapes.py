@@ -6,8 +6,9 @@ import pytest
 
 from likelier.base.findings import Finding
 from likelier.chat.messages import nearest
-from likelier.data.formats import Format, read_row
+from likelier.data.formats import read_row
 from likelier.data.records import Pair, Row
+from likelier.data.shapes import Format
 
 TEXT = {"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}
 
@@ -137,10 +138,10 @@ def test_conversations_that_repeat_the_prompt_column() -> None:
     assert pair_of({**whole, "prompt": "뭐야?"}) == expected
     assert pair_of({**whole, "prompt": [user("뭐야?")]}) == expected
     assert finding_of({**whole, "prompt": "다른 질문"}).code == "prompt"
-    assert finding_of({**whole, "prompt": [user("다른 질문")]}).code == "role"
+    assert finding_of({**whole, "prompt": [user("다른 질문")]}).code == "prompt"
     one_side = {**whole, "rejected": [user("다른 질문"), bot("뱀")]}
     found = finding_of({**one_side, "prompt": [user("뭐야?")]})
-    assert (found.code, found.field) == ("role", "chosen")
+    assert (found.code, found.field) == ("prompt", None)
 
 
 def test_columns_are_renamed() -> None:

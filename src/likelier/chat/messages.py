@@ -130,16 +130,17 @@ def missing(
     """Raise `Unfit`: a column is missing; ``names`` are the columns that are read already."""
     wanted = columns.get(name, name)
     taken = {columns.get(other, other) for other in names}
-    found = nearest(wanted, [str(key) for key in record if key not in taken])
+    free = [str(key) for key in record if key not in taken]
+    found = nearest(wanted, free)
     message = f'no column "{wanted}"'
     if columns.get(name, name) != name:
         message += f", which stands for data.columns.{name}"
-        hint = f'did you mean "{found}"?' if found else f"the columns are {_some(record)}"
+        hint = f'did you mean "{found}"?' if found else f"the columns are {_some(free)}"
     elif found:
         message += f', but a column "{found}": did you mean "{wanted}"?'
         hint = f"rename it, or set data.columns.{name}: {found}"
     else:
-        hint = f"set data.columns.{name} to one of {_some(record)}"
+        hint = f"set data.columns.{name} to one of {_some(free)}"
     raise Unfit("column", wanted, message, hint)
 
 

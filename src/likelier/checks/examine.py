@@ -1,10 +1,9 @@
 """Everything that `likelier check` finds in preference data, in one reading of their rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from likelier.checks.pairs import SCRIPTS, template_finding
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.config import Config
-from likelier.data.formats import Format, read_row, recognised
+from likelier.data.formats import describe_pair, first_pair
 from likelier.data.load import format_of, no_row
-from likelier.data.records import Pair, Row
+from likelier.data.records import Pair
+from likelier.data.shapes import Format, format_with, recognised
 from likelier.data.sources import Data, read_data
 from likelier.data.workers import Chunk, Task, chunks
 
 MAX_SAMPLED = 20_000  # pairs whose features are kept for the statistics
-TEMPLATE_ROWS = 20  # of which the first that can be read shows what the template does
 PAIRINGS = ("best-worst", "best-rest", "all")
 
 
@@ -82,7 +81,7 @@ class Question:
 def question_of_options(
     data: Path,
     model: str | None,
-    columns: Mapping[str, str],
+    columns: Mapping[str, str | None],
     chat: bool,
     template: Mapping[str, Any],
     pairs: str | None,
@@ -102,7 +101,11 @@ def question_of_options(
     for option, given in needing.items():
         if given and model is None:
             raise ConfigError("has no effect without a model", where=option, hint="add --model")
-    asked = Format(columns, chat, pairs or PAIRINGS[0], min_gap or 0.0)  # type: ignore[arg-type]  # checked above
+    asked = replace(
+        format_with(columns, chat),
+        pairs=pairs or PAIRINGS[0],  # type: ignore[arg-type]  # checked above
+        min_gap=min_gap or 0.0,
+    )
     return Question(
         str(data), asked, model, held_out, max_length,
         template=template, score=score,
@@ -142,32 +145,29 @@ def examine(question: Question) -> Examination:
     inspector = PairInspector(statistics=True)
     if question.held_out is not None:
         inspector = inspector.watching(_held_out(question.held_out, question.format))
-    form, rows = recognised(read_data(question.data), question.format)
+    form, read = recognised(read_data(question.data), question.format)
     task = question.task(form, inspector=inspector)
-    first = list(islice(rows, TEMPLATE_ROWS))
+    example, rows = first_pair(read, form)
     found = _Found(form)
     with counting("check", question.name) as advance:
-        for chunk in chunks(chain(first, rows), task):
+        for chunk in chunks(rows, task):
             found.add(chunk)
             advance(chunk.rows)
     no_row(found.rows, question.name)
     if encoder is not None:
-        found.tally.add(_of_template(encoder, first, form))
+        found.tally.add(_of_template(encoder, example))
     found.tally.add(found.content.findings())
     if question.held_out is not None:
         found.tally.add(found.content.leaks(inspector.held_out))
     statistics = found.statistics()
     found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))
     usable = found.rows - found.left_out
-    return Examination(found.rows, usable, found.tally.kinds(), form, statistics)
+    shown = () if example is None else tuple(describe_pair(example, form))
+    return Examination(found.rows, usable, found.tally.kinds(), form, statistics, shown)
 
 
-def _of_template(
-    encoder: Encoder, rows: Sequence[Row | Finding], form: Format
-) -> Iterator[Finding]:
+def _of_template(encoder: Encoder, first: Pair | None) -> Iterator[Finding]:
     """At most one finding about the template, from the first pair that can be read."""
-    read = (read_row(row, form) for row in rows if isinstance(row, Row))
-    first = next((pair for found in read for pair in found if isinstance(pair, Pair)), None)
     if first is not None and (finding := template_finding(encoder, first)):
         yield finding
 

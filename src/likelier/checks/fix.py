@@ -14,9 +14,9 @@ from likelier.chat.messages import Chat
 from likelier.checks.across import digest
 from likelier.checks.examine import Question
 from likelier.checks.pairs import repeats_prompt
-from likelier.data.formats import recognised
 from likelier.data.load import no_row
 from likelier.data.records import Pair, text_of
+from likelier.data.shapes import recognised
 from likelier.data.sources import files_of, read_data
 from likelier.data.workers import chunks
 

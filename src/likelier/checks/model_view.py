@@ -16,8 +16,8 @@ from likelier.checks.rules import finding
 from likelier.checks.shortcuts import estimate
 from likelier.checks.summary import Examination, ModelView, Tally
 from likelier.data.encode import encode_completion, encode_pairs
-from likelier.data.formats import recognised
 from likelier.data.records import Pair, TokenPair
+from likelier.data.shapes import recognised
 from likelier.data.sources import read_data
 from likelier.data.workers import Task, process_rows
 from likelier.generation.sample import sample

@@ -15,9 +15,10 @@ from likelier.checks.pairs import DECOMPOSED, last_words
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import SHORTCUT_ACCURACY, Lengths
 from likelier.checks.summary import Examination, describe
-from likelier.data.formats import Format, read_row, recognised
+from likelier.data.formats import read_row
 from likelier.data.read import kind_of
 from likelier.data.records import Pair, Row
+from likelier.data.shapes import Format, recognised
 from likelier.data.sources import Data, read_data
 from likelier.data.workers import row_of
 from likelier.pages import render_page

@@ -13,7 +13,7 @@ from likelier.base.findings import Finding
 from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Estimate, Lengths, Probe
-from likelier.data.formats import Format
+from likelier.data.shapes import Format
 from likelier.pages.texts import text
 
 MAX_LOCATIONS = 20  # of each code that are kept and shown
@@ -72,7 +72,8 @@ class ModelView:
 class Examination:
     """Everything found: of ``rows`` rows ``usable`` can be used.
 
-    ``kinds`` come gravest and most frequent first. ``model_view`` is None where no pair was scored.
+    ``kinds`` come gravest and most frequent first. ``example`` are lines that show the first pair,
+    none where no row can be read. ``model_view`` is None where no pair was scored.
     """
 
     rows: int
@@ -80,6 +81,7 @@ class Examination:
     kinds: tuple[Kind, ...]
     form: Format
     statistics: Statistics
+    example: tuple[str, ...] = ()
     model_view: ModelView | None = None
 
     def count(self, severity: str) -> int:
@@ -156,6 +158,7 @@ def as_data(found: Examination) -> dict[str, Any]:
         "format": {
             **{key: getattr(found.form, key) for key in ("shape", "columns", "chat", "style")},
             "description": found.form.describe(),
+            "example": list(found.example),
         },
         "statistics": asdict(found.statistics),
         "reference": asdict(found.model_view) if found.model_view else None,

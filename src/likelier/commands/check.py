@@ -51,7 +51,8 @@ def check(
 
 def _print(found: Examination) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(visible(found.form.describe()), soft_wrap=True, style="dim")
+    for line in (found.form.describe(), *found.example):
+        console.print(visible(line), soft_wrap=True, style="dim")
     for line in describe(found):
         console.print(visible(line), soft_wrap=True)
     print_kinds(found.kinds, found.rows, found.usable)

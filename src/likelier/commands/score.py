@@ -9,21 +9,21 @@ from likelier.base.files import write_text
 from likelier.base.terminal import say
 from likelier.batching.batch import completions_of
 from likelier.data.encode import encode_pairs
-from likelier.data.formats import Format
 from likelier.data.load import read_pairs, refuse
+from likelier.data.shapes import format_with
 from likelier.model.load import load
 from likelier.reference.cache import cached_reference
 from likelier.training.memory import memory_of, tokens_per_batch
 
 
-def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str]) -> None:
+def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str | None]) -> None:
     """Write one JSON object a row: source, summed log-probs in nats, scored tokens.
 
     To standard output, or to ``out``, which is replaced whole. Values are cached by content.
 
     Raises DataError where a row cannot be used: every row gets its values or none does.
     """
-    read = read_pairs(data, Format(columns))  # a bad row is found before any model is loaded
+    read = read_pairs(data, format_with(columns))  # a bad row is found before any model is loaded
     policy = load(model)
     encoder = policy.encoder()
     pairs, findings = encode_pairs(encoder, read)

@@ -16,9 +16,9 @@ from likelier.base.terminal import say, visible
 from likelier.batching.batch import completions_of, tree_batch
 from likelier.batching.tree import common_length
 from likelier.chat.tokenizer import Encoder, build_encoder
-from likelier.data.formats import Format, recognised
 from likelier.data.load import no_row, refuse
 from likelier.data.records import Completion, TokenPair
+from likelier.data.shapes import Format, format_with, recognised
 from likelier.data.sources import read_data
 from likelier.data.workers import Shared, Task, chunks, unpack_tokens
 from likelier.model.load import load_tokenizer
@@ -35,7 +35,7 @@ def show(
     data: Path,
     model: str,
     number: int,
-    columns: Mapping[str, str],
+    columns: Mapping[str, str | None],
     chat: bool = False,
     template: Mapping[str, Any] | None = None,
     html: Path | None = None,
@@ -47,7 +47,7 @@ def show(
     """
     tokenizer, generation = load_tokenizer(model)
     encoder = build_encoder(tokenizer, generation, template)
-    pairs = _first_pairs(data, encoder, Format(columns, chat), number)
+    pairs = _first_pairs(data, encoder, format_with(columns, chat), number)
     shown = [_shown(pair, tokenizer) for pair in pairs]
     if html is not None:
         page = render_page("show.html", ["page.css"], name=str(data), pairs=shown)

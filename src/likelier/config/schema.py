@@ -94,8 +94,8 @@ class ModelConfig(Section):
 
 
 ColumnName = Literal[
-    "prompt", "chosen", "rejected", "system", "tools", "origin", "completions", "scores",
-    "completion", "label", "score", "first", "second", "preference",
+    "prompt", "input", "history", "chosen", "rejected", "system", "tools", "origin",
+    "completions", "scores", "completion", "label", "score", "first", "second", "preference",
     "chosen_score", "rejected_score", "margin", "weight",
 ]  # fmt: skip
 
@@ -118,8 +118,8 @@ class DataConfig(Section):
     eval: Annotated[str, AfterValidator(_eval_source)] | None = Field(
         "5%", description="held out: a share like 5% (split by prompt), a file, or null"
     )
-    columns: dict[ColumnName, NonEmpty] = Field(
-        {}, description="our column: the file's column, where it is not recognised"
+    columns: dict[ColumnName, NonEmpty | None] = Field(
+        {}, description="our column: the file's, where it is not recognised; null: none"
     )
     chat: bool = Field(False, description="make a user's and an assistant's turn of plain texts")
     ranked: RankedConfig = Field(

@@ -1,12 +1,12 @@
-"""How rows write preferences: the format, recognised by the first rows, and the pairs of a row."""
+"""Rows of a recognised format made into pairs, or why that cannot be done."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, combinations, groupby, islice
-from typing import Any, Literal
+from dataclasses import replace
+from itertools import chain, combinations, islice
+from typing import Any
 
-from likelier.base.errors import ConfigError
 from likelier.base.findings import Finding, Unfit
 from likelier.chat.messages import (
     Chat,
@@ -18,208 +18,34 @@ from likelier.chat.messages import (
     kind_of_value,
     missing,
     mixed,
-    odd_character,
     read_messages,
     read_number,
     read_text,
-    suggestion,
 )
+from likelier.chat.written import begins_with, is_within, list_in, said_in, stripped, turns_in
 from likelier.data.records import Pair, Row, text_of
+from likelier.data.shapes import (
+    NEEDED,
+    ROWS_LOOKED_AT,
+    SIGNED,
+    Format,
+    check_rivals,
+    counts_down,
+    is_empty,
+)
 from likelier.pages.texts import text
 
-Shape = Literal["pairs", "ranked", "scored", "compared", "labelled"]
-ROWS_LOOKED_AT = 200  # to recognise a format
 MAX_CHARACTERS = 2_000_000  # of a prompt or a completion; a tokenizer takes 150 bytes for each
-
-# Our name of a column, and what others call it: the first that is there is taken.
-COLUMN_ALIASES: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "question", "instruction", "query", "input", "context",
-               "conversations", "conversation", "messages", "history"),
-    "chosen": ("chosen", "chosen_response", "response_chosen"),
-    "rejected": ("rejected", "rejected_response", "response_rejected"),
-    "system": ("system", "system_prompt"),
-    "tools": ("tools",),
-    "origin": ("source", "dataset", "origin"),
-    "completions": ("completions", "responses", "answers", "generations", "candidates"),
-    "scores": ("scores", "ratings", "rating", "ranks", "rankings", "rank"),
-    "completion": ("completion", "response", "answer"),
-    "label": ("label", "kto_tag"),
-    "score": ("score", "rating", "reward", "overall_score", "helpfulness"),
-    "first": ("response1", "response_0", "response_a", "conversation_a", "human_ref_A"),
-    "second": ("response2", "response_1", "response_b", "conversation_b", "human_ref_B"),
-    "preference": ("overall_preference", "better_response_id", "winner", "labels", "preference"),
-    "chosen_score": ("chosen_score", "score_chosen", "chosen_rating"),
-    "rejected_score": ("rejected_score", "score_rejected", "rejected_rating"),
-    "margin": ("margin",),
-    "weight": ("weight",),
-}  # fmt: skip
-COLUMN_NAMES = tuple(COLUMN_ALIASES)  # what `data.columns` may name
-NEEDED: dict[Shape, tuple[str, ...]] = {
-    "pairs": ("chosen", "rejected"),
-    "labelled": ("completion", "label"),
-    "ranked": ("completions",),
-    "compared": ("first", "second", "preference"),
-    "scored": ("prompt", "completion", "score"),
-}
-_BESIDE = ("prompt", "system", "tools", "origin")
-OPTIONAL: dict[Shape, tuple[str, ...]] = {
-    "pairs": (*_BESIDE, "chosen_score", "rejected_score", "margin", "weight"),
-    "labelled": (*_BESIDE, "weight"),
-    "ranked": (*_BESIDE, "scores"),
-    "compared": _BESIDE,
-    "scored": _BESIDE[1:],
-}
 # What a list of completions calls the text, the score and the rank of each.
 TEXT_KEYS = ("response", "completion", "text", "answer", "output", "generation")
 SCORE_KEYS = ("fine-grained_score", "overall_score", "score", "rating", "reward")
 RANK_KEY = "rank"
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-_ABSENT = object()
+_ABSENT: Any = object()
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
+_TIES = ("both", "bothbad", "both_bad", "neither", "draw", "equal", "same")
+SHOWN_CHARACTERS = 90  # of each side of the pair that is shown
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
-
-
-@dataclass(frozen=True)
-class Format:
-    """How rows write preferences: what the user says of it, and what `recognised` finds.
-
-    ``columns`` maps our names of columns to the file's. ``chat`` makes plain texts a user's and an
-    assistant's turn, so that the model's template is used for them. Of a list of completions
-    ``pairs`` says which are compared, and ``min_gap`` by how much their scores must differ.
-    ``shape`` and ``style`` (what kind of texts they are, in words) are always recognised.
-    """
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    chat: bool = False
-    pairs: Literal["best-worst", "best-rest", "all"] = "best-worst"
-    min_gap: float = 0.0
-    shape: Shape = "pairs"
-    style: str = ""
-
-    def describe(self) -> str:
-        """What was recognised, in one line."""
-        names = [
-            name if name == theirs else f"{name} = {theirs}"
-            for name, theirs in self.columns.items()
-        ]
-        shape, columns = text(f"check.format.{self.shape}"), ", ".join(names)
-        if not self.style:
-            return text("check.format.columns", shape=shape, columns=columns)
-        return text("check.format.columns_style", shape=shape, style=self.style, columns=columns)
-
-
-def recognised(
-    rows: Iterable[Row | Finding], asked: Format
-) -> tuple[Format, Iterator[Row | Finding]]:
-    """The format of rows, and all of the rows; scored completions of one prompt become one row.
-
-    Raises ConfigError for a key of ``columns`` that is none of ours, and for a choice of pairs
-    that no list of completions would use.
-    """
-    for name in asked.columns:
-        if name not in COLUMN_NAMES:
-            hint = suggestion(name, COLUMN_NAMES, f"the keys are {', '.join(COLUMN_NAMES)}")
-            raise ConfigError(f'unknown key "{name}"', where="data.columns", hint=hint)
-    iterator = iter(rows)
-    first = list(islice(iterator, ROWS_LOOKED_AT))
-    records = [row.record for row in first if isinstance(row, Row)]
-    form = recognise(records, asked)
-    default = (form.pairs, form.min_gap) == (Format.pairs, Format.min_gap)
-    if form.shape not in ("ranked", "scored") and not default:
-        what = f"has no effect: the data have {form.describe()}"
-        raise ConfigError(what, where="data.ranked", hint="remove data.ranked")
-    rows = chain(first, iterator)
-    return form, _grouped(rows, form) if form.shape == "scored" else rows
-
-
-def recognise(records: Sequence[Mapping[str, Any]], asked: Format) -> Format:
-    """The format of rows, known by the names of their columns and, where these say too little,
-    by what stands in them. The columns that are asked for win over what is found.
-    """
-    columns = asked.columns
-    present: dict[str, Any] = {}
-    for record in records:
-        for key, value in record.items():
-            if present.get(key) is None:
-                present[key] = value
-    found = {name: columns.get(name) or _alias(name, present) for name in COLUMN_NAMES}
-    shape = _shape(found, present, columns)
-    wanted = (*NEEDED[shape], *OPTIONAL[shape])
-    used = {name: theirs for name in wanted if (theirs := found[name])}
-    used |= {name: theirs for name, theirs in columns.items() if name in wanted}
-    if _is_implied(shape, used, present, columns):
-        used.pop("prompt", None)
-    ordered = {name: used[name] for name in COLUMN_NAMES if name in used}
-    style = _style(shape, ordered, present, asked.chat)
-    return replace(asked, shape=shape, columns=ordered, style=style)
-
-
-def _alias(name: str, present: Mapping[str, Any]) -> str | None:
-    return next((alias for alias in COLUMN_ALIASES[name] if alias in present), None)
-
-
-def _shape(
-    found: Mapping[str, str | None], present: Mapping[str, Any], columns: Mapping[str, str]
-) -> Shape:
-    """The shape whose columns are named in ``columns``, else the first whose columns are there."""
-    asked = [shape for shape, names in NEEDED.items() if set(names) & columns.keys() - {"prompt"}]
-    for shape in asked or NEEDED:
-        if all(found[name] for name in NEEDED[shape]) and _fits(shape, found, present):
-            return shape
-    return asked[0] if asked else "pairs"
-
-
-def _fits(shape: Shape, found: Mapping[str, str | None], present: Mapping[str, Any]) -> bool:
-    def value(name: str) -> Any:
-        return present.get(found[name] or "")
-
-    if shape == "ranked":
-        return isinstance(value("completions"), (list, tuple))
-    if shape in ("scored", "labelled"):
-        number = value("score" if shape == "scored" else "label")
-        return not isinstance(number, (list, tuple, dict))
-    return True
-
-
-def _is_implied(
-    shape: Shape, used: Mapping[str, str], present: Mapping[str, Any], columns: Mapping[str, str]
-) -> bool:
-    """Whether whole conversations stand in the answers, and the prompt found is a guess."""
-    if shape != "pairs" or "prompt" in columns or used.get("prompt") == "prompt":
-        return False
-    chosen = present.get(used.get("chosen", ""))
-    if is_transcript(chosen):
-        return True
-    first = chosen[0] if isinstance(chosen, (list, tuple)) and len(chosen) > 1 else None
-    speaker = first.get("role", first.get("from")) if isinstance(first, dict) else None
-    return speaker in ("user", "system", "human")
-
-
-def _style(shape: Shape, columns: Mapping[str, str], present: Mapping[str, Any], chat: bool) -> str:
-    """What kind of texts they are, in a word or two."""
-    answer = present.get(columns.get(NEEDED[shape][-1 if shape == "scored" else 0], ""))
-    if shape == "ranked":
-        inside = "scores" not in columns
-        return text("check.format.scores_inside" if inside else "check.format.scores")
-    if isinstance(answer, (list, tuple, dict)):
-        return text("check.format.chats" if "prompt" in columns else "check.format.whole_chats")
-    if is_transcript(answer):
-        return text("check.format.transcripts")
-    as_chats = chat or "system" in columns or "tools" in columns
-    return text("check.format.texts_as_chats" if as_chats else "check.format.texts")
-
-
-def _grouped(rows: Iterable[Row | Finding], form: Format) -> Iterator[Row | Finding]:
-    """Neighbours with one prompt, each with one completion, as one row with a list of them."""
-    prompt, text, score = (form.columns[name] for name in ("prompt", "completion", "score"))
-    together = groupby(rows, lambda row: row.record.get(prompt) if isinstance(row, Row) else row)
-    for _, group in together:
-        first, *others = group
-        if isinstance(first, Finding):
-            yield first
-            continue
-        records = [row.record for row in (first, *others) if isinstance(row, Row)]
-        listed = [{"response": one.get(text), "score": one.get(score)} for one in records]
-        yield Row(first.source, {**first.record, "completions": listed}, len(listed))
 
 
 def read_row(row: Row, form: Format) -> list[Pair | Finding]:
@@ -228,7 +54,13 @@ def read_row(row: Row, form: Format) -> list[Pair | Finding]:
     An error `Finding` stands for a pair or a row that cannot be read, a note for a row that holds
     no preference.
     """
+    for field in form.columns.values() or PAIR_COLUMNS:
+        if isinstance(cell := row.record.get(field), Finding):  # what its reader says of it
+            return [replace(cell, source=row.source, field=field)]
     try:
+        for name in form.rivals:
+            if name != "prompt":
+                check_rivals(row.record, form, name)
         if form.shape == "pairs":
             found: Sequence[Pair | Finding] = [_pair(row, form)]
         elif form.shape == "labelled":
@@ -238,6 +70,47 @@ def read_row(row: Row, form: Format) -> list[Pair | Finding]:
     except Unfit as unfit:
         return [unfit.at(row.source)]
     return [one for each in found for one in (_usable(each) if isinstance(each, Pair) else [each])]
+
+
+def first_pair(
+    rows: Iterable[Row | Pair | Finding], form: Format
+) -> tuple[Pair | None, Iterator[Row | Pair | Finding]]:
+    """The first pair that can be read of the first rows, if any, and all of the rows."""
+    iterator = iter(rows)
+    first = list(islice(iterator, ROWS_LOOKED_AT))
+    read = (read_row(row, form) if isinstance(row, Row) else [row] for row in first)
+    pairs = (pair for found in read for pair in found if isinstance(pair, Pair))
+    return next(pairs, None), chain(first, iterator)
+
+
+def describe_pair(pair: Pair, form: Format) -> list[str]:
+    """A pair in short lines, each side behind the columns that it comes from, for a person who
+    sees whether the columns were understood.
+    """
+    answers = [form.columns[name] for name in NEEDED[form.shape] if name in form.columns]
+    asks = [form.columns[name] for name in ("system", "history", "prompt", "input")
+            if name in form.columns]  # fmt: skip
+    lines = [text("check.example", source=pair.source)]
+    for name, side in pair.sides.items():
+        said = side if isinstance(side, str) else " | ".join(map(_in_short, side))
+        columns = form.columns.get(name) or " or ".join(answers[:2])
+        if name == "prompt":
+            columns = " + ".join(asks) or answers[0]
+        lines.append(f"  {name} ({columns}): {_shortened(said)}")
+    return lines
+
+
+def _in_short(turn: Mapping[str, Any]) -> str:
+    content = turn.get("content") or ("(calls a tool)" if turn.get("tool_calls") else "")
+    return f"{turn['role']}: {content if isinstance(content, str) else '(…)'}"
+
+
+def _shortened(said: str) -> str:
+    """The beginning and the end of a long text, in one line."""
+    if len(said) > SHOWN_CHARACTERS:
+        half = SHOWN_CHARACTERS // 2
+        said = f"{said[:half]} … {said[-half:]}"
+    return " ".join(said.split())
 
 
 def _usable(pair: Pair) -> list[Pair] | list[Finding]:
@@ -251,21 +124,11 @@ def _usable(pair: Pair) -> list[Pair] | list[Finding]:
             for name, size in huge.items()
             if size > MAX_CHARACTERS
         ]  # fmt: skip
-    if pair.label is None and _stripped(pair.chosen) == _stripped(pair.rejected):
+    if pair.label is None and stripped(pair.chosen) == stripped(pair.rejected):
         message = "chosen and rejected are the same text"
         hint = "delete the row or set data.on_bad_row: drop"
         return [Finding("identical", "error", pair.source, None, message, hint)]
     return [pair]
-
-
-def _stripped(side: str | Chat) -> Any:
-    """A completion without the spaces around its texts: what two of them must differ in."""
-    if isinstance(side, str):
-        return side.strip()
-    return [
-        {key: value.strip() if isinstance(value, str) else value for key, value in turn.items()}
-        for turn in side
-    ]
 
 
 def _pair(row: Row, form: Format) -> Pair:
@@ -273,8 +136,8 @@ def _pair(row: Row, form: Format) -> Pair:
     or Human/Assistant transcripts.
     """
     record, columns = row.record, form.columns
-    prompt, chosen, rejected = _sides(record, columns, form.chat)
-    better, worse = (_number(record, columns, name) for name in ("chosen_score", "rejected_score"))
+    prompt, chosen, rejected = _sides(record, form)
+    better, worse = (_rated(record, columns, name) for name in ("chosen_score", "rejected_score"))
     scores = (better, worse) if better is not None and worse is not None else None
     margin = _number(record, columns, "margin")
     if margin is None and scores:
@@ -289,12 +152,18 @@ def _unpaired(row: Row, form: Format) -> Pair:
     columns = form.columns
     for name in ("completion", "label"):
         if columns[name] not in row.record:
-            missing(row.record, columns, name, columns)
+            missing(row.record, columns, name, columns.keys() - {name})
     field = columns["completion"]
-    value = as_list(row.record[field])
-    is_chat = form.chat or isinstance(value, (list, tuple))
-    prompt = _prompt(row.record, columns, is_chat)
-    completion = _completion(value, field, prompt)
+    value = turns_in(row.record[field], field)
+    prompt: str | Chat
+    completion: str | Chat
+    if "prompt" not in columns and isinstance(value, list) and len(value) > 1:
+        whole = read_messages(value, field)
+        check_end(whole, field)
+        prompt, completion = _opened(whole[:-1], row.record, columns), whole[-1:]
+    else:
+        prompt = _prompt(row.record, form, form.chat or isinstance(value, (list, tuple)))
+        completion = _completion(value, field, prompt)
     label = row.record[columns["label"]]
     known = _LABELS.get(str(label).strip().lower())
     if known is None:
@@ -317,22 +186,28 @@ def _beside(row: Row, form: Format) -> dict[str, Any]:
 def _cell(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> tuple[str, Any]:
     """The file's name of one of our columns and what the row has there, None where nothing."""
     field = columns.get(name)
-    return (field, record.get(field)) if field is not None else (name, None)
+    if field is None:
+        return name, None
+    value = record.get(field)
+    return field, None if is_empty(value) else value
 
 
-def _sides(
-    record: Mapping[str, Any], columns: Mapping[str, str], chat: bool
-) -> tuple[str | Chat, str | Chat, str | Chat]:
+def _sides(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, str | Chat, str | Chat]:
     """Prompt, chosen and rejected, all as text or all as messages."""
+    columns = form.columns
     theirs = {name: columns.get(name, name) for name in PAIR_COLUMNS}
-    prompt, chosen, rejected = (as_list(record.get(theirs[name], _ABSENT)) for name in PAIR_COLUMNS)
-    for name, value in (("chosen", chosen), ("rejected", rejected)):
-        if value is _ABSENT:
+    for name in ("chosen", "rejected"):
+        if theirs[name] not in record:
             missing(record, columns, name, PAIR_COLUMNS)
+    prompt = _ABSENT if "prompt" in form.ignored else _asked(record, theirs["prompt"])
+    chosen, rejected = (turns_in(record[theirs[n]], theirs[n]) for n in PAIR_COLUMNS[1:])
     if is_transcript(chosen) and is_transcript(rejected):
         chosen, rejected = from_transcript(chosen), from_transcript(rejected)
         prompt = from_transcript(prompt) if is_transcript(prompt) else prompt
     are_chats = [isinstance(value, (list, tuple)) for value in (chosen, rejected)]
+    replaced = prompt is _ABSENT and "prompt" not in columns and are_chats == [True, False]
+    if replaced and len(chosen) > 1:
+        rejected, are_chats = [{"role": "assistant", "content": rejected}], [True, True]
     if prompt is _ABSENT and ("prompt" in columns or not all(are_chats)):
         missing(record, columns, "prompt", PAIR_COLUMNS)
     if not all(are_chats):
@@ -340,51 +215,101 @@ def _sides(
             mixed("chosen", "one of chosen and rejected is a list of messages, the other is not")
         if isinstance(prompt, (list, tuple)):
             mixed("prompt", "the prompt is a list of messages, the answers are not")
-        prompt = _prompt(record, columns, chat)
+        prompt = _prompt(record, form, form.chat)
         chosen = _completion(chosen, theirs["chosen"], prompt)
         return prompt, chosen, _completion(rejected, theirs["rejected"], prompt)
     chosen = read_messages(chosen, theirs["chosen"])
-    rejected = read_messages(rejected, theirs["rejected"])
+    rejected = _rejected_turns(rejected, theirs["rejected"], replaced)
     check_end(chosen, theirs["chosen"])
     check_end(rejected, theirs["rejected"])
-    if prompt is _ABSENT and "assistant" in (chosen[0]["role"], rejected[0]["role"]):
+    if prompt is _ABSENT and chosen[0]["role"] == "assistant":
         missing(record, columns, "prompt", PAIR_COLUMNS)
+    if "assistant" in (chosen[0]["role"], rejected[0]["role"]):
+        check_rivals(record, form, "prompt")
     turns, chosen, rejected = _chats(prompt, chosen, rejected, theirs)
-    return _with_system(turns, record, columns), chosen, rejected
+    return _opened(turns, record, columns), chosen, rejected
 
 
-def _prompt(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> str | Chat:
+def _rejected_turns(value: Any, field: str, is_text: bool) -> Chat:
+    """The messages of a rejected answer; of one that was a text the error names the column."""
+    if is_text:
+        return ({"role": "assistant", "content": read_text(value[0]["content"], field)},)
+    return read_messages(value, field)
+
+
+def _asked(record: Mapping[str, Any], field: str) -> Any:
+    """The cell of the prompt, of the object that hosted services write its messages."""
+    value = record.get(field, _ABSENT)
+    if isinstance(value, Mapping) and "messages" in value:
+        return as_list(value["messages"])
+    return turns_in(value, field)
+
+
+def _prompt(record: Mapping[str, Any], form: Format, as_chat: bool) -> str | Chat:
     """The prompt of a row as text, or as messages where it is written or wanted so.
 
-    A system text, tools or ``chat`` make a user's turn of a plain text.
+    A system text, tools, earlier turns or ``as_chat`` make a user's turn of a plain text.
     """
+    columns = form.columns
     field = columns.get("prompt", "prompt")
-    value = as_list(record.get(field, _ABSENT))
+    value = _ABSENT if "prompt" in form.ignored else _asked(record, field)
     if value is _ABSENT:
         missing(record, columns, "prompt", ("prompt",))
+    check_rivals(record, form, "prompt")
     if isinstance(value, str) and value.lstrip().startswith("Human:"):
         value = from_transcript(value)
+    beside, more = _cell(record, columns, "input")
     if isinstance(value, (list, tuple)):
-        return _with_system(read_messages(value, field), record, columns)
-    text = read_text(value, field)
-    if not (chat or "system" in columns or _tools(record, columns)):
-        return text
-    return _with_system(({"role": "user", "content": text},), record, columns)
+        if more is not None:
+            mixed(beside, "the prompt is a list of messages, and this column is to be joined to it")
+        return _opened(read_messages(value, field), record, columns)
+    if more is None:
+        said = read_text(value, field)
+    else:
+        said = read_text(more, beside)
+        said = said if value == "" else f"{read_text(value, field)}\n{said}"
+    if not (as_chat or {"system", "history"} & columns.keys() or _tools(record, columns)):
+        return said
+    return _opened(({"role": "user", "content": said},), record, columns)
 
 
-def _with_system(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
-    """A chat that begins with the row's system text, where the row has one and the chat has not."""
+def _opened(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
+    """A chat behind the row's earlier turns, and behind its system text where the chat has none."""
+    first, earlier = chat[0]["role"] == "system", _earlier_turns(record, columns)
+    chat = (*chat[:first], *earlier, *chat[first:])
     field, value = _cell(record, columns, "system")
-    if value is None or value == "" or chat[0]["role"] == "system":
+    if value is None or chat[0]["role"] == "system":
         return chat
-    if not isinstance(value, str) or odd_character(value):
-        read_text(value, field)
-    return ({"role": "system", "content": value}, *chat)
+    return ({"role": "system", "content": read_text(value, field)}, *chat)
+
+
+def _earlier_turns(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
+    """What was said before the prompt: twos of a question and its answer, or messages."""
+    field, value = _cell(record, columns, "history")
+    value = list_in(value)
+    if is_empty(value):
+        return ()
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(two, (list, tuple)) and len(two) == 2 for two in value
+    ):
+        return tuple(
+            {"role": role, "content": read_text(said, f"{field}[{number}]")}
+            for number, two in enumerate(value)
+            for role, said in zip(("user", "assistant"), two, strict=True)
+        )
+    turns = read_messages(as_list(value), field)
+    check_end(turns, field)
+    return turns
 
 
 def _tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
-    """The tools that a row offers: a list of objects, or that list as JSON text."""
+    """The tools that a row offers: a list of objects, or that list as JSON text; they may stand
+    beside the messages of the prompt.
+    """
     field, value = _cell(record, columns, "tools")
+    prompt = record.get(columns.get("prompt", "prompt"))
+    if value is None and isinstance(prompt, Mapping):
+        field, value = f"{columns.get('prompt')}.tools", prompt.get("tools")
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -402,7 +327,7 @@ def _tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
 def _number(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> float | None:
     """The number in one of our columns; None where the row has none. A weight is not negative."""
     field, value = _cell(record, columns, name)
-    if value is None or value == "" or value != value:  # NaN: how tables write that there is none
+    if value is None:
         return None
     number = read_number(value, field)
     if name == "weight" and number < 0:
@@ -410,35 +335,49 @@ def _number(record: Mapping[str, Any], columns: Mapping[str, str], name: str) ->
     return number
 
 
+def _rated(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> float | None:
+    """The score in one of our columns, higher where better; None where the row has none."""
+    number = _number(record, columns, name)
+    return -number if number is not None and counts_down(columns[name]) else number
+
+
 def _chats(
     prompt: Any, chosen: Chat, rejected: Chat, theirs: Mapping[str, str]
 ) -> tuple[Chat, Chat, Chat]:
     """Both answers after one prompt; conversations that repeat the prompt lose it."""
-    whole = chosen[0]["role"] != "assistant" and rejected[0]["role"] != "assistant"
+    whole = [side[0]["role"] != "assistant" for side in (chosen, rejected)]
     field = theirs["prompt"]
     if isinstance(prompt, (list, tuple)):
         given = read_messages(prompt, field)
-        count = len(given)
-        if whole and chosen[:count] == given == rejected[:count]:
-            chosen, rejected = chosen[count:], rejected[count:]
-        check_start(chosen, theirs["chosen"])
-        check_start(rejected, theirs["rejected"])
-        return given, chosen, rejected
-    if prompt is not _ABSENT:
-        text = read_text(prompt, field)
-        if not whole:
+        if not all(whole) or all(begins_with(side, given) for side in (chosen, rejected)):
+            cut = len(given) if all(whole) else 0
+            chosen, rejected = chosen[cut:], rejected[cut:]
+            check_start(chosen, theirs["chosen"])
+            check_start(rejected, theirs["rejected"])
+            return given, chosen, rejected
+    elif prompt is not _ABSENT:
+        given = ({"role": "user", "content": read_text(prompt, field).strip()},)
+        if not all(whole):
             mixed(field, "the prompt is text, the answers are lists of messages")
+    if whole == [True, False]:
+        cut = len(chosen) - 1
+        if len(rejected) > 1:  # it answers the last turn that is not the assistant's own work
+            cut = max(n for n, turn in enumerate(chosen, 1) if turn["role"] == "user")
+        return chosen[:cut], chosen[cut:], rejected
     shared, chosen, rejected = _split(chosen, rejected)
-    if prompt is not _ABSENT and shared[-1].get("content") != text:
-        message = "the prompt is not the last turn that both conversations share"
-        raise Unfit("prompt", field, message, "fix the prompt, or delete that column")
+    if prompt is not _ABSENT and not is_within(given, shared):
+        message = "the prompt is not among the turns that both conversations share"
+        hint = "fix the prompt, or set data.columns.prompt: null"
+        raise Unfit("prompt", field, message, hint)
     return shared, chosen, rejected
 
 
 def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
     """Cut two conversations after the whole messages that they share."""
     shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+    for one, other in zip(chosen, rejected, strict=False):
+        if said_in(one) != said_in(other):
+            break
         shared += 1
     cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # each answer keeps a turn
     roles = {chosen[cut]["role"], rejected[cut]["role"]}
@@ -457,9 +396,8 @@ def _ranked(row: Row, form: Format) -> list[Pair] | list[Finding]:
 
     Scores are kept: higher is better (ranks become their negatives).
     """
-    prompt = _prompt(row.record, form.columns, form.chat)
     read = _of_comparison if form.shape == "compared" else _of_list
-    completions = read(row.record, form, prompt)
+    prompt, completions = read(row.record, form)
     chosen = [
         (better, worse)
         for better, worse in _choices(completions, form.pairs)
@@ -496,12 +434,17 @@ def _choices(completions: list[_Scored], how: str) -> list[tuple[_Scored, _Score
     return list(combinations(ordered, 2))
 
 
-def _of_list(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
+def _of_list(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, list[_Scored]]:
+    prompt = _prompt(record, form, form.chat)
     field = form.columns.get("completions", "completions")
-    items = record.get(field)
+    items = list_in(record.get(field))
     if not isinstance(items, (list, tuple)):
-        missing(record, form.columns, "completions", form.columns)
+        if field not in record:
+            missing(record, form.columns, "completions", form.columns.keys() - {"completions"})
+        message = f"a list of completions expected, found {kind_of_value(items)}"
+        raise Unfit("type", field, message, "write a list of texts or of objects")
     beside, scores = _cell(record, form.columns, "scores")
+    scores = list_in(scores)
     if scores is not None and (not isinstance(scores, (list, tuple)) or len(scores) != len(items)):
         message = f"{len(items)} completions, but not as many scores"
         raise Unfit("score", beside, message, "give one score for each completion")
@@ -510,11 +453,11 @@ def _of_list(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> lis
         place = f"{field}[{number}]"
         if scores is not None:
             score = read_number(scores[number], f"{beside}[{number}]")
-            score = -score if beside.startswith("rank") else score
+            score = -score if counts_down(beside) else score
         else:
             score = _inner_score(item, place)
         completions.append((score, _completion(_inner_text(item, place), place, prompt)))
-    return completions
+    return prompt, completions
 
 
 def _inner_score(item: Any, place: str) -> float:
@@ -540,43 +483,78 @@ def _inner_text(item: Any, place: str) -> Any:
 
 def _completion(value: Any, field: str, prompt: str | Chat) -> str | Chat:
     """An answer in the form of its prompt: text, or messages."""
-    value = as_list(value)
+    value = turns_in(value, field)
     if isinstance(value, (list, tuple)):
         if isinstance(prompt, str):
             hint = "write both as text, or set data.chat: true"
             raise Unfit("mixed", field, "messages answer a prompt that is text", hint)
         turns = read_messages(value, field)
-        if turns[: len(prompt)] == prompt:
+        if begins_with(turns, prompt):
             turns = turns[len(prompt) :]
         check_start(turns, field)
         check_end(turns, field)
         return turns
-    text = read_text(value, field)
-    return text if isinstance(prompt, str) else ({"role": "assistant", "content": text},)
+    said = read_text(value, field)
+    return said if isinstance(prompt, str) else ({"role": "assistant", "content": said},)
 
 
-def _of_comparison(record: Mapping[str, Any], form: Format, prompt: str | Chat) -> list[_Scored]:
+def _of_comparison(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, list[_Scored]]:
     columns = form.columns
     first, second = (
-        _completion(record.get(columns[name]), columns[name], prompt)
-        for name in ("first", "second")
+        turns_in(record.get(columns[name]), columns[name]) for name in ("first", "second")
     )
-    lead = _lead(record.get(columns["preference"]), columns["preference"])
-    return [(lead, first), (0.0, second)]
+    prompt: str | Chat
+    if "prompt" in columns or not (isinstance(first, list) and isinstance(second, list)):
+        prompt = _prompt(record, form, form.chat)
+        first, second = (
+            _completion(value, columns[name], prompt)
+            for name, value in (("first", first), ("second", second))
+        )
+    else:
+        whole = [read_messages(first, columns["first"]), read_messages(second, columns["second"])]
+        check_end(whole[0], columns["first"])
+        check_end(whole[1], columns["second"])
+        turns, first, second = _split(*whole)
+        prompt = _opened(turns, record, columns)
+    return prompt, [(_lead(record, columns), first), (0.0, second)]
 
 
-def _lead(value: Any, field: str) -> float:
+def _lead(record: Mapping[str, Any], columns: Mapping[str, str]) -> float:
     """By how much the first of two answers is better.
 
-    ``winner``: model_a, model_b or a tie. ``better_response_id``: 0 is the first. ``labels``: 1 is
-    the first. ``overall_preference``: below 0 is the first.
+    A word names an answer: by its column, its model, or as ``model_a``. Numbers mean something
+    under the names that published sets gave them: ``better_response_id`` (0 is the first),
+    ``labels`` (1 is the first) and ``overall_preference`` (below 0 is the first).
     """
-    if isinstance(value, str) and not value.lstrip("-").isdigit():
-        sides = {"model_a": 1.0, "a": 1.0, "model_b": -1.0, "b": -1.0}
-        if "tie" in value.lower() or value.lower() in sides:
-            return sides.get(value.lower(), 0.0)
-        raise Unfit("score", field, "no such winner", "write model_a, model_b or tie")
-    number = read_number(value, field)
-    if field == "better_response_id":
-        return 1.0 if number == 0 else -1.0
-    return (1.0 if number == 1 else -1.0) if field == "labels" else -number
+    field = columns["preference"]
+    value = record.get(field)
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return _winner(value.strip().lower(), record, columns)
+    if field == SIGNED:
+        return -read_number(value, field)
+    best = {"better_response_id": 0, "labels": 1}.get(field)
+    if best is not None and (number := read_number(value, field)) in (0, 1):
+        return 1.0 if number == best else -1.0
+    if best is None and isinstance(value, (bool, int, float, str)) and value == value:
+        message = "nothing says which answer this number means"
+    else:
+        message = f"a name of one of the answers expected, found {str(value)[:20]}"
+    raise Unfit("score", field, message, text("check.readings"))
+
+
+def _winner(word: str, record: Mapping[str, Any], columns: Mapping[str, str]) -> float:
+    """1 where a word names the first answer, -1 where the second, 0 for a tie."""
+    named = []
+    words_of = {"first": ("a", "model_a", "first"), "second": ("b", "model_b", "second")}
+    for name, words in words_of.items():
+        column = columns[name]
+        model = record.get(f"model{column.removeprefix('response').removeprefix('conversation')}")
+        known = {*words, column.lower(), str(model).strip().lower() if model else words[0]}
+        named.append(word in known)
+    if named == [False, False] and (word.startswith("tie") or word in _TIES):
+        return 0.0
+    if named[0] == named[1]:
+        what = "both answers have this name" if named[0] else "no answer has this name"
+        hint = f"write {columns['first']}, {columns['second']} or tie"
+        raise Unfit("score", columns["preference"], what, hint)
+    return 1.0 if named[0] else -1.0

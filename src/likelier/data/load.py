@@ -16,9 +16,10 @@ from likelier.config.losses import SigmoidLoss, needs
 from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit
-from likelier.data.formats import Format, read_row, recognised
+from likelier.data.formats import describe_pair, first_pair, read_row
 from likelier.data.memory import rows_from_memory
 from likelier.data.records import Pair, Row, TokenPair
+from likelier.data.shapes import Format, format_with, recognised
 from likelier.data.sources import Data, read_data
 from likelier.data.split import held_out, parted, split_by_prompt
 from likelier.data.workers import (
@@ -39,13 +40,15 @@ PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
 class Dataset:
     """The pairs to train on and those held out.
 
-    ``counts`` says how many rows were used, dropped and trimmed; ``findings`` are located in rows.
+    ``counts`` says how many rows were used, dropped and trimmed; ``findings`` are located in rows;
+    ``example`` are lines that show the first training pair and the columns that it comes from.
     """
 
     train: tuple[TokenPair, ...]
     eval: tuple[TokenPair, ...]
     counts: dict[str, Any]
     findings: tuple[Finding, ...] = ()
+    example: tuple[str, ...] = ()
 
     @property
     def pairs(self) -> tuple[TokenPair, ...]:
@@ -96,7 +99,7 @@ def load(
         task = replace(task, split_seed=None if share is None else seed)
         side = read(data.train, train, "train", task)
         ours, held = _split_off(side, share, seed, needs(loss, "label"))
-        return Dataset(tuple(ours), tuple(held), side.counts, side.findings)
+        return Dataset(tuple(ours), tuple(held), side.counts, side.findings, side.example)
     other = read(data.eval_path or "", eval, "eval", replace(task, keep_pairs=bool(inspector)))
     inspector = inspector and inspector.watching(other.pairs)
     side = read(data.train, train, "train", replace(task, inspector=inspector))
@@ -110,7 +113,7 @@ def load(
         other.counts["findings"]["leak"] = len(leaks)
     counts = {**side.counts, "eval": other.counts}
     findings = (*side.findings, *other.findings, *leaks)
-    return Dataset(side.tokens, other.tokens, counts, findings)
+    return Dataset(side.tokens, other.tokens, counts, findings, side.example)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ class _Side:
     chunks: tuple[Chunk, ...]
     findings: tuple[Finding, ...]
     counts: dict[str, Any]
+    example: tuple[str, ...]
 
 
 def _read_side(
@@ -141,6 +145,7 @@ def _read_side(
     form, items = recognised(found, task.form)
     if needs(loss, "mismatched"):
         items = _with_mismatched(items, form, data, loss, seed, where)
+    first, items = first_pair(items, form)
     tokens: list[TokenPair] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
@@ -173,8 +178,9 @@ def _read_side(
         "trimmed": codes["trimmed"],
         "findings": dict(codes),
     }
+    example = () if first is None else (form.describe(), *describe_pair(first, form))
     as_read = tuple(_as_the_loss_reads(fitted, loss, task.encoder))
-    return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts)
+    return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts, example)
 
 
 def _as_the_loss_reads(
@@ -318,4 +324,5 @@ def no_row(count: int, where: str) -> None:
 def format_of(data: DataConfig) -> Format:
     """What a config says of the format of its rows."""
     columns = {str(ours): theirs for ours, theirs in data.columns.items()}
-    return Format(columns, data.chat, data.ranked.pairs, data.ranked.min_gap)
+    form = format_with(columns, data.chat)
+    return replace(form, pairs=data.ranked.pairs, min_gap=data.ranked.min_gap)

@@ -235,10 +235,7 @@ _DECODER = json.JSONDecoder(
 
 
 def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
-    """Rows of a CSV file; the place is the line on which a row begins.
-
-    A cell that holds a JSON list or object is read as one, so that chats fit into a table.
-    """
+    """Rows of a CSV file, all cells text; the place is the line on which a row begins."""
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(_text_lines(file), strict=True)
     line = 1
@@ -280,16 +277,7 @@ def _csv_row(cells: list[str], header: list[str], source: str) -> Row | Finding:
         message = f"{len(cells)} cells, but the header has {len(header)}"
         hint = 'put a cell that holds a comma or a line break in "…"'
         return Finding("csv", "error", source, None, message, hint)
-    return Row(source, dict(zip(header, map(_cell, cells), strict=True)))
-
-
-def _cell(text: str) -> Any:
-    if text.startswith(("[{", '["', "{")):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text
+    return Row(source, dict(zip(header, cells, strict=True)))
 
 
 def read_parquet(file: BinaryIO, name: str) -> Iterator[Row | Finding]:

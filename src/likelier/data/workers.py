@@ -34,8 +34,9 @@ from likelier.base.findings import Finding
 from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.fit import fit_each
-from likelier.data.formats import Format, read_row
+from likelier.data.formats import read_row
 from likelier.data.records import Completion, Pair, Row, TokenPair
+from likelier.data.shapes import Format
 from likelier.data.split import prompt_keys, prompt_signatures
 
 ROWS_AT_ONCE = 500  # of a chunk
