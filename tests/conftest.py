@@ -1,6 +1,7 @@
 """Every test alike: no network, one thread, a cache of its own, the same examples every time."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ settings.register_profile("tests", deadline=None, derandomize=True, max_examples
 # HYPOTHESIS_PROFILE=search looks for new counter-examples.
 settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _bfloat16_products() -> Iterator[None]:
+    """A processor that has them, whatever this one has; tests of one that lacks them say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("likelier.model.load.multiplies_bfloat16", lambda device: True)
+        yield
 
 
 @pytest.fixture(autouse=True)

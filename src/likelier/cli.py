@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -215,6 +215,12 @@ def score(
         Path | None, typer.Option(help="JSONL file, which is replaced; without it, the terminal.")
     ] = None,
     columns: ColumnsOption = None,
+    chat: ChatOption = False,
+    template: TemplateOption = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float64"],
+        typer.Option(help="What to compute in; auto is the checkpoint's own where fast."),
+    ] = "auto",
 ) -> None:
     """Write the log-probs of every chosen and rejected answer.
 
@@ -223,7 +229,7 @@ def score(
     _check_versions()
     from likelier.commands.score import score as score_pairs
 
-    score_pairs(data, model, out, _columns(columns))
+    score_pairs(data, model, out, _columns(columns), chat, _template(template), dtype)
 
 
 ConfigArgument = Annotated[

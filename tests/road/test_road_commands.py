@@ -1,6 +1,7 @@
 """The whole road by its commands: check, show, score, train, score again, report."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 from tests.support.runs import Place, make_place
-from tests.support.tiny import pair_rows, write_rows
+from tests.support.tiny import TEMPLATE, pair_rows, write_rows
 
 from likelier import get_logprob
 from likelier.cli import main
@@ -85,6 +86,25 @@ def test_score_is_what_a_plain_forward_gives(place: Place, tmp_path: Path) -> No
             assert row[f"{side}_tokens"] == len(each)
     again = score(chats, place.base, tmp_path / "again.jsonl")
     assert again == scored  # from the cache, to the bit
+
+
+def test_score_takes_the_settings_of_a_run(place: Place, tmp_path: Path) -> None:
+    """``data.chat``, ``data.template`` and ``model.dtype``, as options."""
+    template = "{{ mark }}" + TEMPLATE
+    base = Path(shutil.copytree(place.base, tmp_path / "base"))
+    (base / "chat_template.jinja").write_text(template, encoding="utf-8")
+    chats = write_rows(tmp_path / "chats.jsonl", pair_rows(4))
+    texts = [{name: turns[0]["content"] for name, turns in row.items()} for row in pair_rows(4)]
+    plain = write_rows(tmp_path / "plain.jsonl", texts)
+    marked = ("--template", "mark=<|system|>")
+    expected = score(chats, base, tmp_path / "a.jsonl", *marked)
+    found = score(plain, base, tmp_path / "b.jsonl", *marked, "--chat")
+    bare = score(plain, base, tmp_path / "c.jsonl", "--chat")
+    exact = score(plain, base, tmp_path / "d.jsonl", "--chat", "--dtype", "float64")
+    for ours, theirs, other, wide in zip(found, expected, bare, exact, strict=True):
+        assert ours["chosen_logp"] == theirs["chosen_logp"] != other["chosen_logp"]
+        assert other["chosen_logp"] == pytest.approx(wide["chosen_logp"], abs=1e-4)
+        assert other["chosen_logp"] != wide["chosen_logp"]
 
 
 def test_score_writes_nothing_where_a_row_is_bad(

@@ -188,12 +188,14 @@ def test_show_and_score(stand_in):
     columns = ["--columns", "prompt=질문", "--columns", "chosen=a=b"]
     assert main(["show", "a.jsonl", "--model", "m", "-n", "2", *columns]) == 0
     assert main(["score", "a.jsonl", "--model", "m", "--out", "o.jsonl"]) == 0
-    assert main(["score", "a.jsonl", "--model", "m"]) == 0
+    settings = ["--chat", "--template", "thinking=false", "--dtype", "float32"]
+    assert main(["score", "a.jsonl", "--model", "m", *settings]) == 0
+    assert main(["score", "a.jsonl", "--model", "m", "--dtype", "int8"]) == 2
     named = {"prompt": "질문", "chosen": "a=b"}
     assert shown == [(Path("a.jsonl"), "m", 2, named, False, {}, None)]
     assert scored == [
-        (Path("a.jsonl"), "m", Path("o.jsonl"), {}),
-        (Path("a.jsonl"), "m", None, {}),
+        (Path("a.jsonl"), "m", Path("o.jsonl"), {}, False, {}, "auto"),
+        (Path("a.jsonl"), "m", None, {}, True, {"thinking": False}, "float32"),
     ]
 
 

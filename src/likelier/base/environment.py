@@ -80,14 +80,16 @@ def _accelerators() -> list[dict[str, Any]]:
     ]
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16 products; without, they are slow.
+def multiplies_bfloat16(device: str = "cpu") -> bool:
+    """Whether this processor or GPU has instructions for bfloat16 products; without, they are slow.
 
     torch has functions for it that are not public yet. Where it has none of them, True.
     """
     import torch
 
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return True
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     supported = [bool(getattr(torch.cpu, name)()) for name in names if hasattr(torch.cpu, name)]

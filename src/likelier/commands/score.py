@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from likelier.base.files import write_text
 from likelier.base.terminal import say
@@ -16,16 +17,27 @@ from likelier.reference.cache import cached_reference
 from likelier.training.memory import memory_of, tokens_per_batch
 
 
-def score(data: Path, model: str, out: Path | None, columns: Mapping[str, str | None]) -> None:
+def score(
+    data: Path,
+    model: str,
+    out: Path | None,
+    columns: Mapping[str, str | None],
+    chat: bool = False,
+    template: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+) -> None:
     """Write one JSON object a row: source, summed log-probs in nats, scored tokens.
 
     To standard output, or to ``out``, which is replaced whole. Values are cached by content.
+    ``chat`` makes turns of plain texts, ``template`` holds arguments of the chat template, and
+    ``dtype`` is what is computed in.
 
     Raises DataError where a row cannot be used: every row gets its values or none does.
     """
-    read = read_pairs(data, format_with(columns))  # a bad row is found before any model is loaded
-    policy = load(model)
-    encoder = policy.encoder()
+    # A bad row is found before any model is loaded.
+    read = read_pairs(data, format_with(columns, chat))
+    policy = load(model, dtype=dtype)
+    encoder = policy.encoder(template)
     pairs, findings = encode_pairs(encoder, read)
     refuse(findings, "error")
     if policy.backend_reason:

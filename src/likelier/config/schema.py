@@ -87,7 +87,9 @@ class ModelConfig(Section):
 
     path: PathText = Field(description="model folder or Hub id")
     revision: NonEmpty | None = Field(None, description="branch, tag or commit of a Hub id")
-    dtype: Dtype = Field("auto", description="compute dtype; auto = the checkpoint's")
+    dtype: Dtype = Field(
+        "auto", description="compute dtype; auto = the checkpoint's, float32 where that is slow"
+    )
     save_dtype: Dtype = Field(
         "auto", description="dtype of the saved weights; auto = the initial policy's"
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -41,7 +42,8 @@ def load(
 ) -> Policy:
     """Load a model and its tokenizer from a folder or by Hub id, ready to be trained.
 
-    ``dtype`` ``auto`` is the checkpoint's own. Without ``device_map`` the model goes to the
+    ``dtype`` is what is computed in; ``auto`` is the checkpoint's own where that is fast, else
+    float32, and then says so (see `compute_dtype`). Without ``device_map`` the model goes to the
     first GPU where there is one, else to the CPU. Code from the Hub is never run and pickled
     weights are never read.
 
@@ -52,9 +54,13 @@ def load(
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     with _in_one_line(where), quietly():
         base = _base_of_adapter(where, revision)
+        home = base or (where, revision)
         wanted = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+        on_gpu = torch.cuda.is_available() and device_map != "cpu"
         try:
-            model = _load_weights(*(base or (where, revision)), wanted, placed)
+            stored = _stored_dtype(*home)
+            compute, reason = compute_dtype(wanted, stored, "cuda" if on_gpu else "cpu")
+            model = _load_weights(*home, compute, placed)
         except InputMissing as error:
             if base is None:
                 raise
@@ -65,7 +71,31 @@ def load(
         if base is not None:
             model = _with_adapter(model, where, revision)
         tokenizer = _tokenizer(where, revision, base)
+    if reason is not None:
+        say(f"computing in {dtype_name(compute)}: {reason}")
     return Policy(model.train(), tokenizer, where)
+
+
+def compute_dtype(
+    wanted: str | torch.dtype, stored: torch.dtype, device: str
+) -> tuple[torch.dtype, str | None]:
+    """The dtype that a model computes in on a kind of device, and the reason where it is news.
+
+    ``wanted`` is a dtype, or ``auto``: the ``stored`` one of the checkpoint, but bfloat16 for
+    float16, which overflows, and float32 where there are no bfloat16 products: a backward without
+    them was measured 300 times slower than in float32.
+    """
+    slow = f"this {'GPU' if device == 'cuda' else 'processor'} has no bfloat16 products"
+    if isinstance(wanted, torch.dtype):
+        is_slow = wanted == torch.bfloat16 and not multiplies_bfloat16(device)
+        return wanted, f"{slow}, so that float32 is many times faster" if is_slow else None
+    if not is_half(stored):
+        return stored, None
+    if not multiplies_bfloat16(device):
+        return torch.float32, f"the weights are {dtype_name(stored)}, and {slow}"
+    if stored == torch.float16:
+        return torch.bfloat16, "the weights are float16, which overflows in training"
+    return stored, None
 
 
 def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
@@ -83,9 +113,11 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
                 where=f"model.path: {config.model.path}",
                 hint="the weights are damaged; get them again",
             )
-    on_cpu = policy.device.type == "cpu"
-    if on_cpu and is_half(policy.causal_lm.dtype) and not multiplies_bfloat16():
-        say("this processor has no bfloat16 products: model.dtype=float32 is several times faster")
+    if handed_over is not None and is_half(policy.causal_lm.dtype):
+        given = policy.causal_lm.dtype
+        better, reason = compute_dtype("auto", given, policy.device.type)
+        if reason is not None:
+            say(f"computing in {dtype_name(given)}: {reason}; hand over model.to({better})")
     return policy
 
 
@@ -178,6 +210,17 @@ def _load_weights(
     return model
 
 
+def _stored_dtype(where: str, revision: str | None) -> torch.dtype:
+    """The dtype of a checkpoint, as its configuration names it, or else as its weights show it."""
+    with _in_one_line(where):
+        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+        named = config.dtype or config.get_text_config().dtype
+    if not isinstance(named, torch.dtype):  # not said, or one for each part
+        named = _load_weights(where, revision, "auto", {}).dtype
+    assert isinstance(named, torch.dtype)
+    return named
+
+
 def _with_adapter(model: nn.Module, where: str, revision: str | None) -> nn.Module:
     import peft  # slow to import, and only adapters need it
 
@@ -232,6 +275,11 @@ def parse_dtype(name: str) -> str | torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"no dtype is called {name}", where="model.dtype")
     return found
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager
