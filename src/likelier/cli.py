@@ -378,7 +378,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "likelier"
-        return _print_error(error.format_message(), f"see `{command} --help`", error.exit_code)
+        hint = _key_instead(error, words) or f"see `{command} --help`"
+        return _print_error(error.format_message(), hint, error.exit_code)
     except BrokenPipeError:
         return CLOSED_PIPE
     except SystemExit as stop:  # rich ends the process where its reader has gone
@@ -393,6 +394,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         return _print_error(*describe_error(error))
+
+
+def _key_instead(error: TyperException, words: Sequence[str]) -> str | None:
+    """What to write for an option such as ``--epochs 3`` where a command takes keys of a config."""
+    option = getattr(error, "option_name", None)
+    if option is None or words[0] not in ("train", "plan"):
+        return None
+    from likelier.config.explain import hint_for_word
+    from likelier.config.strict_yaml import argument
+
+    given = next(word for word in words if word.partition("=")[0] == option)
+    name, equals, value = given.lstrip("-").replace("-", "_").partition("=")
+    following = [*words[words.index(given) + 1 :], "true"][0]
+    value = given.partition("=")[2] if equals else following
+    return hint_for_word(name, True if value.startswith("-") else argument(value, name))
 
 
 def _print_error(what: str, hint: str | None, code: int) -> int:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from likelier.base.findings import Finding
 from likelier.base.terminal import visible
 from likelier.checks.summary import Kind, print_kinds
 from likelier.cli import app, main
-from likelier.config import json_schema
+from likelier.config import json_schema, load_config
 
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
 GOOD = {"prompt": "파이썬이 뭐야?", "chosen": "배우기 쉬운 언어입니다.", "rejected": "뱀이지~"}
@@ -347,6 +348,28 @@ def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys):
         assert main(words) == 65
         said = capsys.readouterr().err
         assert said.startswith("Traceback") and said.endswith("error: is wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["--epochs", "3"], "train.epochs=3"),
+        (["--batch-size=8"], "train.pairs_per_step=8"),
+        (["--rank", "4"], "adapter.r=4"),
+        (["--learning_rate", "5e-7"], "optim.lr=5.0e-07"),
+        (["--bf16"], "model.dtype=bfloat16"),
+        (["--beta", "0.2", "loss.name=hinge"], "loss.beta=0.2"),
+        (["--model", "some/model"], "model.path=some/model"),
+        (["--lora_target_modules", "[q, v]"], "'adapter.targets=[q, v]'"),
+    ],
+)
+def test_an_option_is_answered_with_its_key(words, written, capsys):
+    for command in ("train", "plan"):
+        assert main([command, "config.yaml", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.splitlines()[1] == f"  write {written}"
+        keys = ["data.train=d.jsonl", "out=o", *shlex.split(written)]
+        load_config(None, keys if "model.path=" in written else ["model.path=m", *keys])
 
 
 def test_a_bug_is_one_line_and_70(stand_in, capsys):

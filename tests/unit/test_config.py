@@ -1,13 +1,16 @@
 """A config is read strictly, every mistake is one clear line, and what is written reads back."""
 
 import copy
+import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from likelier.base.errors import ConfigError, InputMissing
 from likelier.config import (
@@ -365,8 +368,8 @@ def test_a_config_from_another_trainer_is_answered_in_one_go():
         "bf16": True,
     }
     message = refused({**LEAST, **foreign})
-    assert message.count("write train.pairs_per_step: 32") == 2
-    assert "write optim.lr: 5.0e-07" in message and "write model.dtype: bfloat16" in message
+    write = "write optim.lr: 5.0e-07 · train.pairs_per_step: 32 · model.dtype: bfloat16"
+    assert write in message and len(message.splitlines()) == 2
 
 
 def test_every_answer_names_a_key_that_exists():
@@ -402,6 +405,188 @@ def test_every_converted_value_is_one_we_take():
             shown, yaml_text._Loader
         )
         config_from(tree)
+
+
+# What TRL 1.16's DPOConfig adds to transformers' TrainingArguments, with its defaults.
+OF_DPO_CONFIG = {
+    "activation_offloading": False, "beta": 0.1, "dataset_num_proc": None, "disable_dropout": True,
+    "discopop_tau": 0.05, "f_alpha_divergence_coef": 0.5, "f_divergence_type": "reverse_kl",
+    "label_smoothing": 0.0, "ld_alpha": None, "loss_type": ["sigmoid"], "loss_weights": None,
+    "max_length": 1024, "model_init_kwargs": None, "pad_to_multiple_of": "auto", "pad_token": None,
+    "padding_free": False, "precompute_ref_batch_size": None, "precompute_ref_log_probs": False,
+    "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512, "router_aux_loss_coef": None,
+    "sync_ref_model": False, "truncation_mode": "keep_start", "trust_remote_code": False,
+    "use_weighting": False,
+}  # fmt: skip
+OF_TRAINING_ARGUMENTS = {
+    field.name: None if field.default is dataclasses.MISSING else field.default
+    for field in dataclasses.fields(TrainingArguments)
+}
+
+
+@pytest.mark.parametrize("name", sorted(OF_DPO_CONFIG | OF_TRAINING_ARGUMENTS))
+def test_every_key_of_dpo_config_has_its_answer(name):
+    """At its default: our key with a value that we take, or why it is not needed."""
+    value = (OF_TRAINING_ARGUMENTS | OF_DPO_CONFIG)[name]
+    plain_value = getattr(value, "value", value)  # of an enum
+    message = refused({**LEAST, name: plain_value})
+    assert message.startswith(f"{name}: "), message
+    hint = message.split("\n  ")[1]
+    assert hint.startswith(("write ", "leave it out", "our key is ")), message
+    if hint.startswith("write ") and name != "label_smoothing":
+        follow(hint)
+
+
+def follow(hint: str) -> Config:
+    """The least config with what a hint tells people to write."""
+    tree = copy.deepcopy(LEAST)
+    for written in hint.removeprefix("write ").split(" · "):
+        key, colon, shown = written.partition(": ")
+        assert colon, written
+        section, _, leaf = key.rpartition(".")
+        value = yaml.load(shown, yaml_text._Loader)
+        (tree.setdefault(section, {}) if section else tree)[leaf] = value
+    return config_from(tree)
+
+
+AXOLOTL = """
+base_model: meta-llama/Llama-3.1-8B-Instruct
+model_type: LlamaForCausalLM
+load_in_8bit: true
+rl: dpo
+datasets:
+  - {path: a/pairs, type: chat_template.default, split: train}
+  - {path: more.jsonl, type: chat_template.default}
+dataset_prepared_path: last_run_prepared
+val_set_size: 0.05
+output_dir: ./outputs/dpo-out
+sequence_len: 4096
+sample_packing: false
+adapter: lora
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+bf16: auto
+flash_attention: true
+warmup_steps: 10
+weight_decay: 0.0
+"""
+LLAMA_FACTORY = """
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+trust_remote_code: true
+stage: dpo
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+pref_beta: 0.2
+pref_loss: orpo
+dataset: data/pairs.json
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+preprocessing_num_workers: 16
+output_dir: saves/dpo
+save_steps: 500
+plot_loss: true
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 5.0e-6
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+val_size: 0.1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "trainer", "ours"),
+    [
+        (AXOLOTL, "Axolotl", {
+            "model.path": "meta-llama/Llama-3.1-8B-Instruct", "loss.name": "sigmoid",
+            "data.train": {"a/pairs:train": 1.0, "more.jsonl": 1.0}, "data.eval": "5%",
+            "data.max_length": 4096, "adapter.kind": "lora", "adapter.r": 32, "adapter.alpha": 16,
+            "train.pairs_per_step": 8, "train.epochs": 4.0, "optim.lr": 0.0002, "optim.warmup": 10,
+            "model.dtype": "auto",
+        }),
+        (LLAMA_FACTORY, "LLaMA-Factory", {
+            "model.path": "meta-llama/Meta-Llama-3-8B-Instruct", "loss.name": "orpo",
+            "loss.beta": 0.2, "data.train": "data/pairs.json", "data.eval": "10%",
+            "adapter.targets": "all-linear", "adapter.r": 8, "train.pairs_per_step": 8,
+            "train.save_every": 500, "optim.lr": 5e-6, "model.dtype": "bfloat16",
+        }),
+    ],
+)  # fmt: skip
+def test_a_whole_config_of_another_trainer_is_answered_and_followed(text, trainer, ours, file):
+    with pytest.raises(ConfigError) as raised:
+        load_config(file(text))
+    what, write, leave_out = str(raised.value).split("\n  ")
+    assert what.startswith(f"this is a config of {trainer}: ")
+    assert leave_out.startswith("leave out ") and write.startswith("write ")
+    config = follow(write)
+    for key, value in ours.items():
+        section, _, leaf = key.rpartition(".")
+        assert getattr(getattr(config, section), leaf) == value, key
+    keys = yaml.safe_load(text).keys() - ours.keys()
+    left_out = [name for name in keys if NEEDLESS.get(name)]
+    assert left_out and all(name in leave_out for name in left_out)
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "answer"),
+    [
+        (["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 1.0], {"nll": 1.0}),
+        (["sigmoid", "sft"], None, {"name": "sigmoid", "nll": 1.0}),
+        (["apo_zero", "nca_pair"], None, {"name": "mixture"}),
+    ],
+)
+def test_several_losses_of_trl_become_a_mixture(losses, weights, answer):
+    message = refused({**LEAST, "loss_type": losses, "loss_weights": weights})
+    loss = follow(message.split("\n  ")[1]).loss
+    assert {key: getattr(loss, key) for key in answer} == answer
+    if loss.name == "mixture" and weights:
+        assert [(part.name, part.weight) for part in loss.parts] == [("sigmoid", 0.8), ("bco", 0.2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pairs.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'),
+        ("pairs.json", '[{"prompt": "a", "chosen": "b", "rejected": "c"}]'),
+        ("pairs.json", '{"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}'),
+        ("pairs.csv", "prompt,chosen,rejected\na,b,c\n"),
+        ("pairs.parquet", "PAR1"),
+        ("my pairs.jsonl.gz", ""),
+    ],
+)
+def test_data_where_a_config_is_expected(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    message = str(raised.value)
+    assert "these are data, and a config is needed here" in message
+    words = shlex.split(message.splitlines()[-1])
+    assert words[:2] == ["likelier", "train"]
+    assert load_config(None, words[2:]).data.train == str(path)  # the cure can be followed
+
+
+@pytest.mark.parametrize(
+    ("inside", "answer"),
+    [("run.json", "config.yaml"), ("config.json", "write model.path="), ("x", "a YAML config")],
+)
+def test_a_folder_where_a_config_is_expected(tmp_path, inside, answer):
+    (tmp_path / inside).write_text("{}")
+    with pytest.raises(InputMissing, match=answer):
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize("bad", [{3: 4}, {"data": {None: 1}}])

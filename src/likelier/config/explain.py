@@ -1,5 +1,6 @@
 """What is wrong with a config, in one line: the key, the value, and what to write instead."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -8,11 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from likelier.base.errors import ConfigError
-from likelier.config.other_trainers import NEEDLESS, RENAMED, hint_for_key
+from likelier.config.other_trainers import NEEDLESS, RENAMED, hint_for_key, trainer_of
 from likelier.config.schema import json_schema
 from likelier.config.strict_yaml import flow
 
 Schema = Mapping[str, Any]
+
+# Sections that others give as one word, and a key of theirs that holds such a word.
+_SAME_AS = {"model": "base_model", "data": "dataset_path", "adapter": "finetuning_type",
+            "loss": "pref_loss", "reference": "ref_model"}  # fmt: skip
 
 
 def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
@@ -22,6 +27,7 @@ def explain(error: ValidationError, given: Mapping[str, Any]) -> ConfigError:
     """
     problems = error.errors(include_url=False)
     unknown = [_keys(p["loc"], given) for p in problems if _is_unknown(p)]
+    unknown += [[name] for name in (*_SAME_AS, "optim") if isinstance(given.get(name), str)]
     if unknown:
         return _unknown(unknown, given)
     problem = problems[0]
@@ -74,21 +80,56 @@ def _value_at(keys: Sequence[str], given: Any) -> Any:
 
 
 def _unknown(unknown: Sequence[Sequence[str]], given: Mapping[str, Any]) -> ConfigError:
-    hints = [_instead(keys, given) for keys in unknown]
+    hints = {".".join(keys): _instead(keys, given) for keys in unknown}
     if len(unknown) == 1:
-        return ConfigError("unknown key", where=".".join(unknown[0]), hint=hints[0])
-    names = [".".join(keys) for keys in unknown]
-    each = " · ".join(f"{name}: {hint}" for name, hint in zip(names, hints, strict=True))
-    return ConfigError(f"unknown keys: {', '.join(names)}", hint=each)
+        name, hint = next(iter(hints.items()))
+        what = "unknown key"
+        if name in given and name in _known_keys():
+            what = f"{_short(given[name])} is not possible; write a section"
+        return ConfigError(what, where=name, hint=hint)
+    trainer = trainer_of(set(given))
+    what = f"unknown keys: {', '.join(hints)}"
+    if trainer is not None:
+        what = f"this is a config of {trainer}: {len(hints)} of its keys are not ours"
+    return ConfigError(what, hint=_together(hints))
+
+
+def hint_for_word(name: str, value: Any) -> str:
+    """What to write on a command line instead of an option ``--name value``."""
+    hint = _instead([name], {name: value})
+    key, colon, shown = hint.removeprefix("write ").partition(": ")
+    return f"write {shlex.quote(f'{key}={shown}')}" if hint[:6] == "write " and colon else hint
+
+
+def _together(hints: Mapping[str, str]) -> str:
+    """The hints of several keys, in two lines: what to write, and what to leave out."""
+    to_write = [hint.removeprefix("write ") for hint in hints.values() if hint[:6] == "write "]
+    reasons: dict[str, list[str]] = {}
+    others = []
+    for name, hint in hints.items():
+        if hint.startswith("leave it out"):
+            reason = hint.removeprefix("leave it out").removeprefix(": ")
+            reasons.setdefault(reason, []).append(name)
+        elif not hint.startswith("write "):
+            others.append(f"{name}: {hint}")
+    written = [f"write {' · '.join(dict.fromkeys(to_write))}"] if to_write else []
+    left_out = [
+        ", ".join(names) + (f" ({reason})" if reason else "") for reason, names in reasons.items()
+    ]
+    lines = [" · ".join([*written, *others])]
+    lines += [f"leave out {' · '.join(left_out)}"] if left_out else []
+    return "\n  ".join(filter(None, lines))
 
 
 def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
     """What to do about an unknown key: the nearest right one, or why there is none."""
     *above, name = keys
     value, dotted, known = _value_at(keys, given), ".".join(keys), list(_known_keys())
+    if isinstance(value, str) and not above and name in _SAME_AS:
+        return hint_for_key(_SAME_AS[name], {_SAME_AS[name]: value}) or ""
     if "." in name:
         return f"nest it: {name.replace('.', ': {')}: {_short(value)}{'}' * name.count('.')}"
-    if dotted in known:
+    if dotted in known and above:
         section = above[0]
         kind = "{kind: none}" if section == "adapter" else "{name: ...}"
         return f"another kind of {section} has this key; {section}={kind} replaces the section"
@@ -96,6 +137,9 @@ def _instead(keys: Sequence[str], given: Mapping[str, Any]) -> str:
         return hint
     elsewhere = [key for key in known if _leaf(key) == name]
     if len(elsewhere) == 1 and not isinstance(value, Mapping):
+        kinds = [member.get("type") for member in _members(_schema_at(elsewhere[0].split(".")))]
+        if value is None and "null" not in kinds:
+            return "leave it out"
         return f"write {elsewhere[0]}: {_short(value)}"
     siblings = [key for key in known if key.split(".")[:-1] == above]
     for keys_to_try in (siblings, known):

@@ -1,84 +1,40 @@
-"""The keys of other trainers and of earlier versions, and what to write instead of each."""
+"""What to write instead of a key of another trainer: our key, with its value in our words."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from likelier.config.strict_yaml import flow
+from likelier.config.strict_yaml import flow, parse
 from likelier.losses.declare import ALIASES, LOSSES
 
-# Our key, and what other trainers and earlier versions of likelier call it.
-_OTHER_NAMES = {
-    "adapter.alpha": "lora_alpha",
-    "adapter.kind": "use_peft",
-    "adapter.r": "lora_r",
-    "adapter.targets": "lora_target_modules target_modules",
-    "data.eval": "eval_strategy evaluation_strategy",
-    "data.overlong": "truncation_mode",
-    "data.train": "dataset_name dataset_path",
-    "loss.name": "loss_type",
-    "model.dtype": "bf16 torch_dtype",
-    "model.path": "model_name_or_path",
-    "model.revision": "model_revision",
-    "optim.betas": "adam_beta1 adam_beta2",
-    "optim.eps": "adam_epsilon",
-    "optim.lr": "learning_rate",
-    "optim.max_grad_norm": "max_grad_norm",
-    "optim.schedule": "lr_scheduler_type",
-    "optim.warmup": "warmup_ratio warmup_steps",
-    "out": "output_dir",
-    "reference.path": "ref_model ref_model_name_or_path",
-    "track": "report_to",
-    "train.deterministic": "full_determinism",
-    "train.epochs": "num_train_epochs",
-    "train.eval_every": "eval_steps",
-    "train.keep": "save_total_limit",
-    "train.log_every": "logging_steps",
-    "train.pairs_per_step": "per_device_train_batch_size gradient_accumulation_steps",
-    "train.save_every": "save_steps save_strategy",
-    "train.steps": "max_steps",
-    "train.tokens_per_batch": "tokens_per_pass",
-}
-RENAMED = {name: key for key, names in _OTHER_NAMES.items() for name in names.split()}
-
-# What to do about keys that have no equal here, and the keys.
-_WITHOUT_EQUAL = {
-    "leave it out: the run decides this itself": "attn_implementation packing padding_free "
-    "dataloader_num_workers per_device_eval_batch_size precompute_ref_batch_size",
-    "leave it out: compiling the layers is no longer offered, because it saved 1 to 4 % of the "
-    "time in float32 and made some steps take twice as long": "compile torch_compile",
-    "leave it out: dropout is always off, so that log-probs compare":
-    "disable_dropout dropout lora_dropout",
-    "leave it out: float16 overflows; model.dtype: bfloat16 is the half-size dtype": "fp16",
-    "leave it out: no secret belongs in a config; use the environment's HF_TOKEN":
-    "hub_token token",
-    "write loss.smoothing with loss.name: cdpo (or robust): sigmoid has none": "label_smoothing",
-    "leave it out: quantised bases are not offered": "load_in_4bit load_in_8bit",
-    "leave it out: everything is written under out": "logging_dir",
-    "leave it out: data.max_length bounds prompt and answer together":
-    "max_completion_length max_prompt_length",
-    "leave it out: the optimizer is AdamW; its section is optim": "optim",
-    "leave it out: a finished run is never overwritten; change out": "overwrite_output_dir",
-    "leave it out: reference log-probs are always computed once": "precompute_ref_log_probs",
-    "leave it out: nothing is uploaded": "push_to_hub",
-    "leave it out: further columns are never touched": "remove_unused_columns",
-    "leave it out: the same command resumes where the run stopped": "resume_from_checkpoint",
-    "leave it out: the run is named by its folder, out": "run_name",
-}  # fmt: skip
-NEEDLESS = {name: hint for hint, names in _WITHOUT_EQUAL.items() for name in names.split()}
+_TABLE = Path(__file__).with_suffix(".yaml")  # every key of theirs
+_KEYS = parse(_TABLE.read_text("utf-8"), _TABLE.name)
+RENAMED, NEEDLESS = (
+    {name: given for given, names in _KEYS[kind].items() for name in names.split()}
+    for kind in ("renamed", "needless")
+)
 
 # By our key: their value as text, and ours. Values of keys that are not here stay as they are.
 _LEAVE_OUT, _NO_EQUAL = object(), object()
 _VALUES: dict[str, dict[str, Any]] = {
-    "adapter.kind": {"True": "lora", "False": "none"},
-    "data.eval": {"no": None, "False": None},
+    "adapter.kind": {"True": "lora", "False": "none", "lora": "lora", "full": "none"}
+    | {"none": "none"},
+    "data.eval": {"no": None, "False": None, "0": None, "0.0": None},
     "data.overlong": {},
-    "loss.name": {name: name for name in LOSSES} | ALIASES,
+    "loss.divergence": {
+        "reverse_kl": _LEAVE_OUT,
+        "forward_kl": "forward_kl",
+        "js_divergence": "js",
+        "alpha_divergence": "alpha",
+    },
+    "loss.name": {name: name for name in LOSSES} | ALIASES | {"kto_pair": "kto"},
+    "loss.wpo": {"True": True, "False": _LEAVE_OUT},
     "model.dtype": {
         **{name: name for name in ("auto", "float32", "bfloat16", "float64")},
         "True": "bfloat16",
         "False": _LEAVE_OUT,
     },
-    "optim.max_grad_norm": {"0": None, "0.0": None},
+    "optim.max_grad_norm": {"0": None, "0.0": None, "None": None},
     "optim.schedule": {
         **{name: name for name in ("cosine", "linear", "constant")},
         "constant_with_warmup": "constant",
@@ -89,22 +45,14 @@ _VALUES: dict[str, dict[str, Any]] = {
 }
 _NUMBERS = ("optim.max_grad_norm", "train.eval_every", "train.keep", "train.log_every",
             "train.save_every", "train.steps")  # fmt: skip
+_BATCH_SIZES = ("per_device_train_batch_size", "micro_batch_size", "train_batch_size", "batch_size")
 
 
-def _converted(key: str, value: Any) -> Any:
-    """Our value for theirs. A share of the steps, below 1, has no equal here."""
-    if key == "adapter.targets":
-        return [value] if isinstance(value, str) and value != "all-linear" else value
-    if isinstance(value, list) and len(value) == 1:  # of losses, of trackers
-        value = value[0]
-    known = _VALUES.get(key, {})
-    text = str(value).removeprefix("torch.")
-    if text in known:
-        return known[text]
-    if key in _NUMBERS:
-        whole = isinstance(value, int) and value > 0
-        return value if whole or key == "optim.max_grad_norm" else _NO_EQUAL
-    return _NO_EQUAL if key in _VALUES else value
+def trainer_of(keys: set[str]) -> str | None:
+    """Whose config has these keys, where two of them tell; else None."""
+    marks = {trainer: len(keys & {*names.split()}) for trainer, names in _KEYS["marks"].items()}
+    best = max(marks, key=lambda trainer: marks[trainer])
+    return best if marks[best] >= 2 else None
 
 
 def hint_for_key(name: str, beside: Mapping[str, Any]) -> str | None:
@@ -112,27 +60,104 @@ def hint_for_key(name: str, beside: Mapping[str, Any]) -> str | None:
 
     ``beside`` is the mapping in which it stands: some of ours take two keys of theirs.
     """
-    if name in NEEDLESS:
+    if name in NEEDLESS and not (name == "template" and isinstance(beside[name], Mapping)):
         return NEEDLESS[name]
     if name not in RENAMED:
         return None
-    key = RENAMED[name]
-    if key == "train.pairs_per_step":
-        value = _pairs_per_step(beside)
-    elif key == "optim.betas":
-        value = [beside.get("adam_beta1", 0.9), beside.get("adam_beta2", 0.999)]
-    else:
-        value = _converted(key, beside[name])
+    key, value = RENAMED[name], _in_our_words(name, beside)
     if value is _LEAVE_OUT:
         return "leave it out"
-    return f"our key is {key}" if value is _NO_EQUAL else f"write {key}: {flow(value)}"
+    if key == "model.dtype" and str(beside[name]).removeprefix("torch.") in ("float16", "half"):
+        return NEEDLESS["fp16"]
+    if value is _NO_EQUAL:
+        return f"our key is {key}"
+    if isinstance(value, Mapping) and "name" in value:  # a whole loss
+        key = "loss"
+    return f"write {key}: {flow(value)}"
+
+
+def _in_our_words(name: str, beside: Mapping[str, Any]) -> Any:
+    """Our value for a key of theirs."""
+    key, value = RENAMED[name], beside[name]
+    other, wanted = _KEYS["read_with"].get(name, (name, value))
+    given = beside.get(other)
+    if given != wanted and given != [wanted]:
+        return _LEAVE_OUT
+    if key == "train.pairs_per_step":
+        return _pairs_per_step(beside)
+    if key == "optim.betas":
+        return [beside.get("adam_beta1", 0.9), beside.get("adam_beta2", 0.999)]
+    if key == "reference.update_every":
+        return beside.get("ref_model_sync_steps", 512) if value else _LEAVE_OUT
+    if name == "stage" and value in ("dpo", "rm"):
+        return _LEAVE_OUT  # every run here is one
+    losses = beside.get("loss_type")
+    if key in ("loss.name", "loss.parts") and isinstance(losses, list) and len(losses) > 1:
+        return _mixture(losses, beside.get("loss_weights") or [1.0] * len(losses))
+    return _LEAVE_OUT if key == "loss.parts" else _converted(key, name, value)
+
+
+def _converted(key: str, name: str, value: Any) -> Any:
+    """Our value for theirs. A share of the steps, below 1, has no equal here."""
+    if isinstance(value, list) and len(value) == 1 and key != "adapter.targets":
+        value = value[0]  # of losses, of trackers, of datasets
+    known = _VALUES.get(key, {})
+    text = str(value).removeprefix("torch.")
+    if text in known:
+        return known[text]
+    if value is None:
+        return _LEAVE_OUT
+    if key == "adapter.targets":
+        value = "all-linear" if value == "all" else value
+        return [value] if isinstance(value, str) and value != "all-linear" else value
+    if key == "data.train":
+        return _sources(value if isinstance(value, list) else [value])
+    if key == "data.eval" and isinstance(value, float) and 0 < value < 1:
+        return f"{100 * value:g}%"
+    if key == "data.template":
+        return {name: value}
+    if key == "loss.tokens":
+        return {"kind": "ld", "alpha": value}
+    if key in _NUMBERS and not name.endswith("_per_epoch"):
+        whole = isinstance(value, int) and value > 0
+        return value if whole or key == "optim.max_grad_norm" else _NO_EQUAL
+    return _NO_EQUAL if key in _VALUES or key in _NUMBERS else value
+
+
+def _sources(entries: list[Any]) -> Any:
+    """Our ``data.train`` for paths, or for sections that hold a ``path`` and perhaps a ``split``.
+
+    A bare word is the name of an entry in another file, so it has no equal.
+    """
+    names = []
+    for entry in entries:
+        section = entry if isinstance(entry, Mapping) else {"path": entry}
+        path, split = section.get("path"), section.get("split")
+        if not isinstance(path, str) or not {"/", "."} & set(path) or "://" in path:
+            return _NO_EQUAL
+        names.append(f"{path}:{split}" if split else path)
+    return names[0] if len(names) == 1 else dict.fromkeys(names, 1.0)
+
+
+def _mixture(losses: list[Any], weights: Any) -> Any:
+    """Our loss for several of theirs with weights; ``sft`` is a likelihood term here."""
+    names = [_VALUES["loss.name"].get(str(name)) for name in losses if name != "sft"]
+    if not isinstance(weights, list) or len(weights) != len(losses) or None in names:
+        return _NO_EQUAL
+    weight = dict(zip(losses, map(float, weights), strict=True))
+    nll = {"nll": weight["sft"]} if "sft" in weight else {}
+    if len(names) == 1:
+        return {"name": names[0], **nll}
+    parts = [
+        {"name": ours, "weight": weight[theirs]}
+        for ours, theirs in zip(names, (name for name in losses if name != "sft"), strict=True)
+    ]
+    return {"name": "mixture", "parts": parts, **nll}
 
 
 def _pairs_per_step(beside: Mapping[str, Any]) -> Any:
     """The product of two keys of theirs, each with its default."""
-    counts = [
-        beside.get("per_device_train_batch_size", 8),
-        beside.get("gradient_accumulation_steps", 1),
-    ]
+    given = [beside[name] for name in _BATCH_SIZES if name in beside]
+    counts = [given[0] if given else 8, beside.get("gradient_accumulation_steps", 1)]
     whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
     return counts[0] * counts[1] if whole else _NO_EQUAL

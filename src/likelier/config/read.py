@@ -1,5 +1,6 @@
 """From a file, arguments or a mapping to a Config, and from a Config to what a run reads of it."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from likelier.config.strict_yaml import argument, document, flow, parse
 
 # Full tuning moves every weight, so its peak is lower: Rafailov et al. 2023 use 5e-7 to 1e-6.
 AUTO_LR = {"none": 5e-7, "lora": 1e-5}
+_SUFFIXES_OF_DATA = frozenset({".arrow", ".csv", ".gz", ".jsonl", ".ndjson", ".parquet"})
+_COLUMNS = frozenset({"chosen", "completion", "completions", "messages", "prompt", "rejected"})
 _AUTO_KEYS = frozenset({"dtype", "save_dtype", "lr", "tokens_per_batch"})
 
 
@@ -105,7 +108,9 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "is not a file" if path.exists() else "there is no such file"
-        raise InputMissing(what, where=str(path), hint="give the path of a YAML config")
+        raise InputMissing(what, where=str(path), hint=_instead_of_folder(path))
+    if path.suffix in _SUFFIXES_OF_DATA:
+        raise _data_given(path)
     try:
         tree = parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
@@ -114,9 +119,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputMissing(f"cannot be read: {error.strerror}", where=str(path)) from None
     if tree is None:
         return {}
+    if path.suffix == ".json" and (isinstance(tree, list) or _COLUMNS & set(tree)):
+        raise _data_given(path)
     if not isinstance(tree, dict):
         raise ConfigError("holds no keys", where=str(path), hint="see `likelier schema`")
     return tree
+
+
+def _data_given(path: Path) -> ConfigError:
+    words = shlex.join(["model.path=MODEL", f"data.train={path}", "out=runs/first"])
+    hint = f"look at them with `likelier check {shlex.quote(str(path))}`; train on them with"
+    what = "these are data, and a config is needed here"
+    return ConfigError(what, where=str(path), hint=f"{hint}\n  likelier train {words}")
+
+
+def _instead_of_folder(path: Path) -> str:
+    """What to give instead of a folder (or of nothing)."""
+    if (path / "run.json").exists():
+        return f"this is a run folder; its config is {path / 'config.yaml'}"
+    if (path / "config.json").exists():
+        return f"this is a model; write model.path={path} beside the other keys"
+    return "give the path of a YAML config"
 
 
 def learning_rate(config: Config) -> float:
