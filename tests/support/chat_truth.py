@@ -128,6 +128,12 @@ class Oracle:
         chosen, rejected = (self._side(prompt, side, tools, one_reasons) for side in sides)
         return Truth(self._ids(text), chosen, rejected)
 
+    def boundary(self, record: Record) -> str:
+        """``history`` where the generation prompt begins the chat that is written out."""
+        prompt = self._render(record["prompt"], True, None)
+        whole = self._render([*record["prompt"], *record["chosen"]], False, None)
+        return "history" if whole.startswith(prompt) else "generation"
+
     def _render(self, chat: Sequence[Turn], generate: bool, tools: Any) -> str:
         given = dict(self.state)
         source = self.tokenizer.get_chat_template(tools=tools)

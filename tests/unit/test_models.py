@@ -15,6 +15,7 @@ from tests.support.chat_families import (
 )
 from tests.support.chat_outcomes import outcomes
 from tests.support.chat_truth import KINDS
+from tests.support.models_page import PAGE, page
 from tests.support.real_tokenizers import fetch
 
 CASES = [(family, place) for family in families() for place in range(1 + len(family.states))]
@@ -56,6 +57,11 @@ def test_tokens_of_a_family_are_single_tokens_of_its_tokenizer(family: ChatFamil
         assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1, token
 
 
+def test_the_page_of_models_says_what_came_out() -> None:
+    text = PAGE.read_text("utf-8")
+    assert page(text) == text, "run: python -m tests.unit.test_models"
+
+
 @pytest.mark.network
 @pytest.mark.parametrize(
     "family", [f for f in families() if f.package], ids=lambda family: family.family
@@ -73,7 +79,7 @@ def test_rows_are_right_on_real_vocabularies(family: ChatFamily) -> None:
             assert set(wrong) <= set(GAPS.get(_name(real, place), [])), wrong
 
 
-if __name__ == "__main__":  # writes the list of gaps
+if __name__ == "__main__":  # writes the list of gaps and docs/models.md
     gaps = {}
     for case in CASES:
         if wrong := [kind for kind, outcome in outcomes(*case).items() if not outcome.right]:
@@ -81,3 +87,4 @@ if __name__ == "__main__":  # writes the list of gaps
     LIST.write_text(
         HEAD + yaml.safe_dump(gaps, sort_keys=False, width=100, default_flow_style=None)
     )
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
