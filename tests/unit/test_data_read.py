@@ -176,7 +176,7 @@ def test_parquet_messages(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "가", "name": None}]
     pq.write_table(pa.Table.from_pylist([{"prompt": chat}]), path)
     (row,) = read_rows(path)
-    assert row.record == {"prompt": chat}
+    assert row.record == {"prompt": [{"role": "user", "content": "가"}]}
 
 
 def test_a_parquet_string_that_is_not_utf8_is_one_row(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_the_field_is_the_column_of_the_file() -> None:
         ([{"role": ["x"], "content": "a"}], "role", "chosen[0].role", "unknown role"),
         ([bot(None)], "type", "chosen[0].content", "null"),
         ([bot("")], "empty", "chosen[0].content", "empty"),
-        ([bot([{"type": "text", "text": "a"}])], "type", "chosen[0].content", "a list"),
+        ([bot([{"type": "image"}])], "type", "chosen[0].content[0]", '"image"'),
         ([bot("언어"), user("더")], "role", "chosen", "the user's"),
         ([user("더"), bot("언어")], "role", "chosen", "does not start"),
         ([bot("언어"), {"role": "tool", "content": 3}], "type", "chosen[1].content", "a number"),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -10,6 +10,7 @@ from likelier.base.findings import Unfit
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}; the template may read further keys
 Chat = tuple[Message, ...]
+TEXT_PARTS = ("text", "input_text", "output_text")  # what lists of parts call a text
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -116,12 +117,29 @@ def _message(item: Any, field: str) -> Message:
         hint = suggestion(str(role), ROLES, f"use one of {', '.join(ROLES)}")
         raise Unfit("role", f"{field}.role", f'unknown role "{str(role)[:40]}"', hint)
     content = item.get("content")
-    if role == "assistant" and item.get("tool_calls") and not content:
+    if isinstance(content, (list, tuple)):
+        content = item["content"] = _joined(content, f"{field}.content")
+    calls = item.get("tool_calls") or item.get("function_call")
+    if role == "assistant" and calls and not content:
         return item
     if role == "system" and isinstance(content, str) and not content.strip():
         return item  # an empty system turn is common, and templates take it
     read_text(content, f"{field}.content")
     return item
+
+
+def _joined(parts: Sequence[Any], field: str) -> str:
+    """The text of a content that is a list of parts, with nothing between them."""
+    texts = []
+    for number, part in enumerate(parts):
+        kind = part.get("type", "text") if isinstance(part, dict) else kind_of_value(part)
+        text = part.get("text") if kind in TEXT_PARTS else None
+        if not isinstance(text, str):
+            message = f'a part of text expected, found "{str(kind)[:40]}"'
+            hint = "delete the part, or the row: only text can be trained on"
+            raise Unfit("type", f"{field}[{number}]", message, hint)
+        texts.append(text)
+    return "".join(texts)
 
 
 def missing(
@@ -211,14 +229,15 @@ def plain_turn(item: Any) -> Any:
     if not isinstance(item, dict) or "role" in item or "from" not in item or "value" not in item:
         return item
     speaker, value = item["from"], item["value"]
+    beside = {key: other for key, other in item.items() if key not in ("from", "value")}
     role = _FROM.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
     if speaker == "function_call" and isinstance(value, str):
         try:
             call = json.loads(value)
         except ValueError:
-            return {"role": role, "content": value}
-        return {"role": role, "tool_calls": [{"type": "function", "function": call}]}
-    return {"role": role, "content": value}
+            return {**beside, "role": role, "content": value}
+        return {**beside, "role": role, "tool_calls": [{"type": "function", "function": call}]}
+    return {**beside, "role": role, "content": value}
 
 
 def as_list(value: Any) -> Any:

@@ -4,18 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from likelier.base.errors import DataError
 from likelier.base.findings import Unfit
+from likelier.chat.apply import apply_template
 from likelier.chat.messages import Message
-from likelier.chat.template import (
-    MAX_TEMPLATE_MEGABYTES,
-    MAX_TEMPLATE_SECONDS,
-    TooSlow,
-    template_limits,
-)
 from likelier.chat.tokenizer import BREAK, Encoder
-
-MAX_RENDERED_CHARACTERS = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -48,12 +40,12 @@ def render_chat(
         Unfit: the template refuses the chat, or treats control texts in a way of its own.
         DataError: the template takes too much time or memory.
     """
-    plain = _apply(encoder, messages, generate, tools)
+    plain = apply_template(encoder, messages, generate, tools)
     guarded = [_guard(encoder, message) for message in messages]
     guarded_tools = _guard(encoder, tools)
     if guarded == list(messages) and guarded_tools == list(tools):
         return plain
-    text = _apply(encoder, guarded, generate, guarded_tools)
+    text = apply_template(encoder, guarded, generate, guarded_tools)
     if text.replace(BREAK, "") != plain:
         message = "the template changes control tokens in the content, so they cannot be told apart"
         raise Unfit("control", None, message, "delete the control tokens from the messages")
@@ -95,49 +87,6 @@ def cut_completion(
         segments.append(TextSegment(turn[: end.start()], scored=True, stop=encoder.end_ids[end[0]]))
         done = len(before) + end.start()  # the stop's text is where the context begins
     return segments
-
-
-def _apply(
-    encoder: Encoder, messages: Sequence[Message], generate: bool, tools: Sequence[Message]
-) -> str:
-    if not getattr(encoder.tokenizer, "chat_template", None):
-        hint = "use text columns, or a model with a chat template"
-        raise Unfit("template", None, "this tokenizer has no chat template for messages", hint)
-    if tools and "tools" not in encoder.reads:
-        hint = "use a model whose template knows tools, or delete them"
-        raise Unfit("tools", "tools", "the chat template does not read tools", hint)
-    given: dict[str, Any] = dict(encoder.template)
-    if encoder.frozen is not None:
-        given["chat_template"] = encoder.frozen
-    try:
-        with template_limits():
-            text = encoder.tokenizer.apply_chat_template(
-                list(messages),
-                tools=list(tools) or None,
-                tokenize=False,
-                add_generation_prompt=generate,
-                **given,
-            )
-    except ImportError:
-        raise
-    except TooSlow as error:
-        raise _endless(f"takes longer than {MAX_TEMPLATE_SECONDS:g} seconds") from error
-    except MemoryError as error:
-        raise _endless(f"takes more than {MAX_TEMPLATE_MEGABYTES} MB of memory") from error
-    except Exception as error:  # a template is foreign code and may raise anything
-        line = getattr(error, "lineno", None)
-        at = f" at line {line}" if line else ""
-        reason = " ".join(str(error).split())[:160]
-        message = f"the chat template refuses it{at}: {reason}"
-        raise Unfit("template", None, message, "change the roles or turns of this row") from error
-    if len(text) > MAX_RENDERED_CHARACTERS:
-        raise _endless(f"writes {len(text)} characters")
-    return str(text)
-
-
-def _endless(what: str) -> DataError:
-    """The end at once: such a template would take as long for every row."""
-    return DataError(f"it {what}", where="chat template", hint="fix the template")
 
 
 def _guard(encoder: Encoder, value: Any) -> Any:

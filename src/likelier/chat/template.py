@@ -22,18 +22,19 @@ RESERVED = {
 
 def check_template(
     tokenizer: Any, template: Mapping[str, Any]
-) -> tuple[str | None, frozenset[str]]:
-    """Check the template and its keywords; its source, and the names that it reads."""
-    source = _template_source(tokenizer)
-    if source is None:
-        if template:
-            raise ConfigError(
-                "this tokenizer has no chat template that could read it",
-                where=f"data.template.{next(iter(template))}",
-                hint="delete the key",
-            )
-        return None, frozenset()
-    known = _variables(source)
+) -> list[tuple[str | None, frozenset[str]]]:
+    """Check the template and its keywords; its source, and the names that it reads. Then the same
+    of the template for rows with tools, which is another where the tokenizer names one `tool_use`.
+    """
+    sources = [_template_source(tokenizer, with_tools) for with_tools in (False, True)]
+    if sources[0] is None and template:
+        raise ConfigError(
+            "this tokenizer has no chat template that could read it",
+            where=f"data.template.{next(iter(template))}",
+            hint="delete the key",
+        )
+    names = {source: frozenset(_variables(source) if source else ()) for source in set(sources)}
+    known = frozenset().union(*names.values())
     for key in template:
         if key not in known or key in RESERVED:
             hint = suggestion(key, known - RESERVED, "delete the key")
@@ -41,7 +42,7 @@ def check_template(
             if key in RESERVED:
                 what, hint = "this keyword is set by likelier", "delete the key"
             raise ConfigError(what, where=f"data.template.{key}", hint=hint)
-    return source, frozenset(known)
+    return [(source, names[source]) for source in sources]
 
 
 def freeze(source: str, today: str) -> str | None:
@@ -57,11 +58,11 @@ def freeze(source: str, today: str) -> str | None:
     return None if re.search(r"strftime_now\s*\(", frozen) else frozen
 
 
-def _template_source(tokenizer: Any) -> str | None:
+def _template_source(tokenizer: Any, with_tools: bool) -> str | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        return str(tokenizer.get_chat_template())
+        return str(tokenizer.get_chat_template(tools=[] if with_tools else None))
     except ValueError as error:
         raise DataError(str(error)[:200], where="chat template", hint="name one default") from error
 

@@ -34,6 +34,9 @@ class Encoder:
         clock: whether the chat template asks for the date of today.
         frozen: the chat template with a fixed date in place of today's, where it asks for it.
         reads: the names that the chat template reads.
+        tool_frozen: as ``frozen``, of the template for rows with tools: the one that the tokenizer
+            names ``tool_use``, else the same.
+        tool_reads: the names that it reads.
     """
 
     tokenizer: Any
@@ -50,6 +53,8 @@ class Encoder:
     clock: bool
     frozen: str | None = None
     reads: frozenset[str] = frozenset()
+    tool_frozen: str | None = None
+    tool_reads: frozenset[str] = frozenset()
 
 
 def build_encoder(
@@ -94,12 +99,15 @@ def build_encoder(
     if unknown in end_ids.values():
         unknown = None
     _same_as(tokenizer, whole)
-    source, reads = check_template(tokenizer, template or {})
-    clock = "strftime_now" in reads and "date_string" not in (template or {})
+    (source, reads), (tool_source, tool_reads) = check_template(tokenizer, template or {})
+    clock = "strftime_now" in reads | tool_reads and "date_string" not in (template or {})
     if today is not None and not clock:
         what = "the chat template does not ask for today's date"
         raise ConfigError(what, where="data.today", hint="delete the key")
-    frozen = freeze(source, today or DEFAULT_DATE) if source and clock else None
+    frozen, tool_frozen = (
+        freeze(one, today or DEFAULT_DATE) if one and clock else None
+        for one in (source, tool_source)
+    )
     return Encoder(
         tokenizer=tokenizer,
         template=dict(template or {}),
@@ -115,6 +123,8 @@ def build_encoder(
         clock=clock,
         frozen=frozen,
         reads=reads,
+        tool_frozen=tool_frozen,
+        tool_reads=tool_reads,
     )
 
 

@@ -1,13 +1,14 @@
 """Rows that are in memory already, in any of the forms in which programs hold tables."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from likelier.base.errors import DataError
 from likelier.base.findings import Finding
-from likelier.data.read import ROWS_OF_A_TABLE
+from likelier.data.read import ROWS_OF_A_TABLE, without_gaps
 from likelier.data.records import Row
 from likelier.data.sources import read_data
 
@@ -29,7 +30,13 @@ def rows_from_memory(rows: Any, name: str = "train") -> Iterator[Row | Finding]:
         return _located(_of_columns(rows, name), name)
     if isinstance(rows, (str, Path)):
         return read_data(rows)
-    return _located(_records_of(rows, name), name)
+    records = _located(_records_of(rows, name), name)
+    if not _is_table(rows):
+        return records
+    return (
+        replace(row, record=without_gaps(row.record)) if isinstance(row, Row) else row
+        for row in records
+    )
 
 
 def _no_rows(rows: Any, name: str, hint: str) -> DataError:
@@ -60,6 +67,11 @@ def _is_column(value: Any) -> bool:
 
 def _is_dataset(value: Any) -> bool:
     return hasattr(value, "with_format")
+
+
+def _is_table(value: Any) -> bool:
+    """Whether one schema gives all objects of a column their keys."""
+    return any(hasattr(value, name) for name in ("with_format", "iloc", "to_pylist", "to_dicts"))
 
 
 def _records_of(rows: Any, name: str) -> Iterable[Any]:

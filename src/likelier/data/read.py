@@ -340,13 +340,27 @@ def _rows_of_batches(batches: Iterator[Any], name: str, code: str) -> Iterator[R
 def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
     """The batch's rows as dicts; where the bytes of one are not UTF-8, what is wrong with it."""
     try:
-        yield from batch.to_pylist()
+        yield from map(without_gaps, batch.to_pylist())
     except UnicodeDecodeError:
         for number in range(batch.num_rows):
             try:
-                yield batch.slice(number, 1).to_pylist()[0]
+                yield without_gaps(batch.slice(number, 1).to_pylist()[0])
             except UnicodeDecodeError:
                 yield "the row holds bytes that are not UTF-8"
+
+
+def without_gaps(record: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table without the keys that are null in its objects, at every depth.
+
+    A table gives every object of a column the keys of all of them. Its own columns stay.
+    """
+    return {name: _without_nulls(value) for name, value in record.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 Reader = Callable[[BinaryIO, str], Iterator[Row | Finding]]

@@ -448,14 +448,15 @@ def _task_key(task: Task) -> bytes:
             encoder.tail.to_str(),
             str(getattr(encoder.tokenizer, "chat_template", None)),
             str(getattr(encoder.tokenizer, "special_tokens_map", None)),
-            encoder.frozen,
+            [encoder.frozen, encoder.tool_frozen],
             dict(encoder.template),
             [encoder.leading, encoder.stop, sorted(encoder.control), encoder.unknown],
             dict(encoder.end_ids),
         ],
     ]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())
-    digest.update(_code_of(Path(__file__).parent))
+    for module in (__file__, inspect.getfile(Encoder)):
+        digest.update(_code_of(Path(module).parent))
     if inspector is not None:
         digest.update(_code_of(Path(inspect.getfile(type(inspector))).parent))
     return digest.digest()
