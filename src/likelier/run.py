@@ -15,6 +15,7 @@ from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say, visible
 from likelier.checks.inspector import PairInspector
+from likelier.checks.summary import Tally, kind_as_data
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.load import Dataset, load
 from likelier.data.records import content_hash
@@ -38,6 +39,8 @@ from likelier.training.preflight import preflight
 from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder
 from likelier.training.signals import StopRequest, listening
 from likelier.training.step import gradients_that_fit, step_values
+
+MAX_PLACES_LOGGED = 5  # of each kind of finding in the data, in run.json
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def train(
             optimizer.must_be_finite()
             save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
             folder.finish(order.num_steps)
+    _keep_texts(config.out, data, policy)
     _write_report(config.out)
     return _result(config.out)
 
@@ -190,6 +194,7 @@ def _take_steps(
             if stop:
                 save(step)
                 folder.write_record(status="stopped")
+                _keep_texts(folder.path, data, policy)
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
                 save(step)
@@ -279,6 +284,7 @@ def _facts(folder: RunFolder, data: Dataset, batcher: Batcher) -> dict[str, Any]
         "pairs": len(data.train),
         "eval_pairs": len(data.eval),
         "data": data.counts,
+        "findings": _findings(data),
         "device": str(policy.device),
         "backend": policy.backend,
         "backend_reason": policy.backend_reason,
@@ -294,6 +300,13 @@ def _facts(folder: RunFolder, data: Dataset, batcher: Batcher) -> dict[str, Any]
     }
 
 
+def _findings(data: Dataset) -> list[dict[str, Any]]:
+    """The kinds of findings in the data, each with its first places and what to do."""
+    tally = Tally()
+    tally.add(data.findings)
+    return [kind_as_data(kind, MAX_PLACES_LOGGED) for kind in tally.kinds()]
+
+
 def _nothing_to_do(out: Path) -> Run:
     say(f"{out} is finished: nothing to do")
     return _result(out)
@@ -303,6 +316,16 @@ def _result(out: Path) -> Run:
     return Run(out, read_lines(out / "metrics.jsonl"))
 
 
+def _keep_texts(out: Path, data: Dataset, policy: Policy) -> None:
+    """What the pairs say that the report names: where it fails, the report is without it."""
+    from likelier.report.pair_texts import keep_pair_texts
+
+    try:
+        keep_pair_texts(out, data.pairs, policy.tokenizer.decode)
+    except Exception as error:
+        say(f"the report will show no texts of pairs: {_reason(error)}")
+
+
 def _write_report(out: Path) -> None:
     """The report of a run that is safe on disk already: what fails here must not fail the run."""
     from likelier.report.page import write_report
@@ -310,5 +333,8 @@ def _write_report(out: Path) -> None:
     try:
         say(f"report: {write_report(out)}")
     except Exception as error:
-        kind = "" if isinstance(error, LikelierError) else f"{type(error).__name__}: "
-        say(f"no report: {kind}{error}")
+        say(f"no report: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, LikelierError) else f"{type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ from tests.support.children import PATIENCE, Child, command, reached, slowly, st
 from tests.support.runs import Place, bytes_of, differing, make_place
 
 from likelier.base.errors import StoppedEarly
-from likelier.base.files import read_manifest
+from likelier.base.files import read_lines, read_manifest
 from likelier.run import train
 from likelier.training.signals import listening
 
@@ -103,6 +103,7 @@ def test_in_a_step(place: Place, config: Path, number: int, code: int) -> None:
     manifest = read_manifest(out / "checkpoints" / "step-00000001")
     assert manifest is not None and manifest["step"] == 1
     assert json.loads((out / "run.json").read_text())["step"] == 1
+    assert read_lines(out / "pair_texts.jsonl")  # for `likelier report` of what is there
     goes_on(config, place)
 
 

@@ -16,13 +16,14 @@ from tests.support.tiny import TEMPLATE, pair_rows, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from likelier.base.errors import ConfigError
-from likelier.base.files import read_json
+from likelier.base.files import read_json, read_lines
 from likelier.batching.batch import completions_of
 from likelier.data.records import TokenPair
 from likelier.model.adapters import attach_lora
 from likelier.model.load import load, quietly
 from likelier.model.policy import Policy, score_sequences
 from likelier.reference.cache import load_reference, reference_of_run
+from likelier.report.read import read_run
 from likelier.run import Run, train
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
@@ -288,6 +289,48 @@ def test_dropout_is_silent_and_comes_back(place: Place, tmp_path: Path) -> None:
     assert policy.causal_lm.config.attention_dropout == 0.1
 
 
+def test_the_texts_of_the_pairs_that_the_report_names(place: Place, runs: dict[str, Run]) -> None:
+    run = read_run(runs["full"].folder)
+    assert run.pair_log is not None
+    named = {row["source"] for row in (*run.pair_log.smallest, *run.pair_log.largest)}
+    places = {place["source"] for kind in run.findings for place in kind.places}
+    assert named and named <= run.texts.keys() <= named | places
+    rows = {f"{place.data}:{n}": row for n, row in enumerate(read_lines(place.data), start=1)}
+    for source, texts in run.texts.items():
+        row = rows[source]
+        assert row["prompt"][-1]["content"] in texts["prompt"]
+        for side in ("chosen", "rejected"):
+            assert texts[side].startswith(row[side][-1]["content"])
+
+
+def test_findings_in_the_data_are_in_the_record(place: Place, tmp_path: Path) -> None:
+    lines = place.data.read_text("utf-8").splitlines()[:6]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join([*lines, lines[0], "{"]) + "\n", "utf-8")
+    settings = place.config(
+        tmp_path / "out", data__train=str(data), data__eval=None, data__on_bad_row="drop",
+        train={"steps": 1, "pairs_per_step": 2},
+    )  # fmt: skip
+    run = read_run(train(settings).folder)
+    kinds = {kind.code: kind for kind in run.findings}
+    assert (kinds["json"].severity, kinds["json"].count) == ("error", 1)
+    assert kinds["json"].places[0]["source"] == f"{data}:8" and kinds["json"].cure
+    assert kinds["duplicate"].places[0]["source"] == f"{data}:7"
+    assert f"{data}:7" in run.texts and f"{data}:8" not in run.texts
+
+
+def test_a_run_is_finished_without_the_texts(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("likelier.report.pair_texts.keep_pair_texts", fail)
+    run = train(place.config(tmp_path / "out", train={"steps": 1, "pairs_per_step": 2}))
+    assert read_json(run.folder / "run.json")["status"] == "finished"
+    assert "the report will show no texts of pairs: OSError" in capsys.readouterr().err
+
+
 def test_the_folder_is_complete(runs: dict[str, Run]) -> None:
     for kind, name in (("full", "model"), ("lora", "adapter")):
         run = runs[kind]
@@ -295,7 +338,7 @@ def test_the_folder_is_complete(runs: dict[str, Run]) -> None:
         found = {path.name for path in run.folder.iterdir()}
         assert found == {
             name, ".lock", "checkpoints", "config.yaml", "pair_log", "metrics.jsonl",
-            "reference.safetensors", "run.json", "timing.jsonl",
+            "pair_texts.jsonl", "reference.safetensors", "run.json", "timing.jsonl",
         }  # fmt: skip
         record = read_json(run.folder / "run.json")
         assert record is not None

@@ -31,6 +31,7 @@ def build_run(path: Path, *, steps: int = 60, planned: int = 60, status: str = "
     write_jsonl(path / "metrics.jsonl", metrics(steps))
     write_jsonl(path / "timing.jsonl", timing(steps))
     write_pair_log(path, steps)
+    write_pair_texts(path, steps)
     return path
 
 
@@ -64,6 +65,23 @@ def record(steps: int, planned: int, status: str) -> dict[str, Any]:
         "pairs": 1920,
         "eval_pairs": 200,
         "data": {"rows": 2130, "used": 2120, "dropped": 10, "findings": {"duplicate": 10}},
+        "findings": [
+            {
+                "code": "duplicate",
+                "severity": "warning",
+                "count": 10,
+                "why": "A pair that stands twice counts twice.",
+                "cure": "Delete one; `likelier check --fix` does it.",
+                "places": [
+                    {
+                        "source": f"pairs.jsonl:{n}",
+                        "field": None,
+                        "message": f"the same pair as pairs.jsonl:{n - 1}",
+                    }
+                    for n in range(2, 7)
+                ],
+            }
+        ],
         "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
         "threads": 2,
         "device": "cpu",
@@ -169,6 +187,23 @@ def write_pair_log(path: Path, steps: int, pairs_per_step: int = 32) -> None:
     half = len(rows) // 2
     write_part(path, "000000.parquet", rows[:half])
     write_part(path, "000001.parquet", rows[half:])
+
+
+def write_pair_texts(path: Path, steps: int, pairs_per_step: int = 32) -> None:
+    """The texts of every seventh pair and of the first ones; a run keeps only those it names."""
+    sources = [n for n in range(1, steps * pairs_per_step + 1) if n % 7 == 0 or n < 5]
+    write_jsonl(
+        path / "pair_texts.jsonl",
+        (
+            {
+                "source": f"pairs.jsonl:{n}",
+                "prompt": f"[|user|]{n}번 바다는 왜 짠가요?[|endofturn|]\n[|assistant|]",
+                "chosen": f"바닷물 {n}kg에는 소금이 약 35g 녹아 있습니다.[|endofturn|]",
+                "rejected": "몰라~[|endofturn|]",
+            }
+            for n in sources
+        ),
+    )
 
 
 def write_part(path: Path, name: str, rows: list[dict[str, Any]]) -> None:

@@ -40,6 +40,7 @@ from likelier.report.read import read_run
 from likelier.report.summary import run_facts
 
 HOSTILE = "</script><script>console.error('in')</script>\"><img src=x onerror=alert(1)>'&amp;\u202e"
+LOGS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl", "pair_texts.jsonl")
 VOID = {"meta", "img", "link", "br", "input"}
 
 
@@ -109,6 +110,11 @@ def test_the_page_is_light(demo: Path, tmp_path: Path) -> None:
     long = build_run(tmp_path / "long", steps=2500, planned=3000)
     talkative = add_demo(build_run(tmp_path / "talkative", steps=120, planned=120))
     write_jsonl(talkative / "samples.jsonl", samples() * 24)  # as many as the demo asks
+    pair_log = read_run(long).pair_log
+    assert pair_log is not None
+    named = [row["source"] for row in (*pair_log.smallest, *pair_log.largest)]
+    sides = dict.fromkeys(("prompt", "chosen", "rejected"), "긴 글 " * 2000)
+    write_jsonl(long / "pair_texts.jsonl", ({"source": source, **sides} for source in named))
     for run in (demo, long, talkative):
         assert write_report(run).stat().st_size <= 2_200_000
 
@@ -116,8 +122,13 @@ def test_the_page_is_light(demo: Path, tmp_path: Path) -> None:
 def test_korean_text_says_that_it_is_korean(demo: Path) -> None:
     page = Page(render_report(read_run(demo)))
     texts = [attrs for tag, attrs in page.elements if attrs.get("class") == "said"]
-    assert len(texts) == 36  # twelve samples: prompt, before, after
-    assert sum(attrs.get("lang") == "ko" for attrs in texts) == 24
+    run = read_run(demo)
+    assert run.pair_log is not None
+    named = [row["source"] for row in (*run.pair_log.smallest, *run.pair_log.largest)]
+    named += [place["source"] for kind in run.findings for place in kind.places]
+    pairs = sum(source in run.texts for source in named)
+    assert len(texts) == 36 + 3 * pairs  # twelve samples: prompt, before, after
+    assert sum(attrs.get("lang") == "ko" for attrs in texts) == 24 + 3 * pairs
 
 
 def test_the_policy_allows_these_very_scripts_and_nothing_else(demo: Path) -> None:
@@ -166,11 +177,16 @@ def hostile_run(path: Path) -> Path:
         "margin": -99.0,
     }
     write_part(run, "000002.parquet", [row])
+    sides = dict.fromkeys(("prompt", "chosen", "rejected", "completion"), HOSTILE)
+    write_jsonl(run / "pair_texts.jsonl", [{"source": HOSTILE, **sides}])
     about = record(3, 3, HOSTILE)
     about |= {key: HOSTILE for key in ("command", "device", "backend", "backend_reason")}
     about["versions"] = {HOSTILE: HOSTILE}
     about["data"]["findings"] = {HOSTILE: HOSTILE}
     about["reference"]["identity"] = HOSTILE
+    place = dict.fromkeys(("source", "field", "message"), HOSTILE)
+    texts = dict.fromkeys(("code", "severity", "why", "cure"), HOSTILE)
+    about["findings"] = [{**texts, "count": 2, "places": [place]}]
     write_json(run / "run.json", about)
     return run
 
@@ -182,7 +198,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert not [name for _, attrs in hostile.elements for name in attrs if name.startswith("on")]
     shown = HOSTILE.replace("\u202e", "⟨U+202E⟩")
     said = [text for text in hostile.texts["p"] if text == shown]
-    assert len(said) == 3  # prompt, before, after: whole and unchanged but for the mark
+    # The sample's prompt, before, after, and four sides of a pair that is named twice: whole and
+    # unchanged but for the mark.
+    assert len(said) == 3 + 2 * 4
     assert shown in hostile.texts["bdi"]  # the source of a pair
     assert "<img src=x onerror=alert(1)>" in hostile.texts["bdi"]  # the folder's own name
     facts = " ".join(hostile.texts["dd"])
@@ -254,6 +272,38 @@ def test_what_the_run_was(demo: Path) -> None:
     assert all(facts.values())
 
 
+def test_what_a_pair_says_stands_behind_its_place(demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(demo, run)
+    pair_log = read_run(run).pair_log
+    assert pair_log is not None
+    worst, best = pair_log.smallest[0]["source"], pair_log.largest[0]["source"]
+    rows = [
+        {"source": worst, "prompt": "왜?", "chosen": "because", "rejected": "why not"},
+        {"source": best, "prompt": "how?", "completion": "so"},
+        {"source": "pairs.jsonl:3", "prompt": "what?", "chosen": "this", "rejected": "that"},
+    ]
+    write_jsonl(run / "pair_texts.jsonl", rows)
+    items = render_report(read_run(run)).split("<li>")
+    behind = {re.findall("<bdi>(.*?)</bdi>", item)[0]: item for item in items if "<bdi>" in item}
+
+    def said(source: str) -> list[tuple[str, str]]:
+        pattern = r'<h4>(\w+)</h4><p class="said"[^>]*>(.*?)</p>'
+        return re.findall(pattern, behind[source], re.DOTALL)
+
+    assert said(worst) == [("prompt", "왜?"), ("chosen", "because"), ("rejected", "why not")]
+    assert said(best) == [("prompt", "how?"), ("completion", "so")]
+    assert said("pairs.jsonl:3")[1] == ("chosen", "this")
+    assert said("pairs.jsonl:4") == []
+
+
+def test_findings_have_their_place_and_cure(demo: Path) -> None:
+    page = render_report(read_run(demo)).split('<section id="findings"')[1].split("</section>")[0]
+    assert "duplicate" in page and "Delete one; `likelier check --fix` does it." in page
+    assert "<bdi>pairs.jsonl:2</bdi>" in page and "the same pair as pairs.jsonl:1" in page
+    assert "and 5 more" in page
+
+
 def test_judgements_stand_by_their_answer(demo: Path) -> None:
     text = render_report(read_run(demo))
     sample = text.split('<article class="sample">')[1]
@@ -289,6 +339,7 @@ def test_a_folder_of_an_older_version_gives_the_same_figures(demo: Path, tmp_pat
         ("pair_log", "There is no pair log in this folder"),
         ("outcome.json", "moving at random gives 50%"),
         ("samples.jsonl", "No sampled answers in this folder"),
+        ("pair_texts.jsonl", "Their texts are not in this folder"),
     ],
 )
 def test_whatever_is_missing_is_said(demo: Path, tmp_path: Path, missing: str, said: str) -> None:
@@ -379,7 +430,7 @@ def test_no_content_of_the_files_breaks_the_page(tmp_path: Path, data: st.DataOb
     about = anything_like(record(2, 2, "finished"))
     write_json_ascii(run / "run.json", about if isinstance(about, dict) else {})
     (run / "config.yaml").write_text(json.dumps(anything_like(CONFIG)), encoding="utf-8")
-    for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl"):
+    for name in LOGS:
         rows = [json.loads(line) for line in (run / name).read_text(encoding="utf-8").splitlines()]
         lines = [json.dumps(anything_like(row)) for row in rows[:2]]
         (run / f"{name}.odd").write_text("\n".join(lines), encoding="utf-8")
@@ -388,7 +439,7 @@ def test_no_content_of_the_files_breaks_the_page(tmp_path: Path, data: st.DataOb
     odd.mkdir(exist_ok=True)
     for name in ("run.json", "config.yaml", "outcome.json"):
         shutil.copy(run / name, odd / name)
-    for name in ("metrics.jsonl", "timing.jsonl", "samples.jsonl"):
+    for name in LOGS:
         shutil.copy(run / f"{name}.odd", odd / name)
     text = write_report(odd).read_text(encoding="utf-8")
     Page(text.split('<script type="application/json"')[0].removesuffix("</html>\n"))

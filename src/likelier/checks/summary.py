@@ -138,22 +138,24 @@ def _rank(found: Kind | Finding) -> int:
     return list(COLOURS).index(found.severity)
 
 
+def kind_as_data(kind: Kind, most: int = MAX_LOCATIONS) -> dict[str, Any]:
+    """A kind as plain data: at most so many places, why it matters and what to do."""
+    return {
+        "code": kind.code,
+        "severity": kind.severity,
+        "count": kind.count,
+        "places": [asdict(finding) for finding in kind.first[:most]],
+        "why": why(kind.code),
+        "cure": cure(kind.code),
+    }
+
+
 def as_data(found: Examination) -> dict[str, Any]:
     """An examination as plain data, every kind with why it matters and what to do."""
     return {
         "rows": found.rows,
         "usable": found.usable,
-        "kinds": [
-            {
-                "code": kind.code,
-                "severity": kind.severity,
-                "count": kind.count,
-                "places": [asdict(finding) for finding in kind.first],
-                "why": why(kind.code),
-                "cure": cure(kind.code),
-            }
-            for kind in found.kinds
-        ],
+        "kinds": [kind_as_data(kind) for kind in found.kinds],
         "places": [asdict(finding) for finding in first_findings(found.kinds)],
         "format": {
             **{key: getattr(found.form, key) for key in ("shape", "columns", "chat", "style")},

@@ -13,6 +13,7 @@ from likelier.report.read import RunFiles, read_run
 from likelier.report.summary import describe_status, give_verdict, key_figures, run_facts
 
 SHOWN_SAMPLES = 8  # the others are folded away
+LONGEST_SIDE = 1000  # characters of a pair's prompt and of each of its completions
 LONGEST_SAMPLE = 4000  # characters; a model that never stops should not fill the page
 
 
@@ -50,6 +51,8 @@ def render_report(run: RunFiles) -> str:
         more_samples=samples[SHOWN_SAMPLES:],
         checks=health(run),
         pair_log=run.pair_log,
+        findings=run.findings,
+        texts={source: _pair(sides) for source, sides in run.texts.items()},
         facts=run_facts(run),
         config_text=run.config_text,
         gaps=run.gaps,
@@ -66,6 +69,12 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
         }
         for when in ("before", "after")
     }
+
+
+def _pair(sides: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """What a pair says, side by side, each with the key of its name."""
+    known = ("prompt", "chosen", "rejected", "completion")
+    return [(name, excerpt(sides[name], LONGEST_SIDE)) for name in known if name in sides]
 
 
 def _judged(row: dict[str, Any], key: str) -> bool | None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ VISIT = pa.schema(  # what is read of a row of the pair log
     | dict.fromkeys(("step", "chosen_tokens", "rejected_tokens"), pa.int64())
     | dict.fromkeys((*LOGPS, "margin"), pa.float64())
 )
+PAIR_TEXTS = "pair_texts.jsonl"  # the file of the pairs' texts
 SHOWN_PAIRS = 6  # at either end of the margins
 LARGEST = 1e100  # beyond it nothing was measured, and sums and squares of it stay finite
 LogRow = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
@@ -55,13 +56,29 @@ class ExtremePairs:
 
 
 @dataclass(frozen=True)
+class FoundKind:
+    """One kind of finding in the data: how often it was found, why it matters, what to do.
+
+    ``places`` are the first of them, each with ``source``, ``field`` and ``message``.
+    """
+
+    code: str
+    severity: str
+    why: str
+    cure: str
+    count: int
+    places: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
 class RunFiles:
     """Everything the report may say about a run.
 
     ``record`` is run.json; ``train``, ``held_out`` and ``timing`` are rows in order of their
     step, one row a step; ``outcome`` holds the shares of outcome.json by name, and ``samples``
-    the answers before and after as they were written. ``gaps`` are sentences on what could not
-    be read.
+    the answers before and after as they were written. ``findings`` are the kinds of findings in
+    the data, and ``texts`` by source what pairs that are named say: their prompt and completions.
+    ``gaps`` are sentences on what could not be read.
     """
 
     path: Path
@@ -74,6 +91,8 @@ class RunFiles:
     pair_log: ExtremePairs | None
     outcome: dict[str, Proportion]
     samples: tuple[dict[str, Any], ...]
+    findings: tuple[FoundKind, ...]
+    texts: dict[str, dict[str, str]]
     gaps: tuple[str, ...]
 
 
@@ -105,6 +124,12 @@ def read_run(path: Path) -> RunFiles:
         pair_log=read_pair_log(_pair_log_folder(path), gaps),
         outcome=_read_outcome(path / "outcome.json", gaps),
         samples=tuple(read_jsonl(path / "samples.jsonl", gaps)),
+        findings=tuple(_read_findings(record.get("findings"))),
+        texts={
+            str(row.pop("source")): _texts(row)
+            for row in read_jsonl(path / PAIR_TEXTS, gaps)
+            if "source" in row
+        },
         gaps=tuple(gaps),
     )
 
@@ -256,6 +281,26 @@ def _read_outcome(path: Path, gaps: list[str]) -> dict[str, Proportion]:
         return {}
     shares = {name: read_proportion(value) for name, value in content.items()}
     return {name: found for name, found in shares.items() if found is not None}
+
+
+def _read_findings(written: Any) -> Iterator[FoundKind]:
+    for kind in written if isinstance(written, list) else []:
+        found = count(kind.get("count")) if isinstance(kind, dict) else None
+        if not found:
+            continue
+        code, severity, why, cure = (
+            _texts(kind).get(name, "") for name in ("code", "severity", "why", "cure")
+        )
+        listed = kind.get("places") if isinstance(kind.get("places"), list) else []
+        rows = ({"field": "", "message": "", **_texts(row)} for row in listed or ())
+        places = tuple(row for row in rows if "source" in row)
+        yield FoundKind(code, severity, why, cure, found, places)
+
+
+def _texts(row: Any) -> dict[str, str]:
+    """Those of the values of a JSON object that are texts."""
+    values = row.items() if isinstance(row, dict) else ()
+    return {name: value for name, value in values if isinstance(value, str)}
 
 
 def _pair_log_folder(run: Path) -> Path:

@@ -1,0 +1,37 @@
+"""The texts behind the pairs that a report names, kept in the run folder while they are known."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from likelier.base.files import write_lines
+from likelier.data.records import TokenPair
+from likelier.report.read import PAIR_TEXTS, RunFiles, read_run
+
+MAX_PLACES = 20  # of findings in the data, whose pairs are kept
+
+
+def keep_pair_texts(
+    run: Path, pairs: Iterable[TokenPair], decode: Callable[[list[int]], Any]
+) -> None:
+    """Write down prompt and completions, as the model saw them, of the pairs that a report of the
+    run would name now: the extremes of the pair log, and the first places of findings.
+
+    Raises OutputError where the disk refuses.
+    """
+    named = _named(read_run(run))
+    write_lines(run / PAIR_TEXTS, [_row(pair, decode) for pair in pairs if pair.source in named])
+
+
+def _named(run: RunFiles) -> set[str]:
+    extremes = [*run.pair_log.smallest, *run.pair_log.largest] if run.pair_log else []
+    places = [place for kind in run.findings for place in kind.places]
+    return {row["source"] for row in (*extremes, *places[:MAX_PLACES])}
+
+
+def _row(pair: TokenPair, decode: Callable[[list[int]], Any]) -> dict[str, Any]:
+    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
+    if pair.label is not None:  # the rejected one belongs to another prompt, or is the same
+        sides = {"completion": pair.chosen}
+    texts = {name: str(decode(list(side.tokens))) for name, side in sides.items()}
+    return {"source": pair.source, "prompt": str(decode(list(pair.prompt))), **texts}
