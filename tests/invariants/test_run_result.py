@@ -293,7 +293,7 @@ def test_the_texts_of_the_pairs_that_the_report_names(place: Place, runs: dict[s
     run = read_run(runs["full"].folder)
     assert run.pair_log is not None
     named = {row["source"] for row in (*run.pair_log.smallest, *run.pair_log.largest)}
-    places = {place["source"] for kind in run.findings for place in kind.places}
+    places = {place["source"] for kind in run.findings for place in kind.located}
     assert named and named <= run.texts.keys() <= named | places
     rows = {f"{place.data}:{n}": row for n, row in enumerate(read_lines(place.data), start=1)}
     for source, texts in run.texts.items():
@@ -314,8 +314,8 @@ def test_findings_in_the_data_are_in_the_record(place: Place, tmp_path: Path) ->
     run = read_run(train(settings).folder)
     kinds = {kind.code: kind for kind in run.findings}
     assert (kinds["json"].severity, kinds["json"].count) == ("error", 1)
-    assert kinds["json"].places[0]["source"] == f"{data}:8" and kinds["json"].cure
-    assert kinds["duplicate"].places[0]["source"] == f"{data}:7"
+    assert kinds["json"].located[0]["source"] == f"{data}:8" and kinds["json"].cure
+    assert kinds["duplicate"].located[0]["source"] == f"{data}:7"
     assert f"{data}:7" in run.texts and f"{data}:8" not in run.texts
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.support.browser import CHROMIUM, Tab, browser_tab
 from tests.support.report_runs import add_demo, build_run, metrics, samples, timing, write_jsonl
 
+from likelier.base.files import read_lines
 from likelier.cli import main
 from likelier.report.page import write_report
 
@@ -247,11 +248,15 @@ def test_an_attack_stays_text(tab: Tab, tmp_path: Path) -> None:
     run = add_demo(build_run(tmp_path / "run", steps=5, planned=5))
     rows = [{**row, "prompt": ATTACK, "before": ATTACK, "after": ATTACK} for row in samples()]
     write_jsonl(run / "samples.jsonl", rows)
+    texts = read_lines(run / "pair_texts.jsonl")
+    sides = dict.fromkeys(("prompt", "chosen", "rejected"), ATTACK)
+    write_jsonl(run / "pair_texts.jsonl", [{**row, **sides} for row in texts])
     page = write_report(run)
     open_drawn(tab, page)
     assert tab.complaints == [] and tab.requests == [page.as_uri()]
     said = tab.evaluate("[...document.querySelectorAll('.said')].map(p => p.textContent)")
-    assert said == [ATTACK] * 3 * len(rows)
+    assert said[: 3 * len(rows)] == [ATTACK] * 3 * len(rows)
+    assert said[3 * len(rows) :] == [ATTACK] * len(said[3 * len(rows) :]) != []
     assert tab.evaluate("document.querySelectorAll('.main-svg').length") >= 7
     assert tab.evaluate("getComputedStyle(document.body).display") == "block"
 

@@ -125,7 +125,7 @@ def test_korean_text_says_that_it_is_korean(demo: Path) -> None:
     run = read_run(demo)
     assert run.pair_log is not None
     named = [row["source"] for row in (*run.pair_log.smallest, *run.pair_log.largest)]
-    named += [place["source"] for kind in run.findings for place in kind.places]
+    named += [place["source"] for kind in run.findings for place in kind.located]
     pairs = sum(source in run.texts for source in named)
     assert len(texts) == 36 + 3 * pairs  # twelve samples: prompt, before, after
     assert sum(attrs.get("lang") == "ko" for attrs in texts) == 24 + 3 * pairs

@@ -25,7 +25,7 @@ def keep_pair_texts(
 
 def _named(run: RunFiles) -> set[str]:
     extremes = [*run.pair_log.smallest, *run.pair_log.largest] if run.pair_log else []
-    places = [place for kind in run.findings for place in kind.places]
+    places = [place for kind in run.findings for place in kind.located]
     return {row["source"] for row in (*extremes, *places[:MAX_PLACES])}
 
 

@@ -59,7 +59,7 @@ class ExtremePairs:
 class FoundKind:
     """One kind of finding in the data: how often it was found, why it matters, what to do.
 
-    ``places`` are the first of them, each with ``source``, ``field`` and ``message``.
+    ``located`` are the first of them, each with ``source``, ``field`` and ``message``.
     """
 
     code: str
@@ -67,7 +67,7 @@ class FoundKind:
     why: str
     cure: str
     count: int
-    places: tuple[dict[str, str], ...]
+    located: tuple[dict[str, str], ...]
 
 
 @dataclass(frozen=True)
