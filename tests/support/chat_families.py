@@ -41,7 +41,6 @@ class ChatFamily:
     calls_end: str | None = None
     call_header: str | None = None
     result_header: str | None = None
-    history_end: str | None = None
     trailing: str = ""
     arguments: str = "object"
     shut: str = "\n</think>\n\n"
@@ -86,7 +85,6 @@ def families() -> tuple[ChatFamily, ...]:
     """All families, the Korean ones first."""
     listed = yaml.safe_load((HERE / "chat_families.yaml").read_text("utf-8"))
     for entry in listed:
-        entry.pop("stop", None)
         for name, value in entry.items():
             if isinstance(value, list):
                 entry[name] = tuple(value)
