@@ -15,7 +15,7 @@ from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say, visible
 from likelier.checks.inspector import PairInspector
-from likelier.checks.summary import Tally, kind_as_data
+from likelier.checks.summary import Tally, describe_example, kind_as_data
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.load import Dataset, load
 from likelier.data.records import content_hash
@@ -90,7 +90,7 @@ def train(
     encoder = initial.encoder(config.data.template, config.data.today)
     loss, seed = config.loss, config.train.seed
     data = load(config.data, encoder, loss, seed, train, eval, PairInspector())
-    for line in (*data.example, data.describe()):
+    for line in (*describe_example(data.example, data.form), data.describe()):
         say(visible(line))
     say(f"loss: {objective.formula}")
     reference_model = reference_policy(config, initial)  # None: the initial policy is its own

@@ -12,6 +12,8 @@ from tests.support.data import load_memory, load_pairs
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.data.memory import rows_from_memory
+from likelier.data.shapes import Format, recognised
+from likelier.data.workers import Task, chunks
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -157,3 +159,21 @@ def test_a_frame_with_two_columns_of_one_name() -> None:
     table.columns = ["prompt", "chosen", "chosen", "margin", "source", "unused"]
     with pytest.raises(DataError, match="two columns have the same name"):
         rows_from_memory(table)
+
+
+def test_unused_columns_may_hold_anything() -> None:
+    """Also where the rows go to other processes, into which not everything can be sent."""
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    rows = [
+        {**ROWS[0], "prompt": f"{n}?", "chosen": "가", "rejected": "나", "deep": deep,
+         "made": lambda: None, "lone": "\ud800", "open": object(), 3: float("inf")}
+        for n in range(2100)
+    ]  # fmt: skip
+    task = Task(recognised(rows_from_memory(rows), Format())[0], keep_tokens=True)
+    done = list(chunks(rows_from_memory(rows), task))
+    assert sum(chunk.rows for chunk in done) == len(rows)
+    assert sum(len(chunk.sources) for chunk in done) == len(rows)
+    (found,) = load_memory([{**rows[0], "source": deep}], {}).findings
+    assert (found.code, found.source, found.field) == ("json", "train[0]", "source")

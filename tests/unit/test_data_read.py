@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.data import load_pairs
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.base.findings import Finding
@@ -45,20 +46,8 @@ def the_finding(folder: Path, line: bytes) -> Finding:
         (GOOD + GOOD, "json", "something follows the object"),
         (b"[1, 2]", "json", "an array"),
         (b'"text"', "json", "a bare value"),
-        (b"NaN", "json", "NaN"),
-        (b'{"a": NaN}', "json", "NaN is not JSON"),
-        (b'{"a": -Infinity}', "json", "-Infinity is not JSON"),
-        (b'{"a": 1e400}', "json", "too large"),
-        (b'{"a": 1, "b": 2, "a": 3}', "json", '"a" stands twice'),
-        (b'{"a": 1, "b": 2, "b": 3}', "json", '"b" stands twice'),
-        (b'{"a": {"b": 1, "b": 1}}', "json", '"b" stands twice'),
+        (b"NaN", "json", "a bare value"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "json", "nested too deeply"),
-        (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "json", "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "json", "digit"),
-        (b'{"a": "\\ud800"}', "json", "U+D800"),
-        (b'{"\\udfff": "a"}', "json", "U+DFFF"),
-        (b'{"a": "\\u0000"}', "json", "NUL"),
-        (b'{"a": "\\ufdd0"}', "json", "U+FDD0"),
         (b'{"a": "x\x00"}', "utf8", "NUL bytes"),
         (b'{"a": "\xff"}', "utf8", "byte 8"),
         (b'{"a": "\xed\xa0\x80"}', "utf8", "byte 8"),
@@ -72,6 +61,57 @@ def test_a_bad_line_is_one_located_finding(
     found = the_finding(tmp_path, line)
     assert found.code == code
     assert says in found.message
+
+
+ODD = [
+    (b"-Infinity", "-Infinity is not JSON"),
+    (b"[NaN]", "NaN is not JSON"),
+    (b'{"b": [{"c": NaN}]}', "NaN is not JSON"),
+    (b"1e400", "too large"),
+    (b"[-1e400]", "too large"),
+    (b'{"b": 1, "b": 2}', '"b" stands twice'),
+    (b'1, "b": 2, "a": 3', '"a" stands twice'),
+    (b"[" * 200 + b"]" * 200, "nested too deeply"),
+    (b"9" * 5000, "too large"),
+    (b'"\\ud800"', "U+D800"),
+    (b'{"\\udfff": 1}', "U+DFFF"),
+    (b'"\\u0000"', "NUL"),
+    (b'["\\ufdd0"]', "U+FDD0"),
+]
+
+
+@pytest.mark.parametrize(("cell", "says"), ODD)
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
+def test_an_odd_cell_costs_the_row_only_where_it_is_read(
+    tmp_path: Path, name: str, cell: bytes, says: str
+) -> None:
+    path = tmp_path / name
+    rows = [GOOD[:-1] + b', "a": ' + cell + b"}", GOOD]
+    path.write_bytes(b"\n".join(rows) if name == "p.jsonl" else b"[" + b",".join(rows) + b"]")
+    loaded = load_pairs(path, {"origin": "prompt"})
+    assert (len(loaded.pairs), loaded.rows, loaded.left_out) == (2, 2, 0)
+    loaded = load_pairs(path, {"origin": "a"})
+    (found,) = [finding for finding in loaded.findings if finding.severity == "error"]
+    assert (found.code, found.source, found.field) == ("json", f"{path}:1", "a")
+    places = [pair.source for pair in loaded.pairs]
+    assert places == [f"{path}:2" if name == "p.jsonl" else f"{path}:1[1]"]
+    assert says in found.message and "\n" not in found.message
+    assert (len(loaded.pairs), loaded.rows, loaded.left_out) == (1, 2, 1)
+
+
+def test_a_missing_number_may_be_nan(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(GOOD[:-1] + b', "margin": NaN, "weight": NaN}')
+    (pair,) = load_pairs(path, {}).pairs
+    assert (pair.margin, pair.weight) == (None, None)
+    path.write_bytes(GOOD[:-1] + b', "margin": Infinity}')
+    assert [f.field for f in load_pairs(path, {}).findings] == ["margin"]
+
+
+def test_the_name_of_a_column_may_be_odd(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(GOOD[:-1] + b', "\\udfff\\u0000": 1}')
+    assert len(load_pairs(path, {}).pairs) == 1
 
 
 def test_korean_windows_text_is_recognised(tmp_path: Path) -> None:
@@ -179,14 +219,19 @@ def test_parquet_messages(tmp_path: Path) -> None:
     assert row.record == {"prompt": [{"role": "user", "content": "가"}]}
 
 
-def test_a_parquet_string_that_is_not_utf8_is_one_row(tmp_path: Path) -> None:
+def test_a_parquet_cell_that_is_none_costs_its_row_only_where_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     raw = pa.array([b"ok", b"\xff\xfe", b"ok"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
-    pq.write_table(pa.table({"a": text}), path)
-    first, second, third = read_rows(path)
-    assert isinstance(first, Row) and isinstance(third, Row)
-    assert isinstance(second, Finding) and second.source == f"{path}:2"
+    far = pa.array([0, 2**61, 0], pa.timestamp("us"))  # no date of Python's
+    table = {**TABLE, "chosen": ["a", "b", "c"], "text": text, "far": far}
+    pq.write_table(pa.table(table), path)
+    assert len(load_pairs(path, {}).pairs) == 3
+    for column, code in (("text", "utf8"), ("far", "type")):
+        loaded = load_pairs(path, {"origin": column})
+        (found,) = [finding for finding in loaded.findings if finding.severity == "error"]
+        assert (found.code, found.source, found.field) == (code, f"{path}:2", column)
+        assert len(loaded.pairs) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 10, 100, 300])

@@ -8,8 +8,9 @@ import pytest
 from tests.support.data import load_memory, load_pairs
 
 from likelier.base.errors import DataError
+from likelier.checks.summary import describe_example
 from likelier.cli import main
-from likelier.data.load import format_of
+from likelier.data.load import Dataset, format_of
 from likelier.data.shapes import Format, format_with
 
 Rows = list[dict[str, Any]]
@@ -394,3 +395,168 @@ def test_messages_as_python_prints_them_are_an_error(cell: str) -> None:
     assert (found.code, found.field) == ("type", "prompt") and "json.dumps" in found.hint
     row = {"prompt": written([user(ASK)]), "chosen": [bot(GOOD)], "rejected": [bot(BAD)]}
     assert sides(the_pair(row)) == CHAT  # the hint is followed
+
+
+# ---- files of other programs -------------------------------------------------------------------
+
+TABLE = [{"prompt": f"{n}, {ASK}", **ANSWERS} for n in range(3)]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    ("before", "key", "after"),
+    [
+        ({}, "data", {}),
+        ({"version": "1.0", "count": 3, "done": True}, "data", {}),
+        ({}, "rows", {"total": 3, "next": None, "name": "표"}),
+    ],
+)
+def test_rows_as_one_list_in_an_object(
+    before: Any, key: str, after: Any, indent: int | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    tree = {**before, key: TABLE, **after}
+    path.write_text(json.dumps(tree, indent=indent, ensure_ascii=False), encoding="utf-8")
+    loaded = load_pairs(path, {})
+    assert [pair.prompt for pair in loaded.pairs] == [row["prompt"] for row in TABLE]
+    assert (loaded.findings, loaded.rows, loaded.left_out) == ((), 3, 0)
+    assert len({pair.source for pair in loaded.pairs}) == 3
+
+
+@pytest.mark.parametrize("beside", [{"test": TABLE}, {"info": {"a": 1}}])
+def test_a_second_list_beside_the_rows_is_not_lost_in_silence(beside: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": TABLE, **beside}), encoding="utf-8")
+    loaded = load_pairs(path, {})
+    assert [f.code for f in loaded.findings] == ["json"] and len(loaded.pairs) == 3
+    path.write_text(json.dumps(TABLE), encoding="utf-8")  # the hint is followed
+    assert load_pairs(path, {}).findings == ()
+
+
+def test_lines_that_begin_with_an_object_are_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    rows = [{"id": n, "input": {"messages": [user(f"{n}?")]}, **HOSTED} for n in range(3)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert len(load_pairs(path, {}).pairs) == 3
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_is_cut_at_the_mark_of_its_header(mark: str, tmp_path: Path) -> None:
+    import csv
+
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, TABLE[0], delimiter=mark)
+        writer.writeheader()
+        writer.writerows(TABLE)
+    assert [pair.prompt for pair in load_pairs(path, {}).pairs] == [row["prompt"] for row in TABLE]
+    path.write_text(f"prompt{mark}chosen{mark}rejected\n가{mark}나\n", encoding="utf-8")
+    (found,) = load_pairs(path, {}).findings
+    assert (found.code, found.source) == ("csv", f"{path}:2")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("role", "content"), ("human", "gpt")),
+        (("from", "value"), ("human", "gpt")),
+        (("role", "value"), ("human", "gpt")),
+        (("from", "content"), ("user", "model")),
+        (("role", "value"), ("user", "assistant")),
+    ],
+)
+def test_roles_and_keys_of_sharegpt(one: tuple[str, str], other: tuple[str, str]) -> None:
+    def turn(role: str, content: str) -> dict[str, Any]:
+        return dict(zip(one, (role, content), strict=True))
+
+    row = {"prompt": [turn(other[0], ASK)], "chosen": [turn(other[1], GOOD)],
+           "rejected": turn(other[1], BAD)}  # fmt: skip
+    assert sides(the_pair(row)) == CHAT
+
+
+def test_a_turn_of_sharegpt_keeps_its_further_keys() -> None:
+    row = {"prompt": [{"from": "human", "value": ASK, "weight": 0}],
+           "chosen": [bot(GOOD)], "rejected": [bot(BAD)]}  # fmt: skip
+    assert the_pair(row).prompt == ({**user(ASK), "weight": 0},)
+
+
+# ---- messages are compared by what is said -----------------------------------------------------
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "날씨", "arguments": {}}}
+
+
+def whole_chats(**ours: Any) -> dict[str, Any]:
+    """Two conversations; in one of them the shared turns have further keys."""
+    shared = [user(ASK), {**bot(""), "tool_calls": [CALL]},
+              {"role": "tool", "content": "3", "tool_call_id": "call_1"}]  # fmt: skip
+    theirs = [{**turn, **ours} for turn in shared]
+    if "id" in ours:
+        theirs[1]["tool_calls"] = [{**CALL, "id": "call_2"}]
+        theirs[2]["tool_call_id"] = "call_2"
+    return {"chosen": [*shared, bot(GOOD)], "rejected": [*theirs, bot(BAD)]}
+
+
+@pytest.mark.parametrize(
+    "keys", [{"id": 7}, {"timestamp": "2024"}, {"created_at": 3, "model": "x", "uuid": "y"}]
+)
+def test_ids_and_times_do_not_make_two_prompts(keys: dict[str, Any]) -> None:
+    expected = sides(the_pair(whole_chats()))
+    assert len(expected[0]) == 3
+    assert sides(the_pair(whole_chats(**keys))) == expected
+    prompt = [*whole_chats(**keys)["rejected"][:3]]
+    assert the_pair({**whole_chats(), "prompt": prompt}).chosen == (bot(GOOD),)
+
+
+@pytest.mark.parametrize("keys", [{"content": "또"}, {"name": "a"}, {"reasoning_content": "음"}])
+def test_what_is_said_does(keys: dict[str, Any]) -> None:
+    assert the_error(whole_chats(**keys)).code == "prompt"
+
+
+def test_answers_that_differ_in_ids_alone_are_the_same() -> None:
+    row = {"prompt": [user(ASK)], "chosen": [{**bot(GOOD), "id": 1}], "rejected": [bot(GOOD)]}
+    assert the_error(row).code == "identical"
+    row["chosen"] = [{**bot(GOOD), "reasoning_content": "음"}]
+    assert the_pair(row)
+
+
+# ---- an example is shown -----------------------------------------------------------------------
+
+
+def test_an_example_is_shown_in_few_safe_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    long = "시작" + "가 " * 4000 + "끝"
+    rows = [{"question": None}, {"question": f"{long}\x1b[2J\u202e", "system": "짧게\n\n",
+             "chosen": "\n" + GOOD, "rejected": BAD}]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["check", str(path)]) == 65
+    lines = capsys.readouterr().out.splitlines()[1:5]
+    assert lines[0] == f"an example, {path}:2:"
+    assert lines[1].startswith("  prompt (system + question): system: 짧게 | user: 시작")
+    assert "\\x1b[2J\\u202e" in lines[1] and " … " in lines[1] and len(lines[1]) < 150
+    assert lines[2] == f"  chosen (chosen): assistant: {GOOD}"
+    assert main(["check", str(path), "--json"]) == 65
+    assert json.loads(capsys.readouterr().out)["format"]["example"][0] == lines[0]
+
+
+def example_of(data: Dataset) -> list[str]:
+    return describe_example(data.example, data.form)
+
+
+def test_training_shows_an_example_first(tmp_path: Path) -> None:
+    from tests.support.tokenizers import CHATML, byte_level
+
+    from likelier.chat.tokenizer import build_encoder
+    from likelier.config import config_from
+    from likelier.data.load import load
+
+    config = config_from({"model": {"path": "m"}, "data": {"train": "x", "eval": None}, "out": "o"})
+    encoder = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
+    rows = [{"instruction": f"{n}", "input": ASK, **ANSWERS} for n in range(3)]
+    shown = example_of(load(config.data, encoder, train=rows))
+    assert "prompt = instruction + input" in shown[0]
+    assert shown[1:3] == ["an example, train[0]:", f"  prompt (instruction + input): 0 {ASK}"]
+    row = {"prompt": ASK, "response_a": BAD, "response_b": GOOD, "winner": "b"}
+    shown = example_of(load(config.data, encoder, train=[row]))
+    assert shown[3] == f"  chosen (response_a or response_b): {GOOD}"

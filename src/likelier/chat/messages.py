@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -225,19 +226,23 @@ def from_transcript(text: str) -> list[Message]:
 
 
 def plain_turn(item: Any) -> Any:
-    """A ShareGPT turn (``from`` and ``value``) as a message; anything else as it is."""
-    if not isinstance(item, dict) or "role" in item or "from" not in item or "value" not in item:
+    """A ShareGPT turn as a message, also where only its keys or its roles are ShareGPT's; anything
+    else as it is. Further keys stay.
+    """
+    if not isinstance(item, dict) or not ({"role", "from"} & item.keys()):
         return item
-    speaker, value = item["from"], item["value"]
-    beside = {key: other for key, other in item.items() if key not in ("from", "value")}
-    role = _FROM.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
-    if speaker == "function_call" and isinstance(value, str):
-        try:
-            call = json.loads(value)
-        except ValueError:
-            return {**beside, "role": role, "content": value}
-        return {**beside, "role": role, "tool_calls": [{"type": "function", "function": call}]}
-    return {**beside, "role": role, "content": value}
+    turn = {key: value for key, value in item.items() if key not in ("from", "value")}
+    speaker = item.get("role", item.get("from"))
+    known = _FROM.get(speaker.lower()) if isinstance(speaker, str) else None
+    turn["role"] = known if known and speaker not in ROLES else speaker
+    if "value" in item and "content" not in item:
+        turn["content"] = item["value"]
+    said = turn.get("content")
+    if speaker == "function_call" and isinstance(said, str):
+        with suppress(ValueError, RecursionError):
+            turn["tool_calls"] = [{"type": "function", "function": json.loads(said)}]
+            del turn["content"]
+    return turn
 
 
 def as_list(value: Any) -> Any:

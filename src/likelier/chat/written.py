@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from likelier.base.findings import Unfit
-from likelier.chat.messages import Chat, Message, as_list
+from likelier.chat.messages import Chat, Message, as_list, check_end, read_messages, read_text
 
 # The keys of a message that hold what is said; a template is shown all of them.
 SAID = ("role", "content", "name", "tool_calls", "function_call", "tools",
@@ -80,3 +80,51 @@ def is_within(given: Chat, chat: Chat) -> bool:
     """Whether messages follow each other in a chat, spaces around their texts aside."""
     run, said = stripped(given), stripped(chat)
     return any(said[at : at + len(run)] == run for at in range(len(said)))
+
+
+def split_chats(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
+    """Cut two conversations after the whole messages that they share."""
+    shared = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if said_in(one) != said_in(other):
+            break
+        shared += 1
+    cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # each answer keeps a turn
+    roles = {chosen[cut]["role"], rejected[cut]["role"]}
+    if cut == 0 or roles != {"assistant"}:
+        message = f"the conversations have different prompts: message {cut + 1} differs"
+        hint = "let both begin with the same messages, up to an assistant turn"
+        raise Unfit("prompt", None, message, hint)
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def earlier_turns(value: Any, field: str) -> Chat:
+    """What was said before a prompt: twos of a question and its answer, or messages up to one."""
+    value = list_in(value)
+    if not value:
+        return ()
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(two, (list, tuple)) and len(two) == 2 for two in value
+    ):
+        return tuple(
+            {"role": role, "content": read_text(said, f"{field}[{number}]")}
+            for number, two in enumerate(value)
+            for role, said in zip(("user", "assistant"), two, strict=True)
+        )
+    turns = read_messages(as_list(value), field)
+    check_end(turns, field)
+    return turns
+
+
+def without_gaps(record: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table without the keys that are null in its objects, at every depth.
+
+    A table gives every object of a column the keys of all of them. Its own columns stay.
+    """
+    return {name: _without_nulls(value) for name, value in record.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -19,7 +19,7 @@ from likelier.checks.pairs import SCRIPTS, template_finding
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.config import Config
-from likelier.data.formats import describe_pair, first_pair
+from likelier.data.formats import first_pair
 from likelier.data.load import format_of, no_row
 from likelier.data.records import Pair
 from likelier.data.shapes import Format, format_with, recognised
@@ -162,8 +162,7 @@ def examine(question: Question) -> Examination:
     statistics = found.statistics()
     found.tally.add(shortcuts(statistics.probe, statistics.lengths, question.name))
     usable = found.rows - found.left_out
-    shown = () if example is None else tuple(describe_pair(example, form))
-    return Examination(found.rows, usable, found.tally.kinds(), form, statistics, shown)
+    return Examination(found.rows, usable, found.tally.kinds(), form, statistics, example)
 
 
 def _of_template(encoder: Encoder, first: Pair | None) -> Iterator[Finding]:

@@ -126,6 +126,7 @@ def _said(finding: Finding, row: Row, form: Format, encoder: Encoder | None) -> 
         known, value = _at(tree, field)
         if known:
             value = "null" if value is None else value
+            value = value.message if isinstance(value, Finding) else value  # a cell that is none
             bad = _bad(finding, value, sides, encoder)
             return [{"side": "", **excerpt(value, MAX_ALONE, bad)}]
     return [

@@ -13,9 +13,11 @@ from likelier.base.findings import Finding
 from likelier.base.terminal import visible
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Estimate, Lengths, Probe
-from likelier.data.shapes import Format
+from likelier.data.records import Pair
+from likelier.data.shapes import NEEDED, Format
 from likelier.pages.texts import text
 
+SHOWN_CHARACTERS = 90  # of each side of the example
 MAX_LOCATIONS = 20  # of each code that are kept and shown
 _SOURCE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<pair>\d+))?", re.DOTALL)
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}  # of the severities, gravest first
@@ -72,8 +74,8 @@ class ModelView:
 class Examination:
     """Everything found: of ``rows`` rows ``usable`` can be used.
 
-    ``kinds`` come gravest and most frequent first. ``example`` are lines that show the first pair,
-    none where no row can be read. ``model_view`` is None where no pair was scored.
+    ``kinds`` come gravest and most frequent first. ``example`` is the first pair, None where no row
+    can be read. ``model_view`` is None where no pair was scored.
     """
 
     rows: int
@@ -81,7 +83,7 @@ class Examination:
     kinds: tuple[Kind, ...]
     form: Format
     statistics: Statistics
-    example: tuple[str, ...] = ()
+    example: Pair | None = None
     model_view: ModelView | None = None
 
     def count(self, severity: str) -> int:
@@ -160,7 +162,7 @@ def as_data(found: Examination) -> dict[str, Any]:
         "format": {
             **{key: getattr(found.form, key) for key in ("shape", "columns", "chat", "style")},
             "description": found.form.describe(),
-            "example": list(found.example),
+            "example": describe_example(found.example, found.form)[1:],
         },
         "statistics": asdict(found.statistics),
         "reference": asdict(found.model_view) if found.model_view else None,
@@ -171,6 +173,38 @@ def describe(found: Examination) -> list[str]:
     """The statistics and the view of the model in words, one figure a line."""
     view = _describe_view(found.model_view) if found.model_view else []
     return [*_describe_statistics(found.statistics), *view]
+
+
+def describe_example(pair: Pair | None, form: Format) -> list[str]:
+    """The format, and one pair in short lines, each side behind the columns that it comes from: so
+    a person sees whether the columns were understood.
+    """
+    if pair is None:
+        return [form.describe()]
+    answers = [form.columns[name] for name in NEEDED[form.shape] if name in form.columns]
+    asks = [form.columns[name] for name in ("system", "history", "prompt", "input")
+            if name in form.columns]  # fmt: skip
+    lines = [form.describe(), text("check.example", source=pair.source)]
+    for name, side in pair.sides.items():
+        said = side if isinstance(side, str) else " | ".join(map(_in_short, side))
+        columns = form.columns.get(name) or " or ".join(answers[:2])
+        if name == "prompt":
+            columns = " + ".join(asks) or answers[0]
+        lines.append(f"  {name} ({columns}): {_shortened(said)}")
+    return lines
+
+
+def _in_short(turn: Mapping[str, Any]) -> str:
+    content = turn.get("content") or ("(calls a tool)" if turn.get("tool_calls") else "")
+    return f"{turn['role']}: {content if isinstance(content, str) else '(…)'}"
+
+
+def _shortened(said: str) -> str:
+    """The beginning and the end of a long text, in one line."""
+    if len(said) > SHOWN_CHARACTERS:
+        half = SHOWN_CHARACTERS // 2
+        said = f"{said[:half]} … {said[-half:]}"
+    return " ".join(said.split())
 
 
 def _describe_statistics(statistics: Statistics) -> list[str]:

@@ -11,7 +11,13 @@ from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import enforce_gates, read_gate
 from likelier.checks.page import write_page
-from likelier.checks.summary import Examination, as_data, describe, print_kinds
+from likelier.checks.summary import (
+    Examination,
+    as_data,
+    describe,
+    describe_example,
+    print_kinds,
+)
 
 
 def check(
@@ -51,7 +57,7 @@ def check(
 
 def _print(found: Examination) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    for line in (found.form.describe(), *found.example):
+    for line in describe_example(found.example, found.form):
         console.print(visible(line), soft_wrap=True, style="dim")
     for line in describe(found):
         console.print(visible(line), soft_wrap=True)

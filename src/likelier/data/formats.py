@@ -22,16 +22,24 @@ from likelier.chat.messages import (
     read_number,
     read_text,
 )
-from likelier.chat.written import begins_with, is_within, list_in, said_in, stripped, turns_in
+from likelier.chat.written import (
+    begins_with,
+    earlier_turns,
+    is_within,
+    list_in,
+    split_chats,
+    stripped,
+    turns_in,
+)
 from likelier.data.records import Pair, Row, text_of
 from likelier.data.shapes import (
-    NEEDED,
     ROWS_LOOKED_AT,
     SIGNED,
     Format,
     check_rivals,
     counts_down,
     is_empty,
+    model_column,
 )
 from likelier.pages.texts import text
 
@@ -44,7 +52,6 @@ _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.
 _ABSENT: Any = object()
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
 _TIES = ("both", "bothbad", "both_bad", "neither", "draw", "equal", "same")
-SHOWN_CHARACTERS = 90  # of each side of the pair that is shown
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 
 
@@ -81,36 +88,6 @@ def first_pair(
     read = (read_row(row, form) if isinstance(row, Row) else [row] for row in first)
     pairs = (pair for found in read for pair in found if isinstance(pair, Pair))
     return next(pairs, None), chain(first, iterator)
-
-
-def describe_pair(pair: Pair, form: Format) -> list[str]:
-    """A pair in short lines, each side behind the columns that it comes from, for a person who
-    sees whether the columns were understood.
-    """
-    answers = [form.columns[name] for name in NEEDED[form.shape] if name in form.columns]
-    asks = [form.columns[name] for name in ("system", "history", "prompt", "input")
-            if name in form.columns]  # fmt: skip
-    lines = [text("check.example", source=pair.source)]
-    for name, side in pair.sides.items():
-        said = side if isinstance(side, str) else " | ".join(map(_in_short, side))
-        columns = form.columns.get(name) or " or ".join(answers[:2])
-        if name == "prompt":
-            columns = " + ".join(asks) or answers[0]
-        lines.append(f"  {name} ({columns}): {_shortened(said)}")
-    return lines
-
-
-def _in_short(turn: Mapping[str, Any]) -> str:
-    content = turn.get("content") or ("(calls a tool)" if turn.get("tool_calls") else "")
-    return f"{turn['role']}: {content if isinstance(content, str) else '(…)'}"
-
-
-def _shortened(said: str) -> str:
-    """The beginning and the end of a long text, in one line."""
-    if len(said) > SHOWN_CHARACTERS:
-        half = SHOWN_CHARACTERS // 2
-        said = f"{said[:half]} … {said[-half:]}"
-    return " ".join(said.split())
 
 
 def _usable(pair: Pair) -> list[Pair] | list[Finding]:
@@ -207,7 +184,8 @@ def _sides(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, str | C
     are_chats = [isinstance(value, (list, tuple)) for value in (chosen, rejected)]
     replaced = prompt is _ABSENT and "prompt" not in columns and are_chats == [True, False]
     if replaced and len(chosen) > 1:
-        rejected, are_chats = [{"role": "assistant", "content": rejected}], [True, True]
+        said = read_text(rejected, theirs["rejected"])
+        rejected, are_chats = [{"role": "assistant", "content": said}], [True, True]
     if prompt is _ABSENT and ("prompt" in columns or not all(are_chats)):
         missing(record, columns, "prompt", PAIR_COLUMNS)
     if not all(are_chats):
@@ -219,7 +197,7 @@ def _sides(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, str | C
         chosen = _completion(chosen, theirs["chosen"], prompt)
         return prompt, chosen, _completion(rejected, theirs["rejected"], prompt)
     chosen = read_messages(chosen, theirs["chosen"])
-    rejected = _rejected_turns(rejected, theirs["rejected"], replaced)
+    rejected = read_messages(rejected, theirs["rejected"])
     check_end(chosen, theirs["chosen"])
     check_end(rejected, theirs["rejected"])
     if prompt is _ABSENT and chosen[0]["role"] == "assistant":
@@ -228,13 +206,6 @@ def _sides(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, str | C
         check_rivals(record, form, "prompt")
     turns, chosen, rejected = _chats(prompt, chosen, rejected, theirs)
     return _opened(turns, record, columns), chosen, rejected
-
-
-def _rejected_turns(value: Any, field: str, is_text: bool) -> Chat:
-    """The messages of a rejected answer; of one that was a text the error names the column."""
-    if is_text:
-        return ({"role": "assistant", "content": read_text(value[0]["content"], field)},)
-    return read_messages(value, field)
 
 
 def _asked(record: Mapping[str, Any], field: str) -> Any:
@@ -275,31 +246,13 @@ def _prompt(record: Mapping[str, Any], form: Format, as_chat: bool) -> str | Cha
 
 def _opened(chat: Chat, record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
     """A chat behind the row's earlier turns, and behind its system text where the chat has none."""
-    first, earlier = chat[0]["role"] == "system", _earlier_turns(record, columns)
+    field, value = _cell(record, columns, "history")
+    first, earlier = chat[0]["role"] == "system", earlier_turns(value, field)
     chat = (*chat[:first], *earlier, *chat[first:])
     field, value = _cell(record, columns, "system")
     if value is None or chat[0]["role"] == "system":
         return chat
     return ({"role": "system", "content": read_text(value, field)}, *chat)
-
-
-def _earlier_turns(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
-    """What was said before the prompt: twos of a question and its answer, or messages."""
-    field, value = _cell(record, columns, "history")
-    value = list_in(value)
-    if is_empty(value):
-        return ()
-    if isinstance(value, (list, tuple)) and all(
-        isinstance(two, (list, tuple)) and len(two) == 2 for two in value
-    ):
-        return tuple(
-            {"role": role, "content": read_text(said, f"{field}[{number}]")}
-            for number, two in enumerate(value)
-            for role, said in zip(("user", "assistant"), two, strict=True)
-        )
-    turns = read_messages(as_list(value), field)
-    check_end(turns, field)
-    return turns
 
 
 def _tools(record: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:
@@ -364,28 +317,12 @@ def _chats(
         if len(rejected) > 1:  # it answers the last turn that is not the assistant's own work
             cut = max(n for n, turn in enumerate(chosen, 1) if turn["role"] == "user")
         return chosen[:cut], chosen[cut:], rejected
-    shared, chosen, rejected = _split(chosen, rejected)
+    shared, chosen, rejected = split_chats(chosen, rejected)
     if prompt is not _ABSENT and not is_within(given, shared):
         message = "the prompt is not among the turns that both conversations share"
         hint = "fix the prompt, or set data.columns.prompt: null"
         raise Unfit("prompt", field, message, hint)
     return shared, chosen, rejected
-
-
-def _split(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
-    """Cut two conversations after the whole messages that they share."""
-    shared = 0
-    for one, other in zip(chosen, rejected, strict=False):
-        if said_in(one) != said_in(other):
-            break
-        shared += 1
-    cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # each answer keeps a turn
-    roles = {chosen[cut]["role"], rejected[cut]["role"]}
-    if cut == 0 or roles != {"assistant"}:
-        message = f"the conversations have different prompts: message {cut + 1} differs"
-        hint = "let both begin with the same messages, up to an assistant turn"
-        raise Unfit("prompt", None, message, hint)
-    return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
 _Scored = tuple[float, str | Chat]  # a completion behind its score
@@ -514,7 +451,7 @@ def _of_comparison(record: Mapping[str, Any], form: Format) -> tuple[str | Chat,
         whole = [read_messages(first, columns["first"]), read_messages(second, columns["second"])]
         check_end(whole[0], columns["first"])
         check_end(whole[1], columns["second"])
-        turns, first, second = _split(*whole)
+        turns, first, second = split_chats(*whole)
         prompt = _opened(turns, record, columns)
     return prompt, [(_lead(record, columns), first), (0.0, second)]
 
@@ -548,7 +485,7 @@ def _winner(word: str, record: Mapping[str, Any], columns: Mapping[str, str]) ->
     words_of = {"first": ("a", "model_a", "first"), "second": ("b", "model_b", "second")}
     for name, words in words_of.items():
         column = columns[name]
-        model = record.get(f"model{column.removeprefix('response').removeprefix('conversation')}")
+        model = record.get(model_column(column))
         known = {*words, column.lower(), str(model).strip().lower() if model else words[0]}
         named.append(word in known)
     if named == [False, False] and (word.startswith("tie") or word in _TIES):

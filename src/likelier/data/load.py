@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from likelier.config.losses import SigmoidLoss, needs
 from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit
-from likelier.data.formats import describe_pair, first_pair, read_row
+from likelier.data.formats import first_pair, read_row
 from likelier.data.memory import rows_from_memory
 from likelier.data.records import Pair, Row, TokenPair
 from likelier.data.shapes import Format, format_with, recognised
@@ -41,14 +41,15 @@ class Dataset:
     """The pairs to train on and those held out.
 
     ``counts`` says how many rows were used, dropped and trimmed; ``findings`` are located in rows;
-    ``example`` are lines that show the first training pair and the columns that it comes from.
+    ``form`` is the format of the training rows, and ``example`` the first pair that they gave.
     """
 
     train: tuple[TokenPair, ...]
     eval: tuple[TokenPair, ...]
     counts: dict[str, Any]
     findings: tuple[Finding, ...] = ()
-    example: tuple[str, ...] = ()
+    form: Format = field(default_factory=Format)
+    example: Pair | None = None
 
     @property
     def pairs(self) -> tuple[TokenPair, ...]:
@@ -99,7 +100,9 @@ def load(
         task = replace(task, split_seed=None if share is None else seed)
         side = read(data.train, train, "train", task)
         ours, held = _split_off(side, share, seed, needs(loss, "label"))
-        return Dataset(tuple(ours), tuple(held), side.counts, side.findings, side.example)
+        return Dataset(
+            tuple(ours), tuple(held), side.counts, side.findings, side.form, side.example
+        )
     other = read(data.eval_path or "", eval, "eval", replace(task, keep_pairs=bool(inspector)))
     inspector = inspector and inspector.watching(other.pairs)
     side = read(data.train, train, "train", replace(task, inspector=inspector))
@@ -113,7 +116,7 @@ def load(
         other.counts["findings"]["leak"] = len(leaks)
     counts = {**side.counts, "eval": other.counts}
     findings = (*side.findings, *other.findings, *leaks)
-    return Dataset(side.tokens, other.tokens, counts, findings, side.example)
+    return Dataset(side.tokens, other.tokens, counts, findings, side.form, side.example)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class _Side:
     chunks: tuple[Chunk, ...]
     findings: tuple[Finding, ...]
     counts: dict[str, Any]
-    example: tuple[str, ...]
+    form: Format
+    example: Pair | None
 
 
 def _read_side(
@@ -145,7 +149,7 @@ def _read_side(
     form, items = recognised(found, task.form)
     if needs(loss, "mismatched"):
         items = _with_mismatched(items, form, data, loss, seed, where)
-    first, items = first_pair(items, form)
+    example, items = first_pair(items, form)
     tokens: list[TokenPair] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
@@ -178,9 +182,8 @@ def _read_side(
         "trimmed": codes["trimmed"],
         "findings": dict(codes),
     }
-    example = () if first is None else (form.describe(), *describe_pair(first, form))
     as_read = tuple(_as_the_loss_reads(fitted, loss, task.encoder))
-    return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts, example)
+    return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts, form, example)
 
 
 def _as_the_loss_reads(

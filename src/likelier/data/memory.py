@@ -8,7 +8,8 @@ from typing import Any
 
 from likelier.base.errors import DataError
 from likelier.base.findings import Finding
-from likelier.data.read import ROWS_OF_A_TABLE, without_gaps
+from likelier.chat.written import without_gaps
+from likelier.data.read import MAX_NESTING, ROWS_OF_A_TABLE
 from likelier.data.records import Row
 from likelier.data.sources import read_data
 
@@ -97,22 +98,33 @@ def _located(records: Iterable[Any], name: str) -> Iterator[Row | Finding]:
     for number, record in enumerate(records):
         source = f"{name}[{number}]"
         if isinstance(record, Mapping):
-            yield Row(source, {str(key): _plain(value) for key, value in record.items()})
+            yield Row(source, {str(key): _cell(value) for key, value in record.items()})
         else:
             message = f"a dict is expected, found {type(record).__name__}"
             yield Finding("type", "error", source, None, message, "make each row a dict")
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON would hold it: lists for arrays, Python's numbers, null for a gap."""
+def _cell(value: Any) -> Any:
+    """A cell as JSON would hold it, or what is wrong with it, which costs a row only if read."""
+    try:
+        return _plain(value)
+    except RecursionError:
+        message = "nested too deeply"
+        return Finding("json", "error", "", None, message, "write it with fewer levels")
+
+
+def _plain(value: Any, level: int = 0) -> Any:
+    """Lists for arrays, Python's numbers, null for a gap."""
+    if level > MAX_NESTING:
+        raise RecursionError
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _plain(inner, level + 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, level + 1) for inner in value]
     if hasattr(value, "tolist"):  # an array, a tensor, a number of numpy
-        return _plain(value.tolist())
+        return _plain(value.tolist(), level + 1)
     if type(value).__name__ in ("NAType", "NaTType") or (
         isinstance(value, float) and value != value
     ):

@@ -8,24 +8,31 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, BinaryIO, cast
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.base.findings import Finding
 from likelier.chat.messages import odd_character
+from likelier.chat.written import without_gaps
 from likelier.data.records import Row
 
 MAX_LINE_BYTES = 32 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
 MAX_NESTING = 100  # levels of nesting; real rows have a handful
 ONE_OBJECT = "write one JSON object on each line"
 CHARACTERS_AT_ONCE = 2**20  # of a JSON array
+# The rows of a JSON file as one list in an object, behind nothing but texts and numbers.
+_WRAPPED = re.compile(
+    rb'\{\s*("\w+"\s*:\s*("[^"\\]*"|[-\w.+]+)\s*,\s*)*"(data|rows|examples|train)"\s*:\s*\[\s*[{\]]'
+)
 END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 ROWS_OF_A_TABLE = 1000  # that are Python objects at a time
 
@@ -63,22 +70,31 @@ def parse_line(line: bytes, source: str) -> Row | Finding:
         message, hint = "the line holds NUL bytes", "save the file as UTF-8, not UTF-16"
         return Finding("utf8", "error", source, None, message, hint)
     try:
-        record = _DECODER.decode(text)
+        record = _decoded(text)
     except (ValueError, RecursionError) as error:
         return _refused(error, text, source)
     return _object(record, source)
 
 
 def _object(record: Any, source: str) -> Row | Finding:
-    try:
-        _inspect(record)
-    except (ValueError, RecursionError) as error:
-        return _refused(error, "", source)
     if not isinstance(record, dict):
         kind = "an array" if isinstance(record, list) else "a bare value"
         message = f"the line is {kind}, not an object"
         return Finding("json", "error", source, None, message, ONE_OBJECT)
-    return Row(source, record)
+    try:
+        _inspect(list(record.items()))
+        return Row(source, record)
+    except (ValueError, RecursionError):
+        return Row(source, dict(_cell(key, value) for key, value in record.items()))
+
+
+def _cell(key: str, value: Any) -> tuple[str, Any]:
+    """A cell as it is, or what is wrong with it: it costs the row only where it is read."""
+    try:
+        _inspect([(key, value)])
+        return key, value
+    except (ValueError, RecursionError) as error:
+        return key.encode("unicode_escape").decode(), _refused(error, "", "")
 
 
 def _refused(error: Exception, text: str, source: str) -> Finding:
@@ -111,19 +127,32 @@ def guess_encoding(line: bytes) -> str:
 
 
 def read_json_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
-    """The objects of one JSON array, a few in memory at a time.
+    """The objects of one JSON array, also as ``{"data": […]}``, a few in memory at a time.
 
     Nothing behind broken JSON can be read any more: one finding, and the end.
     """
     text = _Text(file)
-    source = f"{name}:1"
+    source, line, number = f"{name}:1", 0, 0
     try:
+        wrapped = text.take("{")
+        while wrapped and text.member() != "[":
+            text.value()
+            text.take(",")
         text.take("[")
         while not text.take("]"):
-            source = f"{name}:{text.line}"
+            several = text.line == line  # begin on this line
+            line = text.line
+            source = f"{name}:{line}[{number}]" if several else f"{name}:{line}"
+            number += 1
             yield _object(text.value(), source)
             if not text.take(",") and text.peek() != "]":
                 raise json.JSONDecodeError("a comma or ] is missing", "", 0)
+        while wrapped and text.take(","):
+            if text.member() in "[{":
+                raise json.JSONDecodeError("more than one list or object stands in it", "", 0)
+            text.value()
+        if wrapped:
+            text.take("}")
         if text.peek():
             message, hint = "something follows the array", "keep one array in the file"
             yield Finding("json", "error", f"{name}:{text.line}", None, message, hint)
@@ -151,7 +180,7 @@ class _Text:
         needed = CHARACTERS_AT_ONCE
         while True:
             try:
-                record, end = _DECODER.raw_decode(self.buffer, self.at)
+                record, end = _decoded(self.buffer, self.at)
                 if end == len(self.buffer) and not self.ended and not self.buffer.endswith("}"):
                     self._more(CHARACTERS_AT_ONCE)  # the number may have further digits
                     continue
@@ -162,6 +191,14 @@ class _Text:
                     raise
                 self._more(needed)
                 needed *= 2  # so that a long element is not parsed again and again
+
+    def member(self) -> str:
+        """Go over a key of an object and return the character with which its value begins."""
+        self.peek()
+        self.value()
+        if not self.take(":"):
+            raise json.JSONDecodeError("a colon is missing", "", 0)
+        return self.peek()
 
     def take(self, mark: str) -> bool:
         """Go over spaces and ``mark``, if it comes next."""
@@ -191,9 +228,12 @@ class _Text:
         self.at = 0
 
 
-def _inspect(record: Any) -> None:
-    """Refuse what is JSON but would only fail later: odd characters and deep nesting."""
-    level = [record]
+def _inspect(cells: list[tuple[str, Any]]) -> None:
+    """Refuse what is JSON but would only fail later: odd characters, deep nesting, odd numbers.
+
+    NaN alone in a cell stays, as tables write a missing number.
+    """
+    level = [inner for key, cell in cells for inner in (key, None if cell != cell else cell)]
     for _ in range(MAX_NESTING):
         inner: list[Any] = []
         for value in level:
@@ -203,44 +243,81 @@ def _inspect(record: Any) -> None:
                 inner += value
             elif isinstance(value, str) and (odd := odd_character(value)):
                 raise ValueError(f"the text holds {odd}")
+            elif isinstance(value, Finding):
+                raise ValueError(value.message)
+            elif value != value:
+                raise ValueError("NaN is not JSON")
         if not inner:
             return
         level = inner
     raise RecursionError
 
 
+def _decoded(text: str, start: int | None = None) -> Any:
+    """The value of a text, or the value that starts at a place and where it ends.
+
+    What is odd in a value, such as a key that stands twice, is a Finding in its place.
+    """
+    for decoder in (_DECODER, _LENIENT):
+        try:
+            return decoder.decode(text) if start is None else decoder.raw_decode(text, start)
+        except ValueError as error:
+            if decoder is _LENIENT or isinstance(error, json.JSONDecodeError):
+                raise
+    raise AssertionError
+
+
+def _odd(message: str) -> Finding:
+    return Finding("json", "error", "", None, message, "fix or delete this line")
+
+
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(items)
     if len(record) < len(items):
-        keys = [key for key, _ in items]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f'the key "{twice[:40]}" stands twice')
+        raise ValueError
     return record
 
 
-def _finite(text: str) -> float:
+def _with_odd_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    count = Counter(key for key, _ in items)
+    twice = {key: _odd(f'the key "{key[:40]}" stands twice') for key, n in count.items() if n > 1}
+    return {**dict(items), **twice}
+
+
+def _finite(text: str) -> Any:
     number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return number
+    return number if abs(number) != float("inf") else _odd(f"the number {text[:20]} is too large")
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _whole(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:  # of more digits than Python reads
+        return _odd(f"the number {text[:20]} is too large")
+
+
+def _constant(name: str) -> Any:
+    return float(name) if name == "NaN" else _odd(f"{name} is not JSON")
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_no_constant
+    object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_constant
 )
+_LENIENT = json.JSONDecoder(
+    object_pairs_hook=_with_odd_keys, parse_float=_finite, parse_constant=_constant,
+    parse_int=_whole,
+)  # fmt: skip
 
 
 def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """Rows of a CSV file, all cells text; the place is the line on which a row begins."""
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(_text_lines(file), strict=True)
+    lines = _text_lines(file)
     line = 1
     header: list[str] = []
     try:
+        first = next(lines, "")
+        reader = csv.reader(chain([first], lines), strict=True, delimiter=_delimiter(first))
         for cells in reader:
             if not header:
                 header = cells
@@ -259,6 +336,12 @@ def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
         message = "not UTF-8; the rest of the file is not read"
         hint = guess_encoding(error.object)
         yield Finding("utf8", "error", f"{name}:{line}", None, message, hint)
+
+
+def _delimiter(header: str) -> str:
+    """What is between the cells: a comma, or what else cuts the header where no comma does."""
+    cuts = (mark for mark in ",;\t" if len(next(csv.reader([header], delimiter=mark), ())) > 1)
+    return next(cuts, ",")
 
 
 def _text_lines(file: BinaryIO) -> Iterator[str]:
@@ -325,42 +408,34 @@ def _rows_of_batches(batches: Iterator[Any], name: str, code: str) -> Iterator[R
     try:
         for record in chain.from_iterable(map(_records, batches)):
             number += 1
-            source = f"{name}:{number}"
-            yield (
-                Row(source, record)
-                if isinstance(record, dict)
-                else Finding("utf8", "error", source, None, record, "store text as UTF-8")
-            )
+            yield Row(f"{name}:{number}", record)
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
         message = f"the file is damaged after row {number}: {reason}"
         yield Finding(code, "error", f"{name}:{number + 1}", None, message, "write it again")
 
 
-def _records(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The batch's rows as dicts; where the bytes of one are not UTF-8, what is wrong with it."""
+def _records(batch: Any) -> Iterator[dict[str, Any]]:
+    """The batch's rows as dicts; a cell of which Python can make nothing is a Finding."""
+    import pyarrow as pa
+
+    def cell(column: Any) -> Any:
+        try:
+            return column.to_pylist()[0]
+        except UnicodeDecodeError:
+            message = "the cell holds bytes that are not UTF-8"
+            return Finding("utf8", "error", "", None, message, "store text as UTF-8")
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            message = f"the cell cannot be read: {str(error).strip()[:120]}"
+            return Finding("type", "error", "", None, message, "store it as text or a number")
+
     try:
         yield from map(without_gaps, batch.to_pylist())
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError, pa.ArrowException):
         for number in range(batch.num_rows):
-            try:
-                yield without_gaps(batch.slice(number, 1).to_pylist()[0])
-            except UnicodeDecodeError:
-                yield "the row holds bytes that are not UTF-8"
-
-
-def without_gaps(record: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table without the keys that are null in its objects, at every depth.
-
-    A table gives every object of a column the keys of all of them. Its own columns stay.
-    """
-    return {name: _without_nulls(value) for name, value in record.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+            row = batch.slice(number, 1)
+            cells = {name: cell(row.column(at)) for at, name in enumerate(row.schema.names)}
+            yield without_gaps(cells)
 
 
 Reader = Callable[[BinaryIO, str], Iterator[Row | Finding]]
@@ -368,9 +443,10 @@ Reader = Callable[[BinaryIO, str], Iterator[Row | Finding]]
 
 def _read_json(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """An array of objects, or lines that only carry the wrong name."""
-    start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     file.seek(0)
-    return read_json_array(file, name) if start.startswith(b"[") else read_json_lines(file, name)
+    is_array = start.startswith(b"[") or _WRAPPED.match(start)
+    return read_json_array(file, name) if is_array else read_json_lines(file, name)
 
 
 READERS: dict[str, Reader] = {

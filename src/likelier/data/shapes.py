@@ -339,6 +339,20 @@ def _grouped(rows: Iterable[Row | Finding], form: Format) -> Iterator[Row | Find
         yield Row(first.source, {**first.record, "completions": listed}, len(listed))
 
 
+def without_unused(row: Row, form: Format) -> Row:
+    """The row without what stands in columns that are never read: it may be anything."""
+    read = {*form.columns.values(), *chain.from_iterable(form.rivals.values())}
+    read |= {"prompt", "chosen", "rejected", *map(model_column, COLUMN_ALIASES["first"])}
+    read |= {*map(model_column, COLUMN_ALIASES["second"])}
+    cells = {key: cell if key in read else None for key, cell in row.record.items()}
+    return replace(row, record=cells)
+
+
+def model_column(column: str) -> str:
+    """The column that names the model behind an answer, as ``model_a`` beside ``response_a``."""
+    return f"model{column.removeprefix('response').removeprefix('conversation')}"
+
+
 def _undisputed(row: Row | Finding, form: Format) -> Row | Finding:
     """A row of one completion, or why it must not join its neighbours."""
     if isinstance(row, Finding):

@@ -36,7 +36,7 @@ from likelier.data.encode import encode_pairs
 from likelier.data.fit import fit_each
 from likelier.data.formats import read_row
 from likelier.data.records import Completion, Pair, Row, TokenPair
-from likelier.data.shapes import Format
+from likelier.data.shapes import Format, without_unused
 from likelier.data.split import prompt_keys, prompt_signatures
 
 ROWS_AT_ONCE = 500  # of a chunk
@@ -297,6 +297,8 @@ class _Pool:
         return self._threads.submit(self._chunk, batch)
 
     def _chunk(self, batch: Sequence[Item]) -> Chunk:
+        form = self._task.form
+        batch = [without_unused(item, form) if isinstance(item, Row) else item for item in batch]
         if (known := self._cache.get(batch)) is not None:
             return known
         process = self._idle.get() or self._start()
