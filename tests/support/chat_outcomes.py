@@ -3,8 +3,10 @@
 `outcomes` is what the test of models judges and what docs/models.md shows.
 """
 
+import ast
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -60,7 +62,7 @@ def _outcome(family: ChatFamily, state: Mapping[str, Any], row: Record) -> Outco
             message = f"{errors[0].code}: {errors[0].message}; {hint}"
             return Outcome("refused, and its cure does not work", tuple(cures), message)
         cures.append(hint)
-        state, row = cure(family, state, copy.deepcopy(row))
+        state, row = cure(family, state, copy.deepcopy(row), hint)
     if isinstance(truth, NoTruth):
         return Outcome("used, where the template cannot say what is right", detail=str(truth))
     if given != truth:
@@ -141,11 +143,11 @@ def _difference(family: ChatFamily, given: Truth | None, truth: Truth) -> str:
 
 # ---- cures: what a hint says, done to the row or to the settings ---------------------------------
 
-Cure = Callable[[ChatFamily, Mapping[str, Any], Record], tuple[Mapping[str, Any], Record]]
+Cure = Callable[[ChatFamily, Mapping[str, Any], Record, str], tuple[Mapping[str, Any], Record]]
 
 
 def _without_tools(
-    family: ChatFamily, state: Mapping[str, Any], row: Record
+    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
 ) -> tuple[Mapping[str, Any], Record]:
     row.pop("tools", None)
     plain = [turn for turn in row["prompt"] if turn["role"] in ("system", "user")]
@@ -157,7 +159,7 @@ def _without_tools(
 
 
 def _other_turns(
-    family: ChatFamily, state: Mapping[str, Any], row: Record
+    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
 ) -> tuple[Mapping[str, Any], Record]:
     """The system text goes into the first question; else only the last question stays."""
     first, *rest = row["prompt"]
@@ -167,7 +169,54 @@ def _other_turns(
     return state, {**row, "prompt": [first, *rest][-1:]}
 
 
+def _switch(
+    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
+) -> tuple[Mapping[str, Any], Record]:
+    found = re.search(r"set data\.template\.(\w+): (\w+)", hint)
+    assert found, hint
+    return {**state, found[1]: json.loads(found[2])}, row
+
+
+def _inline(
+    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
+) -> tuple[Mapping[str, Any], Record]:
+    """Reasoning as a part of the content."""
+    for turn in (turn for name in ("chosen", "rejected") for turn in row[name]):
+        if thought := turn.pop("reasoning_content", None):
+            turn["content"] = f"<think>\n{thought}\n</think>\n\n{turn.get('content') or ''}"
+    return state, row
+
+
+def _closing(
+    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
+) -> tuple[Mapping[str, Any], Record]:
+    """Answers without reasoning begin with an empty block of it."""
+    found = re.search(r"begin the content of the answer with ('[^']+')", hint)
+    assert found, hint
+    empty = ast.literal_eval(found[1])
+    for turn in (turn for name in ("chosen", "rejected") for turn in row[name]):
+        said = turn.get("content") or ""
+        if turn["role"] == "assistant" and family.mark[1] not in said:
+            turn["content"] = empty + said
+    return state, row
+
+
+def _silent(
+    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
+) -> tuple[Mapping[str, Any], Record]:
+    """Answers without their reasoning."""
+    for turn in (turn for name in ("chosen", "rejected") for turn in row[name]):
+        turn.pop("reasoning_content", None)
+        if isinstance(turn.get("content"), str):
+            turn["content"] = turn["content"].rpartition(family.mark[1])[2].lstrip()
+    return state, row
+
+
 CURES: dict[str, Cure] = {
+    "set data.template.": _switch,
+    "write it into the content, between": _inline,
+    "begin the content of the answer with": _closing,
+    "delete the reasoning from the answer": _silent,
     "use a model whose template knows tools, or delete them": _without_tools,
     "change the roles or turns of this row": _other_turns,
 }

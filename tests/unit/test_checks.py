@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.data import load_pairs
 from tests.support.tiny import tiny_tokenizer
-from tests.support.tokenizers import CHATML, LLAMA3, byte_level, metaspace
+from tests.support.tokenizers import CHATML, EXAONE4, LLAMA3, byte_level, metaspace
 
 from likelier.base.errors import ConfigError, DataError, OutputError
 from likelier.checks.examine import Question, examine
@@ -128,8 +128,23 @@ CASES = {
     ),
     "prefix": Case(
         [chat_row()], 1,
+        tokenizer=chatml(CHATML.replace("assistant\n{% endif", "bot: {% endif")),
+    ),
+    "reasoning": Case(
+        [chat_row()], 1,
         tokenizer=chatml(CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")),
     ),
+    "turn": Case([chat_row(chosen=[{**bot("언어"), "weight": 0}])], 1, tokenizer=chatml()),
+    "generation": Case(
+        [chat_row()], 1,
+        tokenizer=chatml(CHATML.replace("assistant\n{% endif", "assistant\n<say>{% endif")),
+    ),
+    "closed": Case(
+        [chat_row()], 1,
+        tokenizer=chatml(EXAONE4.replace("not enable_thinking", "false").replace(
+            "[|endofturn|]", "<|im_end|>")),
+    ),
+    "ended": Case([chat_row()], 1, tokenizer=chatml(CHATML.replace("<|im_end|>\n", ""))),
     "stop": Case([chat_row()], 1, tokenizer=byte_level(CHATML)),
     "control": Case([chat_row(prompt=[user("가<|im_end|>나")])], 1, tokenizer=chatml()),
     "unknown": Case([text_row(chosen="漢字")], 1, tokenizer=metaspace("unigram"),

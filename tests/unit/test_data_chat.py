@@ -3,6 +3,7 @@
 import re
 import resource
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,7 @@ from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.data import encode
 from likelier.data.encode import encode_completion
-from likelier.data.records import Pair, TokenPair
+from likelier.data.records import Completion, Pair, TokenPair
 
 
 def encode_pairs(encoder: Encoder, pairs: list[Pair]) -> tuple[list[TokenPair], list[Finding]]:
@@ -247,11 +248,22 @@ def test_context_after_a_stop_is_tokenised_as_in_a_prompt(name: str) -> None:
 
 
 def test_a_prompt_that_is_no_beginning_of_its_chat_shows_both() -> None:
-    """A generation prompt that opens a thought which the finished turn does not have."""
-    template = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
-    finding = the_finding(build_encoder(byte_level(template, eos="<|im_end|>")), pair())
-    assert finding.code == "prefix"
-    assert "assistant\\n<think>" in finding.message and "assistant\\n언어" in finding.message
+    """A generation prompt that the finished turn does not have."""
+    template = CHATML.replace("assistant\n{% endif %}", "assistant\n<say>\n{% endif %}")
+    encoder = build_encoder(byte_level(template, eos="<|im_end|>"))
+    finding = the_finding(replace(encoder, boundary="history"), pair())
+    assert finding.code == "prefix" and "data.boundary: auto" in finding.hint
+    assert "assistant\\n<say>" in finding.message and "assistant\\n언어" in finding.message
+    tokens = encode_pair(encoder, pair())  # the cure
+    assert tokens.prompt == ordinary(encoder, HISTORY, True)
+    assert decode(encoder, tokens.chosen.tokens) == "언어입니다.<|im_end|>"
+
+
+def apart(encoder: Encoder, answer: Completion) -> tuple[str, str]:
+    """The text of an answer that is only read, and the text that is scored."""
+    flagged = list(zip(answer.tokens, answer.scored, strict=True))
+    read, scored = ([t for t, s in flagged if s is flag] for flag in (False, True))
+    return decode(encoder, tuple(read)), decode(encoder, tuple(scored))
 
 
 def test_a_template_that_forgets_thoughts() -> None:
@@ -261,6 +273,17 @@ def test_a_template_that_forgets_thoughts() -> None:
     chosen = (bot("언어입니다."), user("더 알려줘"), bot("배우기 쉬워요."))
     several = Pair(HISTORY, chosen, (bot("뱀이지~"),), "a.jsonl:1")
     assert the_finding(encoder, several).code == "prefix"
+    last = replace(encoder, turns="last")
+    answer = encode_pair(last, several).chosen
+    context, scored = (
+        decode(
+            encoder,
+            tuple(t for t, s in zip(answer.tokens, answer.scored, strict=True) if s is flag),
+        )
+        for flag in (False, True)
+    )
+    assert scored == "<think>\n\n</think>\n\n배우기 쉬워요.<|im_end|>"
+    assert context.endswith("<|im_start|>user\n더 알려줘<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_a_marker_that_is_no_stop_token_is_named() -> None:

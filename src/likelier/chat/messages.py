@@ -28,6 +28,15 @@ def suggestion(word: str, known: Iterable[str], otherwise: str) -> str:
     return f'did you mean "{meant}"?' if meant else otherwise
 
 
+def shared_start(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many characters or tokens two sequences begin with alike."""
+    if first == second:
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    parts = (number for number, (one, other) in pairs if one != other)
+    return next(parts, min(len(first), len(second)))
+
+
 def odd_character(text: str) -> str | None:
     """The name of a character that no tokenizer or template can take, if ``text`` holds one."""
     if "\0" in text:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -12,6 +12,8 @@ from likelier.base.errors import ConfigError, DataError
 from likelier.chat.template import DEFAULT_DATE, check_template, freeze
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
+Boundary = Literal["auto", "history", "generation"]
+Turns = Literal["all", "last"]
 PROBES = ("a", "파이썬", "\n")
 
 
@@ -37,6 +39,8 @@ class Encoder:
         tool_frozen: as ``frozen``, of the template for rows with tools: the one that the tokenizer
             names ``tool_use``, else the same.
         tool_reads: the names that it reads.
+        boundary: how an answer is put behind its prompt (`data.boundary`).
+        turns: which turns of an answer are scored (`data.turns`).
     """
 
     tokenizer: Any
@@ -55,6 +59,8 @@ class Encoder:
     reads: frozenset[str] = frozenset()
     tool_frozen: str | None = None
     tool_reads: frozenset[str] = frozenset()
+    boundary: Boundary = "auto"
+    turns: Turns = "all"
 
 
 def build_encoder(

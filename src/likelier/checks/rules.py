@@ -23,6 +23,8 @@ RULES: dict[str, Severity] = {
     "duplicate": "warning", "near": "warning", "conflict": "warning", "cycle": "warning",
     "leak": "warning",
     # with a model
+    "turn": "error", "reasoning": "error", "generation": "note", "closed": "note",
+    "ended": "note",
     "template": "error", "prefix": "error", "stop": "error", "merged": "error",
     "control": "warning", "unknown": "warning", "foreign": "warning", "bos": "warning",
     "drops": "warning", "adds": "note", "plain": "warning", "clock": "warning",

@@ -131,6 +131,15 @@ class DataConfig(Section):
     today: NonEmpty | None = Field(
         None, description="the date that the chat template is given as today's; null = 2024-07-26"
     )
+    boundary: Literal["auto", "history", "generation"] = Field(
+        "auto",
+        description="an answer is what the template writes behind the prompt in a finished chat "
+        "(history), or behind its turn's header there (generation); auto = the first that fits",
+    )
+    turns: Literal["all", "last"] = Field(
+        "all",
+        description="which assistant turns of an answer are scored; last = the others are read",
+    )
     max_length: int = Field(
         2048, ge=2, le=2**31 - 1, description="tokens of prompt and answer together"
     )

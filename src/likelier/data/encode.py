@@ -2,7 +2,8 @@
 
 The prompt is tokenised once, for both sides, as it is at inference. A completion is tokenised on
 its own: tokens that would merge across the boundary in the joint text do not, because the model
-never sees them so when it generates. Which token ends an answer is decided in `tokenizer`.
+never sees them so when it generates. What of a chat is prompt and what is answer is decided in
+`boundary`.
 """
 
 import json
@@ -14,6 +15,14 @@ from tokenizers import Tokenizer
 
 from likelier.base.errors import DataError
 from likelier.base.findings import Finding, Unfit
+from likelier.chat.boundary import (
+    Cut,
+    TextSegment,
+    cut_completion,
+    notes_on,
+    prompt_text,
+    with_closings,
+)
 from likelier.chat.messages import (
     Chat,
     Message,
@@ -21,8 +30,9 @@ from likelier.chat.messages import (
     check_start,
     odd_character,
     read_messages,
+    shared_start,
 )
-from likelier.chat.render import TextSegment, as_text, cut_completion, render_chat
+from likelier.chat.render import as_text
 from likelier.chat.tokenizer import Encoder
 from likelier.data.records import Completion, Pair, TokenPair
 
@@ -33,11 +43,17 @@ Notice = Callable[[Encoder, Pair, Sequence[str], TokenPair], Iterable[Finding]]
 
 @dataclass(frozen=True)
 class _Draft:
-    """A prompt and its completions as text, ready to be tokenised."""
+    """A prompt and its completions as text, ready to be tokenised. A completion whose first turns
+    are only read stands behind a longer prompt than the others.
+    """
 
     prompt: str
     is_chat: bool
-    completions: tuple[tuple[TextSegment, ...], ...]
+    completions: tuple[Cut, ...]
+
+    @property
+    def segments(self) -> list[TextSegment]:
+        return [segment for cut in self.completions for segment in cut.segments]
 
 
 def encode_pairs(
@@ -74,8 +90,10 @@ def encode_pairs(
             continue
         if notice is not None:
             both = (draft.completions[0], draft.completions[-1])
-            texts = [draft.prompt, *(segment.text for segments in both for segment in segments)]
+            answers = [segment.text for cut in both for segment in cut.segments]
+            texts = [draft.prompt, *answers]
             findings += notice(encoder, pair, texts, encoded[-1])
+        findings += notes_on(encoder, draft.completions, pair.source)
     return encoded, findings
 
 
@@ -100,7 +118,7 @@ def encode_prompt(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[in
         draft = _draft(
             encoder, prompt if isinstance(prompt, str) else read_messages(prompt, "prompt"), (), {}
         )
-        ids = _Ids(encoder, [draft]).prompt(draft)
+        ids = _Ids(encoder, [draft]).prompt(draft.prompt, draft.is_chat)
     except Unfit as unfit:
         raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
     if not ids:
@@ -128,8 +146,9 @@ def encode_completion(
         prompt, response = _read_completion(prompt, response)
         draft = _draft(encoder, prompt, (response,), {})
         ids = _Ids(encoder, [draft])
-        completion = ids.completion(draft.completions[0])
-        prompt_ids = ids.prompt(draft)
+        (cut,) = draft.completions
+        completion = ids.completion(cut.segments)
+        prompt_ids = ids.prompt(cut.prompt, draft.is_chat)
     except Unfit as unfit:
         raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
     if not stop:
@@ -167,42 +186,45 @@ def _draft(
 ) -> _Draft:
     if isinstance(prompt, str):
         texts = [as_text(encoder, str(one)) for one in completions]
-        segments = [(TextSegment(text, scored=True, stop=encoder.stop),) for text in texts]
-        return _Draft(as_text(encoder, prompt), False, tuple(segments))
+        text = as_text(encoder, prompt)
+        answers = [TextSegment(one, scored=True, stop=encoder.stop) for one in texts]
+        return _Draft(text, False, tuple(Cut(text, (answer,)) for answer in answers))
     key = json.dumps([prompt, tools], ensure_ascii=False, sort_keys=True, default=str)
     if key not in rendered:
-        rendered[key] = render_chat(encoder, prompt, True, tools)
+        rendered[key] = prompt_text(encoder, prompt, tools)
     text = rendered[key]
     cuts = [
         cut_completion(encoder, prompt, text, one, tools)
         for one in completions
         if not isinstance(one, str)
     ]
-    return _Draft(text, True, tuple(map(tuple, cuts)))
+    return _Draft(text, True, tuple(with_closings(cuts)))
 
 
 class _Ids:
     """The token ids of all texts of some drafts, each text tokenised once."""
 
     def __init__(self, encoder: Encoder, drafts: Sequence[_Draft]):
-        segments = [segment for draft in drafts for part in draft.completions for segment in part]
+        segments = [segment for draft in drafts for segment in draft.segments]
         prompts = {draft.prompt for draft in drafts}
-        context = {segment.text for segment in segments if not segment.scored}
+        prompts |= {cut.prompt for draft in drafts for cut in draft.completions}
+        context = {segment.text for segment in segments if segment.between}
         self.encoder = encoder
         self.whole = _tokenise(encoder.whole, prompts | context)
-        self.tail = _tokenise(encoder.tail, {s.text for s in segments if s.scored})
+        self.tail = _tokenise(encoder.tail, {s.text for s in segments if not s.between})
 
-    def prompt(self, draft: _Draft) -> tuple[int, ...]:
+    def prompt(self, text: str, is_chat: bool) -> tuple[int, ...]:
         """A chat's template writes its own specials; a text gets the tokenizer's."""
-        tokens = self._checked(self.whole, draft.prompt)
-        return tokens if draft.is_chat else self.encoder.leading + tokens
+        tokens = self._checked(self.whole, text)
+        return tokens if is_chat else self.encoder.leading + tokens
 
     def completion(self, segments: Sequence[TextSegment]) -> Completion:
         tokens: list[int] = []
         scored: list[bool] = []
         for segment in segments:
-            if segment.scored:
-                new = [*self._checked(self.tail, segment.text), segment.stop]
+            if not segment.between:
+                new = list(self._checked(self.tail, segment.text))
+                new += [segment.stop] if segment.stop >= 0 else []
             else:  # its text begins with the stop that the turn before it ended with
                 stop, *new = self._checked(self.whole, segment.text)
                 if stop != tokens[-1]:
@@ -233,10 +255,14 @@ def _tokenise(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, tuple[int
 
 
 def _assemble(ids: _Ids, draft: _Draft, pair: Pair) -> TokenPair:
-    prompt = ids.prompt(draft)
+    prompts = [ids.prompt(cut.prompt, draft.is_chat) for cut in draft.completions]
+    prompt = prompts[0][: min(shared_start(prompts[0], longer) for longer in prompts)]
     if not prompt:
         raise Unfit("empty", "prompt", "the prompt has no token", "add text to it")
-    completions = [ids.completion(segments) for segments in draft.completions]
+    completions = [
+        _behind(ids.completion(cut.segments), longer[len(prompt) :])
+        for cut, longer in zip(draft.completions, prompts, strict=True)
+    ]
     names = ("chosen" if pair.label is None else "completion", "rejected")
     for name, completion in zip(names, completions, strict=False):
         if sum(completion.scored) < 2:  # the stop alone
@@ -247,6 +273,14 @@ def _assemble(ids: _Ids, draft: _Draft, pair: Pair) -> TokenPair:
         message = "chosen and rejected become the same tokens"
         raise Unfit("merged", None, message, "delete the row or set data.on_bad_row: drop")
     return TokenPair(prompt, chosen, rejected, pair.source, pair.margin, pair.weight, pair.label)
+
+
+def _behind(completion: Completion, context: tuple[int, ...]) -> Completion:
+    """A completion with tokens before it that are only read."""
+    if not context:
+        return completion
+    scored = (False,) * len(context) + completion.scored
+    return Completion(context + completion.tokens, scored)
 
 
 def without_stops(pairs: Iterable[TokenPair], ends: Iterable[int]) -> tuple[TokenPair, ...]:

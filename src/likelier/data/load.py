@@ -93,6 +93,7 @@ def load(
         ConfigError: a key of ``data.columns`` that is none of ours.
     """
     loss = loss or SigmoidLoss()
+    encoder = replace(encoder, boundary=data.boundary, turns=data.turns)
     task = Task(format_of(data), encoder, inspector=inspector, keep_tokens=True)
     read = partial(_read_side, data, loss, seed)
     if eval is None and data.eval_path is None:

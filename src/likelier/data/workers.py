@@ -451,6 +451,7 @@ def _task_key(task: Task) -> bytes:
             str(getattr(encoder.tokenizer, "chat_template", None)),
             str(getattr(encoder.tokenizer, "special_tokens_map", None)),
             [encoder.frozen, encoder.tool_frozen],
+            [encoder.boundary, encoder.turns],
             dict(encoder.template),
             [encoder.leading, encoder.stop, sorted(encoder.control), encoder.unknown],
             dict(encoder.end_ids),

@@ -1,0 +1,132 @@
+"""Reasoning in a chat: where a message holds it, and blocks that a prompt opens or closes."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from likelier.chat.messages import Message, shared_start
+
+MARKERS = {  # what opens a thinking block, and what closes it
+    "<think>": "</think>",
+    "[THINK]": "[/THINK]",
+    "<seed:think>": "</seed:think>",
+    "<thought>": "</thought>",
+    "<|think|>": "<|end|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+}
+KEYS = ("reasoning_content", "reasoning", "thinking")
+SWITCHES: tuple[tuple[str, Any], ...] = (  # of templates that can be told to think, or not to
+    ("enable_thinking", True),
+    ("thinking", True),
+    ("skip_think", False),
+    ("skip_reasoning", False),
+    ("reasoning", True),
+)
+_OPENS = re.compile(rf"({'|'.join(map(re.escape, MARKERS))})\s*\Z")
+_CLOSES = re.compile(rf"({'|'.join(map(re.escape, MARKERS.values()))})\s*\Z")
+_INLINE = {
+    opens: re.compile(rf"\s*{re.escape(opens)}(.*?){re.escape(closes)}\s*", re.DOTALL)
+    for opens, closes in MARKERS.items()
+}
+
+
+class Parts(NamedTuple):
+    """What a message says: its thought, the bytes of its content that hold it with their markers
+    (empty where a key holds it, or none is held), and the text behind them.
+    """
+
+    thought: str
+    head: str
+    said: str
+
+
+def opened(prompt: str) -> str:
+    """The open thinking block that a rendered prompt ends with, as ``<think>`` and a line break;
+    empty where it ends with none.
+    """
+    found = _OPENS.search(prompt)
+    return found[0] if found else ""
+
+
+def closes_block(prompt: str) -> bool:
+    """Whether a rendered prompt ends with a thinking block that is closed."""
+    return _CLOSES.search(prompt) is not None
+
+
+def closing_of(block: str) -> str:
+    """The marker that closes an open block."""
+    return MARKERS[block.strip()]
+
+
+def parts_of(message: Message, block: str = "") -> Parts:
+    """What ``message`` says. Behind an open ``block`` its content may begin inside of it."""
+    content = message.get("content")
+    content = content if isinstance(content, str) else ""
+    for key in KEYS:
+        if isinstance(message.get(key), str) and message[key].strip():
+            return Parts(message[key].strip(), "", content)
+    for inline in _INLINE.values():
+        if found := inline.match(content):
+            return Parts(found[1].strip(), found[0], content[found.end() :])
+    if block and (closing := closing_of(block)) in content:
+        thought = content[: content.index(closing)]
+        said = content[len(thought) + len(closing) :].lstrip()
+        return Parts(thought.strip(), content[: len(content) - len(said)], said)
+    return Parts("", "", content)
+
+
+def forms_of(message: Message) -> Iterator[Message]:
+    """``message`` as it is, and with its thought under each of the keys that templates read."""
+    yield message
+    parts = parts_of(message)
+    if not parts.thought:
+        return
+    bare = {key: value for key, value in message.items() if key not in KEYS}
+    if isinstance(message.get("content"), str):
+        bare["content"] = parts.said
+    for key in KEYS:
+        if message.get(key) != parts.thought or parts.head:
+            yield {**bare, key: parts.thought}
+
+
+def continues(text: str, parts: Parts, block: str) -> bool:
+    """Whether ``text``, written behind a prompt, says the thought, and all of it inside its block:
+    behind an open one it is not opened again, and none was closed before it.
+    """
+    at = text.find(parts.thought)
+    before = text[: max(at, 0)]
+    again = bool(block) and block.strip() in before
+    return at >= 0 and not again and not any(end in before for end in MARKERS.values())
+
+
+def inside(head: str, block: str) -> str:
+    """The content that holds a thought, without the opening that ``block`` has already."""
+    head = head.lstrip()
+    return head[shared_start(head, block) :] if head.startswith(block.strip()) else head
+
+
+def marked(message: Message, letter: str) -> Message:
+    """``message`` with a letter before its thought and its text (or before the names of its calls
+    where it has no text), so that two of them part where these begin.
+    """
+    parts = parts_of(message)
+    changed = dict(message)
+    for key in KEYS:
+        if isinstance(message.get(key), str) and message[key].strip():
+            changed[key] = letter + message[key]
+    if isinstance(message.get("content"), str):
+        head = parts.head.replace(parts.thought, letter + parts.thought, 1) if parts.thought else ""
+        said = parts.said and letter + parts.said
+        changed["content"] = (head if parts.head and head else parts.head) + said
+    if not message.get("content") and isinstance(message.get("tool_calls"), (list, tuple)):
+        changed["tool_calls"] = [_marked_call(call, letter) for call in message["tool_calls"]]
+    return changed
+
+
+def _marked_call(call: Any, letter: str) -> Any:
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _marked_call(call["function"], letter)}
+    return {**call, "name": f"{letter}{call.get('name')}"}
