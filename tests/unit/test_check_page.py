@@ -73,6 +73,8 @@ LONG = "Why is the sky blue, and why is it red at night?"
         ("duplicate", row(1), ["question 1", "answer 0001", "answer 9998"]),
         ("json", b'{"prompt": oops}', ['{"prompt": [[o]]ops}']),
         ("utf8", b'{"prompt": "\xb0\xa1"}', ['{"prompt": "[[\ufffd]]\ufffd"}']),
+        ("json", b'{"prompt": "a\\u0000b"}', ['{"prompt": "a[[\\u0000]]b"}']),
+        ("json", b'{"prompt": "a\\ud83db"}', ['{"prompt": "a[[\\ud83d]]b"}']),
         ("column", {"prompt": "p", "chosen": "c", "other": "x"}, ["p", "c"]),
     ],
 )  # fmt: skip
@@ -120,6 +122,17 @@ def test_places_in_every_kind_of_file(tmp_path: Path) -> None:
         assert said(page_at(tmp_path / name), "damaged") == ["a [[\ufffd]] b"], name
     assert said(page_at(packed), "json") == ["[[b]]roken"]
     assert said(page_at(tmp_path / "a.csv"), "csv") == ["q,a"]
+
+
+def test_the_rows_of_a_mixture(tmp_path: Path) -> None:
+    for name in "ab":
+        lines = [json.dumps(row(1, chosen=f"{name} \ufffd")), f"broken {name}"]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    question = Question({f"{tmp_path}/a.jsonl": 2, f"{tmp_path}/b.jsonl": 1})
+    write_page(examine(question), question, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert said(page, "damaged") == ["a [[\ufffd]]", "a [[\ufffd]]", "b [[\ufffd]]"]
+    assert said(page, "json") == ["[[b]]roken a", "[[b]]roken b"]
 
 
 def test_a_pair_of_a_ranked_list_and_of_held_out_data(tmp_path: Path) -> None:

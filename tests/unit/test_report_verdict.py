@@ -1,7 +1,9 @@
 """The verdict claims no more than its interval, and each check fires on its own case alone."""
 
 import math
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from tests.support.report_runs import (
 from likelier.evaluation.intervals import wilson
 from likelier.pages import script_language, written_out
 from likelier.pages.texts import duration, percent, points, short, signed
-from likelier.report.health import health
+from likelier.report.health import check_gap, health
 from likelier.report.read import (
     Proportion,
     RunFiles,
@@ -34,11 +36,15 @@ from likelier.report.read import (
 from likelier.report.summary import describe_status, give_verdict, key_figures
 
 
-def with_rows(path: Path, rows: list[dict[str, Any]], status: str = "finished") -> RunFiles:
-    """A run of 60 planned steps that holds these metric rows and nothing measured besides."""
+def with_rows(
+    path: Path, rows: list[dict[str, Any]], status: str = "finished", pairs: int = 480
+) -> RunFiles:
+    """A run of 60 planned steps, each of 32 of its pairs, that holds these metric rows and nothing
+    measured besides.
+    """
     path.mkdir(exist_ok=True)
     (path / "config.yaml").write_text(str(CONFIG), encoding="utf-8")  # flow style is YAML too
-    write_json(path / "run.json", record(60, 60, status))
+    write_json(path / "run.json", record(60, 60, status) | {"pairs": pairs})
     write_jsonl(path / "metrics.jsonl", rows)
     return read_run(path)
 
@@ -265,6 +271,34 @@ def test_what_is_nearly_bad_is_not_reported(tmp_path: Path) -> None:
     )
     for i, change in enumerate(nearly):
         assert looked_at(with_rows(tmp_path / str(i), changed(change))) == set(), change
+
+
+def test_pairs_seen_once_cannot_be_learned_by_heart(tmp_path: Path) -> None:
+    """A pair is judged before its step's update: a gap at first visits has another cause."""
+    found = looked_at(with_rows(tmp_path, changed(by_heart), pairs=1920))
+    assert found == {"Held-out pairs are judged worse than training pairs that are new"}
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "fires"),
+    [(0.7, 0.7, (0.0, 0.01)), (0.75, 0.7, (0.0, 0.03)), (0.95, 0.7, (0.97, 1.0))],
+)
+def test_a_gap_is_named_by_more_than_chance(
+    tmp_path: Path, training: float, held_out: float, fires: tuple[float, float]
+) -> None:
+    """True shares that are equal, just not too far apart, and far apart, each drawn 400 times."""
+    run, chance, named = with_rows(tmp_path, metrics(60)), random.Random(0), 0
+    for _ in range(400):
+        steps = [
+            row | {"rewards/accuracies": sum(chance.random() < training for _ in range(32)) / 32}
+            for row in run.train[-15:]
+        ]
+        share = sum(chance.random() < held_out for _ in range(200)) / 200
+        last = {"step": 60, "eval_rewards/accuracies": share, "eval_pairs": 200}
+        named += (
+            check_gap(replace(run, train=tuple(4 * steps), held_out=(last,))).state == "warning"
+        )
+    assert fires[0] <= named / 400 <= fires[1]
 
 
 def test_a_strong_drift_is_told_from_a_small_one(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ _BAD = {  # what is wrong with a text of these kinds
     "decomposed": re.compile(f"(?:{DECOMPOSED.pattern}[\u11a8-\u11c2]?)+"),
     "damaged": re.compile("\ufffd+"),
 }
+_ODD = re.compile(
+    r"\ufffd|\\u(?:0000|fdd0|d[89a-f][0-9a-f]{2})", re.IGNORECASE
+)  # as JSON writes it
 _COLUMN = re.compile(r"at column (\d+)")
 Said = dict[str, Any]  # an excerpt, with the name of the side that it is of
 
@@ -109,9 +112,10 @@ def _rows(data: Data, asked: Format, sources: Iterable[str]) -> Iterator[Row]:
     """The rows of these sources, which are all that is left to be found."""
     left = set(sources)
     for row in recognised(read_data(data), asked)[1]:
-        if row_of(row.source) in left and isinstance(row, Row):
-            yield row
+        if row_of(row.source) in left:
             left.discard(row_of(row.source))
+            if isinstance(row, Row):
+                yield row
         if not left:
             return
 
@@ -172,10 +176,8 @@ def _bad(
 def _line(finding: Finding, raw: bytes) -> Said:
     """A line that is no row, the column marked at which it breaks."""
     line = raw.decode(errors="replace").rstrip("\r\n")
-    found = _COLUMN.search(finding.message)
-    bad = (int(found[1]) - 1, int(found[1])) if found else None
-    if finding.code == "utf8" and "\ufffd" in line:
-        bad = (line.index("\ufffd"), line.index("\ufffd") + 1)
+    column, escape = _COLUMN.search(finding.message), _ODD.search(line)
+    bad = (int(column[1]) - 1, int(column[1])) if column else escape and escape.span()
     return {"side": "", **excerpt(line, MAX_ALONE, bad)}
 
 

@@ -150,13 +150,15 @@ def check_overfitting(run: RunFiles) -> Check:
 
 
 def check_gap(run: RunFiles) -> Check:
-    """Training pairs judged surely better than held-out ones: overfitting."""
+    """Training pairs judged surely better than held-out ones: overfitting, where they were seen
+    before. A pair counts before its step's update, so that the first visit to it is honest.
+    """
     rows = [row["rewards/accuracies"] for row in run.train if "rewards/accuracies" in row]
     late = rows[-max(1, len(rows) // 4) :]
     a_step = number(section(run.config, "train").get("pairs_per_step"))
-    pairs = number(run.record.get("pairs"))
+    pairs, (done, _) = number(run.record.get("pairs")), progress(run)
     held_out = _last_accuracy(run)
-    if not late or not a_step or not pairs or held_out is None:
+    if not late or not done or not a_step or not pairs or held_out is None:
         return _unknown("gap")
     n = max(1, int(min(len(late) * a_step, pairs)))  # a pair seen twice is still one pair
     value = min(1.0, max(0.0, _mean(late)))
@@ -164,8 +166,10 @@ def check_gap(run: RunFiles) -> Check:
     gap, low, high = newcombe(held_out, training)
     shares = {"training": percent(training.value), "held_out": percent(held_out.value)}
     ends = {"gap": points(gap), "low": points(low), "high": points(high)}
-    result = _fine if low <= GAP else _warning
-    return result("gap", **shares, **ends, limit=points(GAP).lstrip("+"))
+    if low <= GAP:
+        return _fine("gap", **shares, **ends)
+    case = "warning" if done * a_step > pairs else "warning_first_visits"
+    return _warning("gap", case, **shares, **ends, limit=points(GAP).lstrip("+"))
 
 
 def check_held_out(run: RunFiles) -> Check:
