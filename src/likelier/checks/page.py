@@ -114,7 +114,10 @@ def _rows(data: Data, asked: Format, sources: Iterable[str]) -> Iterator[Row]:
     for row in recognised(read_data(data), asked)[1]:
         if row_of(row.source) in left:
             left.discard(row_of(row.source))
-            if isinstance(row, Row):
+            # What is odd in a cell stands there as a finding: the line itself shows it.
+            if isinstance(row, Row) and not any(
+                isinstance(x, Finding) for x in row.record.values()
+            ):
                 yield row
         if not left:
             return
