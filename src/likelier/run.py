@@ -23,6 +23,7 @@ from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.export.save import save_policy
 from likelier.losses.registry import BoundLoss, bind
 from likelier.model.adapters import adapt
+from likelier.model.limits import say_limits
 from likelier.model.load import initial_policy, parse_dtype, reference_policy
 from likelier.model.policy import Policy
 from likelier.model.running import deterministic, freed_memory_kept
@@ -92,6 +93,7 @@ def train(
     data = load(config.data, encoder, loss, seed, train, eval, PairInspector())
     for line in (*describe_example(data.example, data.form), data.describe()):
         say(visible(line))
+    say_limits(initial.causal_lm, config.data.max_length, data.pairs)
     say(f"loss: {objective.formula}")
     reference_model = reference_policy(config, initial)  # None: the initial policy is its own
     policy = adapt(config, initial)

@@ -182,8 +182,9 @@ CASES = {
     "shortcut": Case(SHORTCUT, None, silent=EVEN),
     "length": Case(LONGER, None, silent=EVEN),
 }  # fmt: skip
-# Files of their own in test_data_formats.py; weights need two sources, noise a model with weights.
-ELSEWHERE = {"csv", "parquet", "arrow", "gzip", "weight", "noise"}
+# Files of their own in test_data_formats.py; weights need two sources, noise a model with weights,
+# vocabulary one with fewer ids than its tokenizer (test_limits.py).
+ELSEWHERE = {"csv", "parquet", "arrow", "gzip", "weight", "noise", "vocabulary"}
 
 
 def write(path: Path, rows: list[Any]) -> str:

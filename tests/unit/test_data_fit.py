@@ -44,7 +44,7 @@ def test_drop_counts_and_shows() -> None:
     kept, (finding,) = fit(pairs, 10, "drop", TEXT)
     assert kept == pairs[:19]
     assert (finding.code, finding.severity, finding.source) == ("overlong", "warning", "a:19")
-    assert "11 tokens (prompt 5, chosen 3, rejected 6), max_length is 10" in finding.message
+    assert "11 tokens (prompt 5, chosen 3, rejected 6), at most 10 are taken" in finding.message
 
 
 def test_drop_stops_at_more_than_one_in_twenty() -> None:

@@ -41,6 +41,8 @@ class Encoder:
         tool_reads: the names that it reads.
         boundary: how an answer is put behind its prompt (`data.boundary`).
         turns: which turns of an answer are scored (`data.turns`).
+        vocabulary: how many ids the model embeds, where the tokenizer may write more.
+        positions: how many positions the model has learned, None where it needs none.
     """
 
     tokenizer: Any
@@ -61,6 +63,12 @@ class Encoder:
     tool_reads: frozenset[str] = frozenset()
     boundary: Boundary = "auto"
     turns: Turns = "all"
+    vocabulary: int | None = None
+    positions: int | None = None
+
+    def at_most(self, max_length: int) -> int:
+        """The smaller of ``max_length`` and the positions of the model."""
+        return min(max_length, self.positions or max_length)
 
 
 def build_encoder(
@@ -68,6 +76,8 @@ def build_encoder(
     generation_config: Any = None,
     template: Mapping[str, Any] | None = None,
     today: str | None = None,
+    vocabulary: int | None = None,
+    positions: int | None = None,
 ) -> Encoder:
     """Make a Hugging Face tokenizer ready.
 
@@ -77,6 +87,8 @@ def build_encoder(
         template: extra keywords for the chat template, such as ``enable_thinking``.
         today: the date (``2024-07-26``) for a template that asks for today's; None is
             `DEFAULT_DATE`. Always a fixed one: else the same data give other tokens tomorrow.
+        vocabulary: how many ids the model embeds.
+        positions: how many positions the model has learned.
 
     Raises:
         DataError: no stop token, no fast backend, a chat template that does not parse.
@@ -131,7 +143,14 @@ def build_encoder(
         reads=reads,
         tool_frozen=tool_frozen,
         tool_reads=tool_reads,
+        vocabulary=vocabulary if _may_exceed(whole, vocabulary) else None,
+        positions=positions,
     )
+
+
+def _may_exceed(whole: Tokenizer, vocabulary: int | None) -> bool:
+    """Whether the tokenizer has an id that the model does not embed."""
+    return vocabulary is not None and max(whole.get_vocab().values()) >= vocabulary
 
 
 def _any_of(texts: Mapping[str, int]) -> re.Pattern[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from likelier.base.errors import ConfigError
 from likelier.base.findings import Finding
 from likelier.base.terminal import counting
-from likelier.chat.tokenizer import Encoder, build_encoder
+from likelier.chat.tokenizer import Encoder
 from likelier.checks.across import Content, EvenSample, digest
 from likelier.checks.inspector import PairInspector
 from likelier.checks.pairs import SCRIPTS, template_finding
@@ -39,7 +39,7 @@ class Question:
         format: what the user says of it: columns, chat and ranking.
         model: whose tokenizer and template are used; with None only the texts are examined.
         held_out: data whose prompts must not be trained on.
-        max_length: tokens; pairs over it are found. None is any length.
+        max_length: tokens; pairs over it are found. None is what the model can take.
         trim: say what trimming would leave of them instead.
         template: further arguments of the chat template.
         today: the date that the chat template gets.
@@ -68,14 +68,14 @@ class Question:
         """The encoder of the model asked about, if any; raises what loading and building raise."""
         if self.model is None:
             return None
-        from likelier.model.load import load_tokenizer  # imports torch
+        from likelier.model.load import load_encoder  # imports torch
 
-        loaded = load_tokenizer(self.model, self.revision)
-        return build_encoder(*loaded, self.template, self.today)
+        return load_encoder(self.model, self.revision, self.template, self.today)
 
     def task(self, form: Format, **further: Any) -> Task:
         """How rows of this format are made into pairs, with ``further`` fields of the task."""
-        return Task(form, self.encoder, self.max_length, self.trim, **further)
+        limit = self.max_length or (self.encoder.positions if self.encoder else None)
+        return Task(form, self.encoder, limit, self.trim, **further)
 
 
 def question_of_options(

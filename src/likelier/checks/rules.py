@@ -26,7 +26,8 @@ RULES: dict[str, Severity] = {
     "turn": "error", "reasoning": "error", "generation": "note", "closed": "note",
     "ended": "note",
     "template": "error", "prefix": "error", "stop": "error", "merged": "error",
-    "control": "warning", "unknown": "warning", "foreign": "warning", "bos": "warning",
+    "vocabulary": "error", "control": "warning", "unknown": "warning", "foreign": "warning",
+    "bos": "warning",
     "drops": "warning", "adds": "note", "plain": "warning", "clock": "warning",
     "overlong": "warning", "trimmed": "warning", "truncated": "error", "noise": "note",
     # of the whole file

@@ -21,6 +21,7 @@ from likelier.data.load import Dataset, load
 from likelier.data.records import TokenPair
 from likelier.losses.registry import bind
 from likelier.model.adapters import adapt
+from likelier.model.limits import say_limits
 from likelier.model.load import initial_policy
 from likelier.model.policy import Policy, score_sequences
 from likelier.model.running import deterministic, freed_memory_kept
@@ -75,6 +76,7 @@ def plan(config: Config) -> Plan:
     initial = initial_policy(config)
     encoder = initial.encoder(config.data.template, config.data.today)
     data = load(config.data, encoder, config.loss, config.train.seed)
+    say_limits(initial.causal_lm, config.data.max_length, data.pairs)
     policy = adapt(config, initial)
     memory = memory_of(policy)
     batcher = Batcher(policy, NoReference(), objective, tokens_for(config, policy, memory))

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from likelier.base.errors import DataError
 from likelier.base.files import write_text
 from likelier.base.terminal import say
 from likelier.batching.batch import completions_of
 from likelier.data.encode import encode_pairs
 from likelier.data.load import read_pairs, refuse
 from likelier.data.shapes import format_with
+from likelier.model.limits import say_limits
 from likelier.model.load import load
 from likelier.reference.cache import cached_reference
 from likelier.training.memory import memory_of, tokens_per_batch
@@ -40,6 +42,11 @@ def score(
     encoder = policy.encoder(template)
     pairs, findings = encode_pairs(encoder, read)
     refuse(findings, "error")
+    for pair in pairs:
+        if encoder.at_most(pair.length) < pair.length:
+            what = f"{pair.length} tokens, and the model has {encoder.positions} positions"
+            raise DataError(what, where=pair.source, hint="shorten its texts, or delete the row")
+    say_limits(policy.causal_lm, None, pairs)
     if policy.backend_reason:
         say(f"using padded batches (one sequence per row): {policy.backend_reason}")
     completions = {completion for pair in pairs for completion in completions_of(pair)}

@@ -216,7 +216,7 @@ class _Ids:
     def prompt(self, text: str, is_chat: bool) -> tuple[int, ...]:
         """A chat's template writes its own specials; a text gets the tokenizer's."""
         tokens = self._checked(self.whole, text)
-        return tokens if is_chat else self.encoder.leading + tokens
+        return self._embedded(tokens if is_chat else self.encoder.leading + tokens)
 
     def completion(self, segments: Sequence[TextSegment]) -> Completion:
         tokens: list[int] = []
@@ -232,7 +232,18 @@ class _Ids:
                     raise Unfit("template", None, message, "look at it with `likelier show`")
             tokens += new
             scored += [segment.scored] * len(new)
-        return Completion(tuple(tokens), tuple(scored))
+        return Completion(self._embedded(tuple(tokens)), tuple(scored))
+
+    def _embedded(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Refuse ids that the model has no embedding for: tokens were added after its training."""
+        limit = self.encoder.vocabulary
+        if limit is not None and max(tokens, default=0) >= limit:
+            largest = max(tokens)
+            text = self.encoder.whole.id_to_token(largest)
+            message = f"the token {text!r} has the id {largest}, and the model embeds {limit} ids"
+            hint = "call model.resize_token_embeddings(len(tokenizer)), and save both"
+            raise Unfit("vocabulary", None, message, hint)
+        return tokens
 
     def _checked(self, ids: dict[str, tuple[int, ...]], text: str) -> tuple[int, ...]:
         """Refuse a tokenizer that makes control ids of text that is none."""

@@ -28,35 +28,44 @@ def fit(
             its beginning where it is longer than three quarters of ``max_length`` (whole turns
             of a chat), and an answer its end, with its stop. What a prompt loses depends on
             the prompt and the limit alone, so that its answers keep one prompt.
-        encoder: knows the prompt's leading specials and turns.
+        encoder: knows the prompt's leading specials and turns, and the positions that the model
+            has learned, which rule where they are fewer than ``max_length``.
 
     Raises:
         DataError: ``error`` and a pair is too long; ``drop`` and more than 5 % of the pairs
             would go; or no pair is left.
     """
-    kept, findings = fit_each(pairs, max_length, encoder if overlong == "trim" else None)
-    _check_dropped(pairs, kept, findings, overlong)
+    kept, findings = fit_each(pairs, max_length, encoder, overlong == "trim")
+    _check_dropped(pairs, kept, findings, overlong, _cure(max_length, encoder))
     return kept, findings
 
 
 def fit_each(
-    pairs: Sequence[TokenPair], max_length: int, trim_with: Encoder | None
+    pairs: Sequence[TokenPair], max_length: int, encoder: Encoder, trim: bool
 ) -> tuple[list[TokenPair], list[Finding]]:
-    """As `fit`, but however many are dropped; trimmed where ``trim_with`` is an encoder."""
+    """As `fit`, but however many are dropped."""
     kept: list[TokenPair] = []
     findings: list[Finding] = []
+    limit, cure = encoder.at_most(max_length), _cure(max_length, encoder)
     for pair in pairs:
-        if trim_with is not None:
-            fitted = _trim(pair, max_length, trim_with)
+        if trim:
+            fitted = _trim(pair, limit, encoder, cure)
         else:
-            fitted = pair if _length(pair) <= max_length else _overlong(pair, max_length)
+            fitted = pair if _length(pair) <= limit else _overlong(pair, limit, cure)
         if isinstance(fitted, Finding):
             findings.append(fitted)
             continue
         kept.append(fitted)
         if fitted is not pair:
-            findings.append(_trimmed(pair, fitted))
+            findings.append(_trimmed(pair, fitted, cure))
     return kept, findings
+
+
+def _cure(max_length: int, encoder: Encoder) -> str:
+    """What helps a pair that is too long to be kept whole."""
+    if encoder.positions is not None and encoder.positions <= max_length:
+        return f"shorten the texts, as the model has {encoder.positions} positions"
+    return "raise data.max_length, or shorten the texts"
 
 
 def _check_dropped(
@@ -64,10 +73,10 @@ def _check_dropped(
     kept: Sequence[TokenPair],
     findings: Sequence[Finding],
     overlong: str,
+    cure: str,
 ) -> None:
     dropped = len(pairs) - len(kept)
     first = next((finding for finding in findings if finding.code == "overlong"), None)
-    hint = "raise data.max_length, or shorten the texts"
     if overlong == "error" and first:
         more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
         raise DataError(first.message + more, where=first.where, hint=first.hint)
@@ -76,40 +85,40 @@ def _check_dropped(
         if first is None:
             raise DataError("there is no pair", where="data.train", hint="give at least one")
         what = f"no pair is left, all {len(pairs)} are too long; here {first.message}"
-        raise DataError(what, where=first.where, hint=hint)
+        raise DataError(what, where=first.where, hint=cure)
     if overlong == "drop" and dropped > MAX_DROPPED_SHARE * len(pairs):
         what = f"{dropped} of {len(pairs)} pairs are too long; at most 5 % may be dropped"
         where = first.where if first else None
-        raise DataError(what, where=where, hint=f"{hint}, or set data.overlong: trim")
+        raise DataError(what, where=where, hint=f"{cure}, or set data.overlong: trim")
 
 
 def _length(pair: TokenPair) -> int:
     return pair.length
 
 
-def _overlong(pair: TokenPair, max_length: int) -> Finding:
+def _overlong(pair: TokenPair, max_length: int, cure: str) -> Finding:
     lengths = f"prompt {len(pair.prompt)}, chosen {len(pair.chosen.tokens)}"
     message = (
         f"{_length(pair)} tokens ({lengths}, rejected {len(pair.rejected.tokens)}), "
-        f"max_length is {max_length}"
+        f"at most {max_length} are taken"
     )
-    hint = "shorten it, raise data.max_length, or set data.overlong: drop or trim"
+    hint = f"{cure}, or set data.overlong: drop or trim"
     return Finding("overlong", "warning", pair.source, None, message, hint)
 
 
-def _trim(pair: TokenPair, max_length: int, encoder: Encoder) -> TokenPair | Finding:
+def _trim(pair: TokenPair, max_length: int, encoder: Encoder, cure: str) -> TokenPair | Finding:
     max_prompt = max_length - max_length // COMPLETION_SHARE
     if _length(pair) <= max_length and len(pair.prompt) <= max_prompt:
         return pair
     prompt = _shorter_prompt(pair.prompt, max_prompt, encoder)
     if prompt is None:
-        return _overlong(pair, max_length)
+        return _overlong(pair, max_length, cure)
     room = max_length - len(prompt)
     chosen, rejected = _cut_completion(pair.chosen, room), _cut_completion(pair.rejected, room)
     same = chosen == rejected and pair.label is None
     if same or not any(chosen.scored) or not any(rejected.scored):
         message = f"the answers are the same or empty once cut to {room} tokens"
-        hint = "raise data.max_length, delete the row, or set data.on_bad_row: drop"
+        hint = f"{cure}, delete the row, or set data.on_bad_row: drop"
         return Finding("truncated", "error", pair.source, None, message, hint)
     return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
 
@@ -152,7 +161,7 @@ def _cut_completion(completion: Completion, room: int) -> Completion:
     return Completion(completion.tokens[:room], completion.scored[:room])
 
 
-def _trimmed(before: TokenPair, after: TokenPair) -> Finding:
+def _trimmed(before: TokenPair, after: TokenPair, cure: str) -> Finding:
     cuts = [
         f"{name} {len(old)} to {len(new)}"
         for name, old, new in (
@@ -163,5 +172,4 @@ def _trimmed(before: TokenPair, after: TokenPair) -> Finding:
         if len(old) != len(new)
     ]
     message = f"trimmed: {', '.join(cuts)} tokens"
-    hint = "raise data.max_length to keep all of it"
-    return Finding("trimmed", "warning", before.source, None, message, hint)
+    return Finding("trimmed", "warning", before.source, None, message, f"{cure} to keep all of it")

@@ -217,7 +217,7 @@ def _encoded(
     lengths = np.array([pair.length for pair in encoded], np.int32)
     if task.max_length is None:
         return encoded, findings, lengths
-    fitted, found = fit_each(encoded, task.max_length, encoder if task.trim else None)
+    fitted, found = fit_each(encoded, task.max_length, encoder, task.trim)
     return fitted, findings + found, lengths
 
 

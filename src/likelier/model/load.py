@@ -6,7 +6,7 @@ Whatever is wrong with its files is raised as an error of ours, with one line th
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import find_adapter_config_file, has_file, logging
@@ -25,11 +26,16 @@ from transformers.utils import find_adapter_config_file, has_file, logging
 from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.base.terminal import say
+from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
+from likelier.model.limits import must_be_floats, resize_for, sizes_of_folder
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
 _Home = tuple[str, str | None]  # a folder or Hub id, and its revision
+_MISMATCH = re.compile(
+    r"size mismatch for (\S+): .*?shape torch\.Size\((\[[\d, ]*\])\).*?torch\.Size\((\[[\d, ]*\])\)"
+)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -57,6 +63,7 @@ def load(
         home = base or (where, revision)
         wanted = parse_dtype(dtype) if isinstance(dtype, str) else dtype
         on_gpu = torch.cuda.is_available() and device_map != "cpu"
+        model: Any  # a transformers model, from `_with_adapter` on a peft model
         try:
             stored = _stored_dtype(*home)
             compute, reason = compute_dtype(wanted, stored, "cuda" if on_gpu else "cpu")
@@ -158,6 +165,17 @@ def load_tokenizer(
     return tokenizer, None
 
 
+def load_encoder(
+    path: str, revision: str | None, template: Mapping[str, Any], today: str | None
+) -> Encoder:
+    """What turns pairs into tokens for a model folder or Hub id, without reading its weights."""
+    where = _place(path)
+    base = _base_of_adapter(where, revision)
+    home = base or (where, revision)
+    limits = sizes_of_folder(*home, adapter=(where, revision) if base else None)
+    return build_encoder(*load_tokenizer(path, revision), template, today, **limits)
+
+
 def _place(path: str | Path) -> str:
     """A folder, ``~`` written out, or a Hub id.
 
@@ -191,7 +209,7 @@ def _place(path: str | Path) -> str:
 
 def _load_weights(
     where: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
-) -> nn.Module:
+) -> PreTrainedModel:
     """A full model. Raises DataError where a tensor that its config.json describes is not there."""
     with _in_one_line(where):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -204,9 +222,10 @@ def _load_weights(
             ignore_mismatched_sizes=True,  # `_all_weights_came` says which, and stops
             **placed,
         )
-    model: nn.Module
+    model: PreTrainedModel
     model, report = loaded
     _all_weights_came(where, report)
+    must_be_floats(model, where)
     return model
 
 
@@ -221,7 +240,7 @@ def _stored_dtype(where: str, revision: str | None) -> torch.dtype:
     return named
 
 
-def _with_adapter(model: nn.Module, where: str, revision: str | None) -> nn.Module:
+def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> nn.Module:
     import peft  # slow to import, and only adapters need it
 
     if not has_file(where, "adapter_model.safetensors", revision):
@@ -230,11 +249,20 @@ def _with_adapter(model: nn.Module, where: str, revision: str | None) -> nn.Modu
             where=where,
             hint="convert it: load with peft and save_pretrained(…)",
         )
+    resize_for(model, where, revision)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
-        adapted: nn.Module = peft.PeftModel.from_pretrained(
-            model, where, revision=revision, is_trainable=True
-        )
+        try:
+            adapted: nn.Module = peft.PeftModel.from_pretrained(
+                model, where, revision=revision, is_trainable=True
+            )
+        except RuntimeError as error:
+            found = _MISMATCH.search(str(error))
+            if found is None:
+                raise
+            what = "size mismatch: {} is {} in its weights, {} by its base and adapter_config.json"
+            hint = "put back its adapter_config.json, or name its own base there"
+            raise DataError(what.format(*found.groups()), where=where, hint=hint) from error
     return adapted
 
 
@@ -293,6 +321,8 @@ def quietly() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             # GPT-2 stores its weights transposed; peft handles that and warns each time.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            # An adapter may bring both halves of a tied embedding: each is kept as it was trained.
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True")
             yield
     finally:
         if was_on:

@@ -17,6 +17,7 @@ from likelier.chat.messages import Message
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.encode import encode_completion
 from likelier.model.attention import UnsupportedAttention, attention_backend, tree_obstacle
+from likelier.model.limits import sizes
 from likelier.model.running import without_dropout
 from likelier.model.scorer import Scorer, find_head_rule
 
@@ -78,7 +79,8 @@ class Policy:
         self, template: Mapping[str, Any] | None = None, today: str | None = None
     ) -> Encoder:
         """The tokenizer made ready for data, with settings of the chat template."""
-        return build_encoder(self.tokenizer, self.causal_lm.generation_config, template, today)
+        generation = self.causal_lm.generation_config
+        return build_encoder(self.tokenizer, generation, template, today, **sizes(self.causal_lm))
 
     @contextmanager
     def running(self, backend: str | None = None) -> Iterator[Scorer]:

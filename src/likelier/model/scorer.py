@@ -122,8 +122,9 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
     rule = HeadRule(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
     tokens_BL = torch.arange(8, device=layer.weight.device)[None] % text.vocab_size
     with torch.no_grad(), without_dropout(model):
-        backbone = model.base_model(input_ids=tokens_BL, use_cache=False)
-        expected = model(input_ids=tokens_BL, use_cache=False).logits[0].double()
+        inputs = {"input_ids": tokens_BL, "attention_mask": torch.ones_like(tokens_BL)}
+        backbone = model.base_model(**inputs, use_cache=False)
+        expected = model(**inputs, use_cache=False).logits[0].double()
         hidden_BLD = getattr(backbone, "last_hidden_state", None)
         if hidden_BLD is None:
             return HeadRule(use_model_head=True, reason="its backbone is not a module of its own")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from likelier.batching.batch import Batch, Scored, lay_out
 from likelier.config import Config, resolved
+from likelier.model.limits import sizes
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
@@ -20,7 +21,7 @@ _USABLE_SHARE = 0.8  # of all memory there is, not of what is free now: the same
 _LEAST_TOKENS = 256
 # Where products reach their full speed and a larger batch only takes more memory.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
-_PROBED_TOKENS = 16, 48  # within every model's positions
+_PROBED_TOKENS = 16, 48
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def memory_of(policy: Policy) -> Memory:
             # A float32 gradient and two averages, and a master where the weight is not one.
             fixed += (16 if is_half(parameter.dtype) else 12) * parameter.numel()
     short, long = _PROBED_TOKENS
+    long = min(long, sizes(policy.causal_lm)["positions"] or long)
     per_token = (_saved_by(policy, long) - _saved_by(policy, short)) // (long - short)
     return Memory(device_memory(policy.device), fixed, max(1, per_token))
 
