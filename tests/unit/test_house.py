@@ -33,7 +33,7 @@ LINES = {
     "cli": 520,
     "commands": 800,
     "config": 1_350,
-    "data": 3_300,
+    "data": 3_600,
     "demo": 750,
     "evaluation": 130,
     "export": 230,
