@@ -17,13 +17,14 @@ from tests.support.tiny import tiny_tokenizer
 from tests.support.tokenizers import CHATML, EXAONE4, LLAMA3, byte_level, metaspace
 
 from likelier.base.errors import ConfigError, DataError, OutputError
-from likelier.checks.examine import Question, examine
+from likelier.checks.examine import Question, examine, question_of_config
 from likelier.checks.fix import fix
 from likelier.checks.gates import read_gate
 from likelier.checks.page import write_page
 from likelier.checks.rules import RULES
 from likelier.checks.summary import Examination, first_findings
 from likelier.cli import main
+from likelier.config import config_from
 
 Row = dict[str, Any]
 RNG = random.Random(0)
@@ -516,3 +517,14 @@ def test_mutated_templates_give_only_listed_exit_codes(
     path = write(tmp_path / "a.jsonl", GOOD_CHAT)
     assert main(["check", path, "--model", str(tmp_path / "model")]) in LISTED
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_check_of_a_config_encodes_as_its_run_would(tmp_path: Path) -> None:
+    chatml().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    data = {"train": "x.jsonl", "boundary": "history", "turns": "last", "overlong": "trim"}
+    tree = {"model": {"path": str(tmp_path / "model")}, "data": data, "out": "run"}
+    question = question_of_config(config_from(tree), 0, {})
+    assert question.encoder is not None
+    assert (question.encoder.boundary, question.encoder.turns) == ("history", "last")
+    assert question.trim and question.max_length == 2048

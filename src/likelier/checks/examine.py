@@ -12,7 +12,7 @@ import numpy as np
 from likelier.base.errors import ConfigError
 from likelier.base.findings import Finding
 from likelier.base.terminal import counting
-from likelier.chat.tokenizer import Encoder
+from likelier.chat.tokenizer import Boundary, Encoder, Turns
 from likelier.checks.across import Content, EvenSample, digest
 from likelier.checks.inspector import PairInspector
 from likelier.checks.pairs import SCRIPTS, template_finding
@@ -44,6 +44,8 @@ class Question:
         template: further arguments of the chat template.
         today: the date that the chat template gets.
         revision: of the model.
+        boundary: how an answer is put behind its prompt (`data.boundary`).
+        turns: which turns of an answer are scored (`data.turns`).
         score: how many pairs, evenly out of all, the model scores; 0 loads no weights.
     """
 
@@ -56,6 +58,8 @@ class Question:
     template: Mapping[str, Any] = field(default_factory=dict)
     today: str | None = None
     revision: str | None = None
+    boundary: Boundary = "auto"
+    turns: Turns = "all"
     score: int = 0
 
     @property
@@ -70,7 +74,8 @@ class Question:
             return None
         from likelier.model.load import load_encoder  # imports torch
 
-        return load_encoder(self.model, self.revision, self.template, self.today)
+        encoder = load_encoder(self.model, self.revision, self.template, self.today)
+        return replace(encoder, boundary=self.boundary, turns=self.turns)
 
     def task(self, form: Format, **further: Any) -> Task:
         """How rows of this format are made into pairs, with ``further`` fields of the task."""
@@ -125,7 +130,7 @@ def question_of_config(config: Config, score: int, options: Mapping[str, Any]) -
     return Question(
         data.train, format_of(data), config.model.path, data.eval_path, data.max_length,
         trim=data.overlong == "trim", template=data.template, today=data.today,
-        revision=config.model.revision, score=score,
+        revision=config.model.revision, boundary=data.boundary, turns=data.turns, score=score,
     )  # fmt: skip
 
 
