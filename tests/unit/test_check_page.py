@@ -118,7 +118,8 @@ def test_places_in_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "prompt,chosen,rejected\nq,a \ufffd b,c\nq,a\n", encoding="utf-8"
     )
-    for name in ("a.jsonl.gz", "a.json", "a.parquet", "a.csv"):
+    (tmp_path / "one-line.json").write_text(json.dumps(rows))
+    for name in ("a.jsonl.gz", "a.json", "one-line.json", "a.parquet", "a.csv"):
         assert said(page_at(tmp_path / name), "damaged") == ["a [[\ufffd]] b"], name
     assert said(page_at(packed), "json") == ["[[b]]roken"]
     assert said(page_at(tmp_path / "a.csv"), "csv") == ["q,a"]
