@@ -267,9 +267,12 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
     """
     settings = _settings(config, keys)
     _check_versions()
-    from likelier.run import train as run_train
+    from likelier.commands.train import first_look
 
-    run_train(settings)
+    if first_look(settings):
+        from likelier.run import train as run_train  # imports torch
+
+        run_train(settings)
 
 
 @app.command(epilog="Example: likelier report runs/demo")

@@ -215,6 +215,7 @@ def test_the_real_command(config: Path) -> None:
         process.kill()
     assert process.returncode == 130, said
     assert "Traceback" not in said
+    assert said.startswith("loading ")  # the model, before anything that takes long
     step = json.loads(log.read_text().splitlines()[-1])["step"]
     checkpoint = config.with_name("out") / "checkpoints" / f"step-{step:08d}"
     assert f"stopped after step {step}\n" in said

@@ -13,7 +13,7 @@ from tests.support.numerics import VOCAB, examples, scored_sets, sequence
 from torch import Tensor
 
 from likelier.batching.batch import Batch, Scored, lay_out
-from likelier.batching.tree import common_length
+from likelier.data.records import common_length
 from likelier.model.policy import Policy
 
 FAMILIES = ("exaone4", "exaone4-sliding", "llama", "qwen3", "mistral", "gemma3", "gpt2")

@@ -311,6 +311,8 @@ def test_the_real_command(place: Place) -> None:
     )
     assert done.returncode == 65
     assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {place.data}:3: broken JSON at column")
+    first, _, rest = done.stderr.partition("\n")
+    assert first.startswith("loading ")
+    assert rest.startswith(f"error: {place.data}:3: broken JSON at column")
     assert len(done.stderr.splitlines()) <= 3
     assert everything(place.folder) == before

@@ -160,8 +160,9 @@ def test_demo(stand_in):
     assert calls == [(Path("runs/x"), {"seed": 3}), (Path("runs/demo"), {"seed": 0})]
 
 
-def test_train_reads_the_config_before_anything_else(stand_in, tmp_path):
+def test_train_reads_the_config_before_anything_else(stand_in, tmp_path, monkeypatch):
     calls = stand_in("likelier.run", "train")
+    monkeypatch.setattr("likelier.commands.train.first_look", lambda config: True)
     path = tmp_path / "config.yaml"
     path.write_text("model: {path: m}\ndata: {train: a.jsonl}\nout: runs/a\n")
     assert main(["train", str(path), "loss.beta=0.3", "out=runs/b"]) == 0
@@ -175,6 +176,7 @@ def test_train_reads_the_config_before_anything_else(stand_in, tmp_path):
 
 def test_train_takes_a_file_whose_name_holds_an_equals_sign(stand_in, tmp_path, monkeypatch):
     calls = stand_in("likelier.run", "train")
+    monkeypatch.setattr("likelier.commands.train.first_look", lambda config: True)
     monkeypatch.chdir(tmp_path)
     Path("beta=0.3").write_text("model: {path: m}\ndata: {train: a}\nout: o\n")
     assert main(["train", "beta=0.3"]) == 0

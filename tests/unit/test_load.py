@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.model.adapters import attach_lora
-from likelier.model.load import load, load_tokenizer, parse_dtype
+from likelier.model.files import load_tokenizer
+from likelier.model.load import load, parse_dtype
 from likelier.model.policy import Policy
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])

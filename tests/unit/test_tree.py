@@ -7,7 +7,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from likelier.batching.tree import Trie, ancestor_mask_TT, build_tree, common_length
+from likelier.batching.tree import Trie, ancestor_mask_TT, build_tree
+from likelier.data.records import common_length
 
 Tokens = tuple[int, ...]
 

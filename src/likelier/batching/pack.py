@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from likelier.batching.batch import Scored
-from likelier.batching.tree import Trie, common_length
+from likelier.batching.tree import Trie
+from likelier.data.records import common_length
 
 Unit = tuple[Scored, ...]  # sequences that must share a batch: both of a pair, or one
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from likelier.data.records import common_length
+
 Span = tuple[int, int]  # flat row indices: first, one past the last
 
 
@@ -98,14 +100,6 @@ class Trie:
             node, kept = child, common_length(child.tokens, sequence[at : at + len(child.tokens)])
             at += kept
         return node, at, kept
-
-
-def common_length(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int:
-    """How many first tokens two sequences share."""
-    if ours == theirs:  # the usual case, compared in C
-        return len(ours)
-    together = enumerate(zip(ours, theirs, strict=False))
-    return next((i for i, (a, b) in together if a != b), min(len(ours), len(theirs)))
 
 
 def build_tree(sequences: Sequence[tuple[int, ...]]) -> tuple[Tree, list[list[Span]]]:

@@ -14,14 +14,13 @@ from likelier.base.files import write_text
 from likelier.base.findings import Finding
 from likelier.base.terminal import say, visible
 from likelier.batching.batch import completions_of, tree_batch
-from likelier.batching.tree import common_length
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.load import no_row, refuse
-from likelier.data.records import Completion, TokenPair
+from likelier.data.records import Completion, TokenPair, common_length
 from likelier.data.shapes import Format, format_with, recognised
 from likelier.data.sources import read_data
 from likelier.data.workers import Shared, Task, chunks, unpack_tokens
-from likelier.model.load import load_tokenizer
+from likelier.model.files import load_tokenizer
 from likelier.pages import render_page
 from likelier.pages.texts import text
 

@@ -108,6 +108,14 @@ def text_of(side: str | Chat) -> str:
     return "\n".join(turn for turn in turns if isinstance(turn, str))
 
 
+def common_length(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int:
+    """How many first tokens two sequences share."""
+    if ours == theirs:  # the usual case, compared in C
+        return len(ours)
+    together = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (a, b) in together if a != b), min(len(ours), len(theirs)))
+
+
 def content_hash(pairs: Sequence[TokenPair]) -> str:
     """SHA-256 of the tokens of pairs in their order: the same content, the same hash."""
     digest = hashlib.sha256()

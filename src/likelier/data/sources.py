@@ -44,6 +44,19 @@ def files_of(name: str | Path) -> list[Path]:
     return _in_folder(_download(hub["id"]) / hub["folder"].lstrip("/"), split or None)
 
 
+def must_be_there(name: str | Path) -> None:
+    """Look at the files of a name of data, not into them; a Hub id is believed.
+
+    Raises InputMissing where they are not there, DataError where one is empty or of no kind known.
+    """
+    text = str(name)
+    start, colon, _ = text.rpartition(":")
+    local = os.path.lexists(text) or (colon and _is_folder(Path(start)))
+    if local or kind_of(Path(text)) or not _HUB.fullmatch(start if colon else text):
+        for file in files_of(name):
+            read_rows(file)
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()

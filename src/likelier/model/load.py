@@ -3,11 +3,10 @@
 Whatever is wrong with its files is raised as an error of ours, with one line that says what.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,29 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
 )
-from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils import find_adapter_config_file, has_file, logging
+from transformers.utils import has_file, logging
 
 from likelier.base.environment import multiplies_bfloat16
-from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
+from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
+from likelier.model.files import (
+    base_of_adapter,
+    in_one_line,
+    load_tokenizer,
+    own_tokenizer,
+    place_of,
+)
 from likelier.model.limits import must_be_floats, resize_for, sizes_of_folder
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
-_Home = tuple[str, str | None]  # a folder or Hub id, and its revision
 _MISMATCH = re.compile(
     r"size mismatch for (\S+): .*?shape torch\.Size\((\[[\d, ]*\])\).*?torch\.Size\((\[[\d, ]*\])\)"
 )
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load(
@@ -56,10 +57,10 @@ def load(
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
     be used.
     """
-    where = _place(path)
+    where = place_of(path)
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    with _in_one_line(where), quietly():
-        base = _base_of_adapter(where, revision)
+    with in_one_line(where), quietly():
+        base = base_of_adapter(where, revision)
         home = base or (where, revision)
         wanted = parse_dtype(dtype) if isinstance(dtype, str) else dtype
         on_gpu = torch.cuda.is_available() and device_map != "cpu"
@@ -77,7 +78,7 @@ def load(
             model.to("cuda")
         if base is not None:
             model = _with_adapter(model, where, revision)
-        tokenizer = _tokenizer(where, revision, base)
+        tokenizer = own_tokenizer(where, revision, base)
     if reason is not None:
         say(f"computing in {dtype_name(compute)}: {reason}")
     return Policy(model.train(), tokenizer, where)
@@ -146,72 +147,22 @@ def reference_policy(config: Config, initial: Policy) -> Policy | None:
     return reference
 
 
-def load_tokenizer(
-    path: str, revision: str | None = None
-) -> tuple[Tokenizer, GenerationConfig | None]:
-    """The tokenizer of a model folder or Hub id and its generation config, without its weights.
-
-    What an adapter lacks comes from its base. Raises as `load`.
-    """
-    where = _place(path)
-    with _in_one_line(where):
-        base = _base_of_adapter(where, revision)
-        tokenizer = _tokenizer(where, revision, base)
-    for home, its_revision in ((where, revision), *([base] if base else [])):
-        with suppress(OSError):  # an optional file
-            return tokenizer, GenerationConfig.from_pretrained(
-                home, revision=its_revision or "main"
-            )
-    return tokenizer, None
-
-
 def load_encoder(
     path: str, revision: str | None, template: Mapping[str, Any], today: str | None
 ) -> Encoder:
     """What turns pairs into tokens for a model folder or Hub id, without reading its weights."""
-    where = _place(path)
-    base = _base_of_adapter(where, revision)
+    where = place_of(path)
+    base = base_of_adapter(where, revision)
     home = base or (where, revision)
     limits = sizes_of_folder(*home, adapter=(where, revision) if base else None)
     return build_encoder(*load_tokenizer(path, revision), template, today, **limits)
-
-
-def _place(path: str | Path) -> str:
-    """A folder, ``~`` written out, or a Hub id.
-
-    Raises InputMissing or DataError, without asking the network, where a local folder is not
-    there or holds no model that can be read.
-    """
-    folder = Path(path).expanduser()
-    where = str(folder) if folder.exists() else str(path)
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputMissing(
-                "this folder holds no model: neither config.json nor adapter_config.json",
-                where=where,
-                hint="give the folder that save_pretrained wrote, or a Hub id",
-            )
-        pickled = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt")]
-        if pickled and not any(folder.glob("*.safetensors")):
-            raise DataError(
-                f"only pickled weights here ({pickled[0]}), which can run code when read",
-                where=where,
-                hint="convert them: load with transformers and save_pretrained(…)",
-            )
-    elif folder.is_file():
-        raise InputMissing("this is a file, not a model folder", where=where)
-    elif not _HUB_ID.fullmatch(where) or where.startswith("."):
-        raise InputMissing(
-            "no such folder", where=where, hint="give a model folder or a Hub id such as org/name"
-        )
-    return where
 
 
 def _load_weights(
     where: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
 ) -> PreTrainedModel:
     """A full model. Raises DataError where a tensor that its config.json describes is not there."""
-    with _in_one_line(where):
+    with in_one_line(where):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
@@ -231,7 +182,7 @@ def _load_weights(
 
 def _stored_dtype(where: str, revision: str | None) -> torch.dtype:
     """The dtype of a checkpoint, as its configuration names it, or else as its weights show it."""
-    with _in_one_line(where):
+    with in_one_line(where):
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
         named = config.dtype or config.get_text_config().dtype
     if not isinstance(named, torch.dtype):  # not said, or one for each part
@@ -264,32 +215,6 @@ def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> n
             hint = "put back its adapter_config.json, or name its own base there"
             raise DataError(what.format(*found.groups()), where=where, hint=hint) from error
     return adapted
-
-
-def _tokenizer(where: str, revision: str | None, base: _Home | None) -> Tokenizer:
-    """A model's own tokenizer, or that of its base where an adapter brings none."""
-    if base is not None and not has_file(where, "tokenizer_config.json", revision):
-        where, revision = base
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-        where, revision=revision, trust_remote_code=False
-    )
-    return tokenizer
-
-
-def _base_of_adapter(where: str, revision: str | None) -> _Home | None:
-    """The base model that an adapter names and its revision, or None where it is no adapter."""
-    described = find_adapter_config_file(where, revision=revision)
-    if described is None:
-        return None
-    config = json.loads(Path(described).read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise DataError("the adapter names no base model", where=described)
-    try:
-        return _place(base), config.get("revision")
-    except InputMissing as error:
-        what = f"its base model {base} is not there: {error.what}"
-        raise InputMissing(what, where=described, hint="put it back, or edit the file") from error
 
 
 def parse_dtype(name: str) -> str | torch.dtype:
@@ -327,36 +252,6 @@ def quietly() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _in_one_line(where: str) -> Iterator[None]:
-    """Turn every error of the libraries that read model files into one of ours, of one line."""
-    try:
-        yield
-    except LikelierError:
-        raise
-    except OSError as error:
-        if Path(where).is_dir():
-            raise DataError(_first_line(error), where=where) from error
-        raise InputMissing(
-            "no such folder here, and no such model could be had from the Hub",
-            where=where,
-            hint="check the spelling, the network and, for gated models, HF_TOKEN",
-        ) from error
-    except Exception as error:  # each format and library has its own kind
-        damaged = "safetensor" in type(error).__name__.lower()
-        what = "damaged weights" if damaged else "this model cannot be loaded"
-        raise DataError(f"{what}: {_first_line(error)}", where=where) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return repr(error)
-    if isinstance(error, KeyError):
-        return f"unknown or missing: {error}"
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _all_weights_came(where: str, report: dict[str, Any]) -> None:

@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from likelier import __version__
 from likelier.base.environment import packages
@@ -26,9 +24,11 @@ from likelier.base.files import (
     write_text,
 )
 from likelier.base.terminal import say
-from likelier.batching.batch import Batch
 from likelier.config import Config, difference, dump, live
 from likelier.data.records import TokenPair
+
+if TYPE_CHECKING:
+    from likelier.batching.batch import Batch  # imports torch
 
 OnRow = Callable[[dict[str, float]], None]
 _FILES_OF_MODELS = ("config.json", "adapter_config.json", "tokenizer.json")
@@ -98,6 +98,8 @@ class RunFolder:
 
     def begin(self, settings: Mapping[str, Any], **facts: Any) -> None:
         """Write down what the run is: its ``settings``, without any ``auto``, and ``facts``."""
+        import torch  # not above: a folder of another run is answered without it
+
         versions = {package.name: package.installed for package in packages()}
         threads = torch.get_num_threads()
         self._say_if_bits_may_differ({"threads": threads, **versions})
@@ -153,7 +155,7 @@ class RunFolder:
             self.on_row(row)
 
     def time(
-        self, step: int, seconds: float, batches: Sequence[Batch], pairs: Sequence[TokenPair]
+        self, step: int, seconds: float, batches: Sequence["Batch"], pairs: Sequence[TokenPair]
     ) -> None:
         """Append a row to ``timing.jsonl``: tokens computed, and what they would be unshared."""
         row = {

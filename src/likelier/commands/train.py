@@ -1,0 +1,30 @@
+"""`likelier train` before it trains: what keys, paths and the run folder say, without torch."""
+
+from collections.abc import Mapping
+
+from likelier.base.terminal import say, visible
+from likelier.config import Config
+from likelier.data.sources import must_be_there
+from likelier.model.files import describe_files, place_of
+from likelier.training.run_folder import RunFolder
+
+
+def first_look(config: Config) -> bool:
+    """Look at everything that needs no model; whether there is anything to train.
+
+    Torch takes seconds to import, and a model to load: a wrong path is answered before.
+
+    Raises InputMissing for data or a model that are not there, DataError for files that cannot be
+    read, and OutputError where the run folder holds something else.
+    """
+    if RunFolder(config).finished():
+        say(f"{config.out} is finished: nothing to do")
+        return False
+    data = config.data
+    names = list(data.train) if isinstance(data.train, Mapping) else [data.train]
+    for name in (*names, *([data.eval_path] if data.eval_path else [])):
+        must_be_there(name)
+    if config.reference.path is not None:
+        place_of(config.reference.path)
+    say(f"loading {visible(describe_files(config.model.path))}")
+    return True

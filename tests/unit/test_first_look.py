@@ -1,0 +1,87 @@
+"""`train` and `show` in processes of their own: what they answer before, or without, torch."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.support.runs import Place, make_place
+
+from likelier.config import config_from
+from likelier.model.files import describe_files
+from likelier.training.run_folder import asked
+
+MAX_SECONDS = 1.0  # of processor time
+SCRIPT = """
+import sys
+from likelier.cli import entry
+try:
+    entry()
+finally:
+    loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module}
+    print("torch" if "torch" in loaded else "no torch", file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("place"), rows=8)
+
+
+def answered(*words: str) -> tuple[int, list[str], float]:
+    """The exit code of a command, the lines of its stderr, and its seconds of processor time."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.returncode, done.stderr.splitlines(), seconds
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "said"),
+    [
+        ("data.train=absent.jsonl", 66, "error: absent.jsonl: "),
+        ("data.eval=absent.jsonl", 66, "error: absent.jsonl: "),
+        ("data.train={absent.jsonl: 0.5}", 66, "error: absent.jsonl: "),
+        ("model.path=./absent", 66, "error: ./absent: no such folder"),
+        ("reference.path=./absent", 66, "error: ./absent: no such folder"),
+        ("train.stepz=3", 2, "error: train.stepz: unknown key"),
+        ("loss.beta=0.3", 73, "this folder holds another run: loss.beta"),
+    ],
+)
+def test_train_answers_before_torch(
+    place: Place, tmp_path: Path, key: str, code: int, said: str
+) -> None:
+    config = place.config(tmp_path / "out")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    if code == 73:
+        record = {"asked": asked(config_from(config)), "status": "stopped"}
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    got, lines, seconds = answered("train", str(tmp_path / "config.yaml"), key)
+    assert got == code, lines
+    assert said in lines[0] and lines[-1] == "no torch"
+    assert seconds < MAX_SECONDS
+
+
+def test_a_finished_run_is_known_without_torch(place: Place, tmp_path: Path) -> None:
+    config = place.config(tmp_path / "out")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "out").mkdir()
+    record = {"asked": asked(config_from(config)), "status": "finished"}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    code, lines, seconds = answered("train", str(tmp_path / "config.yaml"))
+    assert code == 0 and lines == [f"{tmp_path / 'out'} is finished: nothing to do", "no torch"]
+    assert seconds < MAX_SECONDS
+
+
+def test_what_is_loaded_is_said(place: Place, tmp_path: Path) -> None:
+    said = describe_files(place.base)
+    assert said.startswith(f"{place.base}, ") and said.endswith("kB")
+    assert "k parameters in float32, " in said
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    assert describe_files(tmp_path) == f"{tmp_path}, an adapter on org/base"
+    assert describe_files("org/name") == "org/name, from the Hub or its cache"
