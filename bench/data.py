@@ -45,7 +45,7 @@ from likelier.config import config_from
 from likelier.chat.tokenizer import build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.data.load import load
-from likelier.model.files import load_tokenizer
+from likelier.base.model_files import load_tokenizer
 model, data = sys.argv[1:]
 config = config_from({"model": {"path": model}, "data": {"train": data}, "out": "run"}, [])
 prepared = load(config.data, build_encoder(*load_tokenizer(model)), inspector=PairInspector())

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tests.support.runs import Place, make_place
 
+from likelier.base.model_files import describe_files
 from likelier.config import config_from
-from likelier.model.files import describe_files
 from likelier.training.run_folder import asked
 
 MAX_SECONDS = 1.0  # of processor time

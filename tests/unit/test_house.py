@@ -26,7 +26,7 @@ LINES = {
     "__init__": 50,
     "__main__": 10,
     "api": 230,
-    "base": 640,
+    "base": 750,
     "batching": 490,
     "chat": 1_700,
     "checks": 2_100,

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
+from likelier.base.model_files import load_tokenizer
 from likelier.model.adapters import attach_lora
-from likelier.model.files import load_tokenizer
 from likelier.model.load import load, parse_dtype
 from likelier.model.policy import Policy
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.files import write_text
 from likelier.base.findings import Finding
+from likelier.base.model_files import load_tokenizer
 from likelier.base.terminal import say, visible
 from likelier.batching.batch import completions_of, tree_batch
 from likelier.chat.tokenizer import Encoder, build_encoder
@@ -20,7 +21,6 @@ from likelier.data.records import Completion, TokenPair, common_length
 from likelier.data.shapes import Format, format_with, recognised
 from likelier.data.sources import read_data
 from likelier.data.workers import Shared, Task, chunks, unpack_tokens
-from likelier.model.files import load_tokenizer
 from likelier.pages import render_page
 from likelier.pages.texts import text
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from likelier.base.model_files import describe_files, place_of
 from likelier.base.terminal import say, visible
 from likelier.config import Config
 from likelier.data.sources import must_be_there
-from likelier.model.files import describe_files, place_of
 from likelier.training.run_folder import RunFolder
 
 

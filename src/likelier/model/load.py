@@ -21,16 +21,16 @@ from transformers.utils import has_file, logging
 
 from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError, InputMissing
-from likelier.base.terminal import say
-from likelier.chat.tokenizer import Encoder, build_encoder
-from likelier.config import Config
-from likelier.model.files import (
+from likelier.base.model_files import (
     base_of_adapter,
     in_one_line,
     load_tokenizer,
     own_tokenizer,
     place_of,
 )
+from likelier.base.terminal import say
+from likelier.chat.tokenizer import Encoder, build_encoder
+from likelier.config import Config
 from likelier.model.limits import must_be_floats, resize_for, sizes_of_folder
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
