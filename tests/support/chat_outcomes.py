@@ -7,13 +7,23 @@ import ast
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from tests.support.chat_families import ChatFamily, generation_of, tokenizer_of
-from tests.support.chat_truth import NoTruth, Oracle, Record, Truth, bot, records, user
+from tests.support.chat_truth import (
+    NoTruth,
+    Oracle,
+    Record,
+    Truth,
+    Turn,
+    bot,
+    forms_of,
+    records,
+    user,
+)
 from tests.support.data import load_memory
 
 from likelier.base.findings import Finding
@@ -41,18 +51,28 @@ class Outcome:
         return self.name in ("equal", "cured")
 
 
+@dataclass(frozen=True)
+class Case:
+    """A row for a family: the keywords of its template, and which turns are scored."""
+
+    family: ChatFamily
+    row: Record
+    template: Mapping[str, Any]
+    turns: Literal["all", "last"] = "all"
+
+
 @cache
 def outcomes(family: ChatFamily, place: int) -> dict[str, Outcome]:
     """By kind of row. ``place``: 0 for the template as it is, else which of its states."""
     state = ({}, *family.states)[place]
-    return {kind: _outcome(family, state, row) for kind, row in records(family).items()}
+    return {kind: _outcome(Case(family, row, state)) for kind, row in records(family).items()}
 
 
-def _outcome(family: ChatFamily, state: Mapping[str, Any], row: Record) -> Outcome:
+def _outcome(case: Case) -> Outcome:
     cures: list[str] = []
     while True:
-        truth = _truth(family, state, row)
-        given, findings = encoded(family, state, row)
+        truths = _truths(case)
+        given, findings = encoded(case)
         errors = [finding for finding in findings if finding.severity == "error"]
         if not errors:
             break
@@ -62,54 +82,60 @@ def _outcome(family: ChatFamily, state: Mapping[str, Any], row: Record) -> Outco
             message = f"{errors[0].code}: {errors[0].message}; {hint}"
             return Outcome("refused, and its cure does not work", tuple(cures), message)
         cures.append(hint)
-        state, row = cure(family, state, copy.deepcopy(row), hint)
-    if isinstance(truth, NoTruth):
-        return Outcome("used, where the template cannot say what is right", detail=str(truth))
-    if given != truth:
-        return Outcome("other tokens", tuple(cures), _difference(family, given, truth))
-    missing = lost(family, row, truth)
+        case = cure(replace(case, row=copy.deepcopy(case.row)), hint)
+    if isinstance(truths, NoTruth):
+        return Outcome("used, where the template cannot say what is right", detail=str(truths))
+    if given not in truths:
+        return Outcome("other tokens", tuple(cures), _difference(case.family, given, truths[0]))
+    missing = lost(case, given)
     if missing and not any(finding.code == "lost" for finding in findings):
         return Outcome("lost in silence", tuple(cures), missing)
     return Outcome("cured" if cures else "equal", tuple(cures))
 
 
-def _truth(family: ChatFamily, state: Mapping[str, Any], row: Record) -> Truth | NoTruth:
-    try:
-        return Oracle(family, tokenizer_of(family), state, DEFAULT_DATE).truth(row)
-    except NoTruth as none:
-        return none
+def _truths(case: Case) -> list[Truth] | NoTruth:
+    """What is right, by each form in which the template may be given the reasoning."""
+    oracle = Oracle(case.family, tokenizer_of(case.family), case.template, DEFAULT_DATE, case.turns)
+    found: list[Truth] = []
+    none = NoTruth()
+    for row in forms_of(case.family, case.row):
+        try:
+            found.append(oracle.truth(row))
+        except NoTruth as error:
+            none = error
+    return found or none
 
 
-def encoded(
-    family: ChatFamily, state: Mapping[str, Any], row: Record
-) -> tuple[Truth | None, list[Finding]]:
+def encoded(case: Case) -> tuple[Truth | None, list[Finding]]:
     """The row by likelier's own road, from the record to the ids, and all that was found."""
-    encoder = _encoder(family, json.dumps(state))
-    loaded = load_memory([row], {})
+    encoder = replace(_encoder(case.family, json.dumps(case.template)), turns=case.turns)
+    loaded = load_memory([case.row], {})
     pairs, found = encode_pairs(encoder, loaded.pairs, PairInspector().as_tokens)
     if not pairs:
         return None, [*loaded.findings, *found]
+    prompt = tuple((token, False) for token in pairs[0].prompt)
     chosen, rejected = (
-        tuple(zip(side.tokens, side.scored, strict=True))
+        prompt + tuple(zip(side.tokens, side.scored, strict=True))
         for side in (pairs[0].chosen, pairs[0].rejected)
     )
-    return Truth(pairs[0].prompt, chosen, rejected), [*loaded.findings, *found]
+    return Truth(chosen, rejected), [*loaded.findings, *found]
 
 
 @cache
-def _encoder(family: ChatFamily, state: str) -> Encoder:
+def _encoder(family: ChatFamily, template: str) -> Encoder:
     tokenizer = tokenizer_of(family)
-    return build_encoder(tokenizer, generation_of(family, tokenizer), template=json.loads(state))
+    given = json.loads(template)
+    return build_encoder(tokenizer, generation_of(family, tokenizer), template=given)
 
 
-def lost(family: ChatFamily, row: Record, truth: Truth) -> str:
-    """The first words of an answer that stand in no token of it, with the name of its side."""
-    tokenizer = tokenizer_of(family)
-    for name, tokens in (("chosen", truth.chosen), ("rejected", truth.rejected)):
+def lost(case: Case, given: Truth) -> str:
+    """The first word of an answer that stands in no token of it, with the name of its side."""
+    tokenizer = tokenizer_of(case.family)
+    for name, tokens in (("chosen", given.chosen), ("rejected", given.rejected)):
         written = tokenizer.decode([token for token, _ in tokens])
-        for turn in row[name]:
+        for turn in case.row[name]:
             if turn["role"] == "assistant":
-                for word in _words_of(family, turn):
+                for word in _words_of(case.family, turn):
                     if word not in written:
                         return f"{name}: {word}"
     return ""
@@ -127,93 +153,99 @@ def _words_of(family: ChatFamily, turn: Mapping[str, Any]) -> list[str]:
     return bare.split()
 
 
-def _difference(family: ChatFamily, given: Truth | None, truth: Truth) -> str:
+def _difference(family: ChatFamily, given: Truth | None, right: Truth) -> str:
+    """What is scored, or where that is the same, all of the first side that differs."""
     assert given is not None
-    for name in ("prompt", "chosen", "rejected"):
-        ours, right = getattr(given, name), getattr(truth, name)
-        if ours != right:
-            texts = []
-            for ids in (ours, right):
-                scored = [token for token in ids if not isinstance(token, tuple) or token[1]]
-                bare = [token[0] if isinstance(token, tuple) else token for token in scored]
-                texts.append(tokenizer_of(family).decode(bare))
-            return f"{name}: {texts[0]!r} is not {texts[1]!r}"
-    return ""
+    name = "chosen" if given.chosen != right.chosen else "rejected"
+    sides = [getattr(given, name), getattr(right, name)]
+    scored = [[token for token, wanted in side if wanted] for side in sides]
+    if scored[0] == scored[1]:
+        scored = [[token for token, _ in side] for side in sides]
+    ours, theirs = (tokenizer_of(family).decode(ids) for ids in scored)
+    return f"{name}: {ours!r} is not {theirs!r}"
 
 
 # ---- cures: what a hint says, done to the row or to the settings ---------------------------------
 
-Cure = Callable[[ChatFamily, Mapping[str, Any], Record, str], tuple[Mapping[str, Any], Record]]
+Cure = Callable[[Case, str], Case]
 
 
-def _without_tools(
-    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
-) -> tuple[Mapping[str, Any], Record]:
-    row.pop("tools", None)
-    plain = [turn for turn in row["prompt"] if turn["role"] in ("system", "user")]
-    sides = {name: [row[name][-1]] for name in ("chosen", "rejected")}
+def _answers(case: Case) -> Iterator[Turn]:
+    """The assistant's turns of both answers."""
+    sides = (turn for name in ("chosen", "rejected") for turn in case.row[name])
+    return (turn for turn in sides if turn["role"] == "assistant")
+
+
+def _without_tools(case: Case, hint: str) -> Case:
+    plain = [turn for turn in case.row["prompt"] if turn["role"] in ("system", "user")]
+    sides = {name: [case.row[name][-1]] for name in ("chosen", "rejected")}
     for name, side in sides.items():
         if side[0].get("tool_calls"):
             sides[name] = [bot("날씨를 봅니다.")]
-    return state, {**row, "prompt": plain, **sides}
+    return replace(case, row={"prompt": plain, **sides})
 
 
-def _other_turns(
-    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
-) -> tuple[Mapping[str, Any], Record]:
+def _other_turns(case: Case, hint: str) -> Case:
     """The system text goes into the first question; else only the last question stays."""
-    first, *rest = row["prompt"]
+    first, *rest = case.row["prompt"]
+    prompt = [first, *rest][-1:]
     if first["role"] == "system":
-        question = user(f"{first['content']}\n\n{rest[0]['content']}")
-        return state, {**row, "prompt": [question, *rest[1:]]}
-    return state, {**row, "prompt": [first, *rest][-1:]}
+        prompt = [user(f"{first['content']}\n\n{rest[0]['content']}"), *rest[1:]]
+    return replace(case, row={**case.row, "prompt": prompt})
 
 
-def _switch(
-    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
-) -> tuple[Mapping[str, Any], Record]:
+def _switch(case: Case, hint: str) -> Case:
     found = re.search(r"set data\.template\.(\w+): (\w+)", hint)
     assert found, hint
-    return {**state, found[1]: json.loads(found[2])}, row
+    return replace(case, template={**case.template, found[1]: json.loads(found[2])})
 
 
-def _inline(
-    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
-) -> tuple[Mapping[str, Any], Record]:
+def _inline(case: Case, hint: str) -> Case:
     """Reasoning as a part of the content."""
-    for turn in (turn for name in ("chosen", "rejected") for turn in row[name]):
+    for turn in _answers(case):
         if thought := turn.pop("reasoning_content", None):
             turn["content"] = f"<think>\n{thought}\n</think>\n\n{turn.get('content') or ''}"
-    return state, row
+    return case
 
 
-def _closing(
-    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
-) -> tuple[Mapping[str, Any], Record]:
+def _closing(case: Case, hint: str) -> Case:
     """Answers without reasoning begin with an empty block of it."""
     found = re.search(r"begin the content of the answer with ('[^']+')", hint)
     assert found, hint
     empty = ast.literal_eval(found[1])
-    for turn in (turn for name in ("chosen", "rejected") for turn in row[name]):
+    for turn in _answers(case):
         said = turn.get("content") or ""
-        if turn["role"] == "assistant" and family.mark[1] not in said:
+        if case.family.mark[1] not in said:
             turn["content"] = empty + said
-    return state, row
+    return case
 
 
-def _silent(
-    family: ChatFamily, state: Mapping[str, Any], row: Record, hint: str
-) -> tuple[Mapping[str, Any], Record]:
+def _silent(case: Case, hint: str) -> Case:
     """Answers without their reasoning."""
-    for turn in (turn for name in ("chosen", "rejected") for turn in row[name]):
+    for turn in _answers(case):
         turn.pop("reasoning_content", None)
         if isinstance(turn.get("content"), str):
-            turn["content"] = turn["content"].rpartition(family.mark[1])[2].lstrip()
-    return state, row
+            turn["content"] = turn["content"].rpartition(case.family.mark[1])[2].lstrip()
+    return case
+
+
+def _alike(case: Case, hint: str) -> Case:
+    """The first state of the template that takes the row."""
+    for state in ({}, *case.family.states):
+        tried = replace(case, template=state)
+        if encoded(tried)[0] is not None:
+            return tried
+    return case
+
+
+def _last_turn(case: Case, hint: str) -> Case:
+    return replace(case, turns="last")
 
 
 CURES: dict[str, Cure] = {
     "set data.template.": _switch,
+    "set data.template so that the template writes both alike": _alike,
+    "set data.turns: last": _last_turn,
     "write it into the content, between": _inline,
     "begin the content of the answer with": _closing,
     "delete the reasoning from the answer": _silent,

@@ -99,15 +99,31 @@ def records(family: ChatFamily) -> dict[str, Record]:
     }
 
 
+def forms_of(family: ChatFamily, row: Record) -> list[Record]:
+    """The row, and the row with inline reasoning under a key, as some templates take it."""
+    opening, closing = family.mark
+    found = [row]
+    for key in ("reasoning_content", "thinking"):
+        form = copy.deepcopy(row)
+        for turn in (turn for name in ("chosen", "rejected") for turn in form[name]):
+            said = turn.get("content") or ""
+            if said.startswith(opening) and closing in said:
+                thought, _, rest = said.removeprefix(opening).partition(closing)
+                turn[key] = thought.strip()
+                turn["content"] = rest.lstrip("\n")
+        if form != row:
+            found.append(form)
+    return found
+
+
 class NoTruth(Exception):
     """The template alone does not say what is right: the row has to be refused."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Prompt ids, and the ids and scored flags of both answers."""
+    """The ids of both sides from the first of the prompt on, each with whether it is scored."""
 
-    prompt: tuple[int, ...]
     chosen: tuple[tuple[int, bool], ...]
     rejected: tuple[tuple[int, bool], ...]
 
@@ -115,18 +131,28 @@ class Truth:
 class Oracle:
     """A family's template and tokenizer, asked directly."""
 
-    def __init__(self, family: ChatFamily, tokenizer: Any, state: Mapping[str, Any], today: str):
+    def __init__(
+        self,
+        family: ChatFamily,
+        tokenizer: Any,
+        state: Mapping[str, Any],
+        today: str,
+        turns: str = "all",
+    ):
         self.family, self.tokenizer, self.state = family, tokenizer, state
-        self.today = today
+        self.today, self.turns = today, turns
 
     def truth(self, record: Record) -> Truth:
         """Raises NoTruth where the template refuses the chat, or its turns do not join."""
         prompt, tools = record["prompt"], record.get("tools")
         sides = [record["chosen"], record["rejected"]]
         one_reasons = any(self._thought(turn) for side in sides for turn in side)
-        text = self._render(prompt, True, tools)
-        chosen, rejected = (self._side(prompt, side, tools, one_reasons) for side in sides)
-        return Truth(self._ids(text), chosen, rejected)
+        if self.turns == "last":
+            chats = [([*prompt, *side[:-1]], side[-1:]) for side in sides]
+        else:
+            chats = [(prompt, side) for side in sides]
+        chosen, rejected = (self._side(*chat, tools, one_reasons) for chat in chats)
+        return Truth(chosen, rejected)
 
     def boundary(self, record: Record) -> str:
         """``history`` where the generation prompt begins the chat that is written out."""
@@ -163,11 +189,12 @@ class Oracle:
         for turn in answer:
             if turn["role"] == "assistant":
                 before = self._render(chat, True, tools)
-                if found:
-                    if not before.startswith(done):
-                        raise NoTruth("a later turn does not continue the tokens so far")
-                    found += [(token, False) for token in self._ids(before[len(done) :])]
+                if not before.startswith(done):
+                    raise NoTruth("a later turn does not continue the tokens so far")
+                found += [(token, False) for token in self._ids(before[len(done) :])]
                 shut, said = self._answer(chat, turn, before, tools)
+                if self._thought(turn) not in said:
+                    raise NoTruth("the template has no place for the reasoning")
                 found += [(token, one_reasons) for token in self._ids(shut)]
                 stop = self.family.stop_of(turn)
                 found += [(token, True) for token in (*self._ids(said), *self._ids(stop))]
@@ -198,10 +225,27 @@ class Oracle:
                 raise NoTruth("the answer does not continue the generation prompt")
             return "", said.removeprefix(closing)
         said = said.removeprefix(opened).removeprefix(opening)
+        empty = re.match(rf"\s*{re.escape(closing)}\n*", said)
         if not thought:
-            return family.shut, said.removeprefix(family.shut)
-        said = said.removeprefix("\n") if before.endswith("\n") else said
-        return ("", said) if thought in said else ("", thought + family.shut + said)
+            own = self._own_block(turn, before)
+            if empty:
+                return empty[0], said[empty.end() :]
+            return own or family.shut, said.lstrip("\n") if own else said
+        if thought in said:
+            return "", said.removeprefix("\n") if before.endswith("\n") else said
+        said = said[empty.end() :] if empty else said
+        own = self._own_block(turn, before)
+        return "", own + said.lstrip("\n") if own else thought + family.shut + said
+
+    def _own_block(self, turn: Turn, before: str) -> str:
+        """The reasoning as the content has it, but for what the prompt has already."""
+        opening, closing = self.family.mark
+        said = turn.get("content") or ""
+        own = re.match(rf"{re.escape(opening)}.*?{re.escape(closing)}\n*", said, re.DOTALL)
+        if own is None:
+            return ""
+        inner = own[0].removeprefix(opening)
+        return inner.removeprefix("\n") if before.endswith("\n") else inner
 
     def _thought(self, turn: Turn) -> str:
         """The reasoning of a turn, bare."""
