@@ -163,6 +163,10 @@ CASES = {
         chatml("{% set messages = messages | rejectattr('role', 'equalto', 'system') %}" + CHATML),
         silent=[chat_row()],
     ),
+    "lost": Case(
+        [chat_row(), chat_row(prompt=[{**user("가"), "name": "나"}])], 2, "prompt[0].name",
+        chatml(), silent=[chat_row()],
+    ),
     "adds": Case(
         [chat_row()], 1, None, chatml(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n" + CHATML)
     ),

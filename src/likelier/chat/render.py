@@ -1,6 +1,8 @@
 """Chats as the model's template writes them, control texts in their content guarded."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from likelier.base.findings import Unfit
@@ -78,17 +80,42 @@ def texts_of(message: Message) -> list[str]:
     """What of a message must be found in the rendered chat: its content, and what it calls."""
     content = message.get("content")
     texts = [content] if isinstance(content, str) else []
-    for call in message.get("tool_calls") or ():
+    for call in (*(message.get("tool_calls") or ()), message.get("function_call")):
         function = call.get("function", call) if isinstance(call, dict) else {}
         texts += [str(function[key]) for key in ("name",) if key in function]
         arguments = function.get("arguments")
-        texts += list(arguments) if isinstance(arguments, dict) else []
+        with suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        texts += _texts_in(arguments)
     return texts
 
 
+def _texts_in(value: Any) -> list[str]:
+    """The keys, texts and numbers of arguments, at every depth."""
+    if isinstance(value, dict):
+        return [text for pair in value.items() for one in pair for text in _texts_in(one)]
+    if isinstance(value, (list, tuple)):
+        return [text for one in value for text in _texts_in(one)]
+    if isinstance(value, bool) or value is None:  # templates write them in words of their own
+        return []
+    return [value if isinstance(value, str) else json.dumps(value, default=str)]
+
+
 def stands_in(text: str, rendered: str) -> bool:
-    """Whether all letters of ``text`` are in ``rendered``, in their order (spaces may go)."""
-    if text.strip() in rendered:
-        return True
-    letters = iter(rendered)
-    return all(letter in letters for letter in text if not letter.isspace())
+    """Whether all words of ``text`` are in ``rendered``, in their order, as they are or as JSON
+    escapes them (spaces may go).
+    """
+    escaped = json.dumps(text.strip(), ensure_ascii=False)[1:-1]
+    return text.strip() in rendered or any(
+        _in_order(one.split(), rendered) for one in (text, escaped)
+    )
+
+
+def _in_order(words: Sequence[str], rendered: str) -> bool:
+    done = 0
+    for word in words:
+        found = rendered.find(word, done)
+        if found < 0:
+            return False
+        done = found + len(word)
+    return True

@@ -8,7 +8,12 @@ import numpy as np
 from likelier.base.findings import Finding
 from likelier.chat.tokenizer import Encoder
 from likelier.checks.across import Content, digest, hashes_of, hashes_watched
-from likelier.checks.pairs import assistant_text, findings_as_read, findings_as_tokens
+from likelier.checks.pairs import (
+    assistant_text,
+    findings_as_read,
+    findings_as_rendered,
+    findings_as_tokens,
+)
 from likelier.checks.rules import RULES, cure
 from likelier.checks.shortcuts import FEATURES, features
 from likelier.data.records import Pair, TokenPair, text_of
@@ -50,6 +55,10 @@ class PairInspector:
     ) -> Iterator[Finding]:
         """What a pair shows as tokens."""
         return findings_as_tokens(encoder, pair, texts, tokens)
+
+    def as_rendered(self, encoder: Encoder, pairs: Sequence[Pair]) -> Iterator[Finding]:
+        """What of the pairs of a chunk the chat template does not read."""
+        return findings_as_rendered(encoder, pairs)
 
     def arrays(self, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> dict[str, np.ndarray]:
         """What is kept of the pairs, to be compared with others."""

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from likelier.base.findings import Finding, Unfit
-from likelier.chat.messages import ROLES, Chat
+from likelier.chat.messages import ROLES, Chat, Message
 from likelier.chat.render import render_chat, stands_in, texts_of
+from likelier.chat.thinking import KEYS
 from likelier.chat.tokenizer import BREAK, Encoder
 from likelier.checks.rules import finding
 from likelier.data.records import Pair, TokenPair, text_of
@@ -33,6 +34,7 @@ MAX_SCRIPT_CHARACTERS = 4000  # of a text, from which its script is found
 MIN_REPEATED_CHARACTERS = 20  # a shorter prompt may stand before an answer by chance
 FOREIGN_TOKENS_PER_CHARACTER = 1.5  # Hangul that a byte tokenizer does not know takes 3
 MIN_FOREIGN_TOKENS = 50  # a shorter text is never called foreign
+LOOKED_FOR = ("role", "content", "tool_calls", "function_call", *KEYS)  # in every row
 MIN_ADDED_LETTERS = 15  # a header has about as many
 DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -135,11 +137,73 @@ def findings_as_tokens(
         yield finding("foreign", pair.source, message)
     if isinstance(pair.prompt, str):
         return
-    rendered = prompt.replace(BREAK, "")
-    for number, turn in enumerate(pair.prompt):
-        if not all(stands_in(text, rendered) for text in texts_of(turn)):
-            message = f"the template leaves out text of the {turn['role']}'s turn"
-            yield finding("drops", pair.source, message, f"prompt[{number}]")
+    rendered, whole = (text.replace(BREAK, "") for text in (prompt, "".join(texts)))
+    for name, side in pair.sides.items():
+        if isinstance(side, str):
+            continue
+        for number, turn in enumerate(side if name == "prompt" else side[:-1]):
+            if what := _left_out(turn, rendered if name == "prompt" else whole):
+                message = f"the template leaves out {what} of the {turn['role']}'s turn"
+                yield finding("drops", pair.source, message, f"{name}[{number}]")
+
+
+def _left_out(turn: Message, rendered: str) -> str:
+    """What of a message is not in the rendered chat, in words; empty where all of it is."""
+    if not all(stands_in(text, rendered) for text in texts_of(turn)):
+        return "text"
+    for key in KEYS:
+        if isinstance(turn.get(key), str) and not stands_in(turn[key], rendered):
+            return f'"{key}"'
+    return ""
+
+
+def findings_as_rendered(encoder: Encoder, pairs: Sequence[Pair]) -> Iterator[Finding]:
+    """Warnings about keys of messages that the chat template does not read, once a pair each.
+
+    What is found in the first of the pairs that has a key is remembered for the others: once for
+    each role, in the last turn and before it.
+    """
+    read: dict[tuple[str, str, bool], bool] = {}
+    for pair in pairs:
+        unread: dict[tuple[str, str], str] = {}  # by key and role: where it stands
+        for name, side in [*pair.sides.items()][1:]:
+            if isinstance(pair.prompt, str) or isinstance(side, str):
+                continue
+            chat = (*pair.prompt, *side)
+            for number, message in enumerate(chat):
+                for key in _other_keys(message):
+                    place = (key, message["role"], number == len(chat) - 1)
+                    if place not in read:
+                        read[place] = _reads(encoder, pair, chat, number, key)
+                    if not read[place]:
+                        inside = number - len(pair.prompt)
+                        at = f"prompt[{number}]" if inside < 0 else f"{name}[{inside}]"
+                        unread.setdefault(place[:2], f"{at}.{key}")
+        for (key, role), field in unread.items():
+            said = f'the template does not read "{key}" of the {role}\'s turn'
+            yield finding("lost", pair.source, said, field)
+
+
+def _other_keys(message: Message) -> Iterator[str]:
+    """The keys that hold something and that are not looked for in the rendering of every row."""
+    for key, value in message.items():
+        if key in ("weight", "train"):  # these likelier reads, where a turn may be learned
+            if message["role"] != "assistant" and value:
+                yield key
+        elif key not in LOOKED_FOR and value not in ("", [], {}, False):
+            yield key
+
+
+def _reads(encoder: Encoder, pair: Pair, chat: Chat, number: int, key: str) -> bool:
+    """Whether the rendering changes where a key of one message is taken away."""
+    bare = {name: value for name, value in chat[number].items() if name != key}
+    try:
+        whole = render_chat(encoder, chat, False, pair.tools)
+        return whole != render_chat(
+            encoder, [*chat[:number], bare, *chat[number + 1 :]], False, pair.tools
+        )
+    except Unfit:  # the template needs the key
+        return True
 
 
 def _wrong_bos(encoder: Encoder, prompt: Sequence[int]) -> str:

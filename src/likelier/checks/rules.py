@@ -28,7 +28,7 @@ RULES: dict[str, Severity] = {
     "template": "error", "prefix": "error", "stop": "error", "merged": "error",
     "vocabulary": "error", "control": "warning", "unknown": "warning", "foreign": "warning",
     "bos": "warning",
-    "drops": "warning", "adds": "note", "plain": "warning", "clock": "warning",
+    "drops": "warning", "lost": "warning", "adds": "note", "plain": "warning", "clock": "warning",
     "overlong": "warning", "trimmed": "warning", "truncated": "error", "noise": "note",
     # of the whole file
     "shortcut": "warning", "length": "warning",

@@ -64,6 +64,12 @@ class Inspector(Protocol):
     ) -> Iterable[Finding]:
         """Findings in its tokens; ``texts`` are those of the prompt and of both completions."""
 
+    def as_rendered(self, encoder: Encoder, pairs: Sequence[Pair]) -> Iterable[Finding]:
+        """Findings in what the chat template makes of the usable pairs of one chunk. What is
+        remembered from one pair to the next is forgotten behind the chunk, so that the same is
+        found in however many processes.
+        """
+
     def arrays(self, pairs: Sequence[Pair], tokens: Sequence[TokenPair]) -> dict[str, np.ndarray]:
         """Arrays for `Chunk.arrays`; ``tokens`` is empty where there is no encoder."""
 
@@ -178,6 +184,8 @@ def process_rows(task: Task, batch: Sequence[Item]) -> Chunk:
         findings += found_in_tokens
         usable = {pair.source for pair in tokens}
         pairs = [pair for pair in pairs if pair.source in usable]
+        if task.inspector is not None:
+            findings += task.inspector.as_rendered(task.encoder, pairs)
     order = {name: number for number, name in enumerate(unused)}
     findings.sort(key=lambda finding: order.get(row_of(finding.source), len(order)))
     arrays = pack_tokens(tokens) if task.keep_tokens else {}
