@@ -103,9 +103,11 @@ def earlier_turns(value: Any, field: str) -> Chat:
     value = list_in(value)
     if not value:
         return ()
-    if isinstance(value, (list, tuple)) and all(
-        isinstance(two, (list, tuple)) and len(two) == 2 for two in value
-    ):
+    if isinstance(value, list) and any(isinstance(two, (list, tuple)) for two in value):
+        for number, two in enumerate(value):
+            if not isinstance(two, (list, tuple)) or len(two) != 2:
+                message, hint = "a question and its answer expected", "write the turns in twos"
+                raise Unfit("type", f"{field}[{number}]", message, hint)
         return tuple(
             {"role": role, "content": read_text(said, f"{field}[{number}]")}
             for number, two in enumerate(value)

@@ -388,25 +388,31 @@ def _of_list(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, list[
     completions = []
     for number, item in enumerate(items):
         place = f"{field}[{number}]"
+        inner = _inner_score(item, place) if scores is None or "scores" in form.rivals else None
         if scores is not None:
             score = read_number(scores[number], f"{beside}[{number}]")
             score = -score if counts_down(beside) else score
+            if inner not in (None, score):
+                hint = f"set data.columns.scores: {beside}, or null for those inside"
+                raise Unfit("score", place, f'the score inside differs from "{beside}"', hint)
+        elif inner is not None:
+            score = inner
         else:
-            score = _inner_score(item, place)
+            names = ", ".join((*SCORE_KEYS, RANK_KEY))
+            hint = f"give each completion one of {names}, or set data.columns.scores"
+            raise Unfit("score", place, "this completion has no score", hint)
         completions.append((score, _completion(_inner_text(item, place), place, prompt)))
     return prompt, completions
 
 
-def _inner_score(item: Any, place: str) -> float:
+def _inner_score(item: Any, place: str) -> float | None:
     if isinstance(item, Mapping):
         for name in SCORE_KEYS:
             if item.get(name) is not None:
                 return read_number(item[name], f"{place}.{name}")
         if item.get(RANK_KEY) is not None:
             return -read_number(item[RANK_KEY], f"{place}.{RANK_KEY}")
-    names = ", ".join((*SCORE_KEYS, RANK_KEY))
-    hint = f"give each completion one of {names}, or set data.columns.scores"
-    raise Unfit("score", place, "this completion has no score", hint)
+    return None
 
 
 def _inner_text(item: Any, place: str) -> Any:
