@@ -8,7 +8,8 @@
 folder, so that paths are equal. `compare` names every difference and ends with 1 if one is
 unexpected. Weights, logs, pair logs, reference log-probs, configs, scores and figures must be
 equal; words may differ and are shown as a diff, as long as the figures in them are the same.
-``run.json``, times and reports are not compared: they hold the time, the version and the machine.
+``run.json``, times, reports and model cards are not compared: they hold the time, the version and
+the machine.
 """
 
 import argparse
@@ -56,7 +57,8 @@ FIGURES_IN_WORDS = {
     "* ups": "* (number of 1s)",
     "* downs": "* (number of 0s)",
 }
-NOT_COMPARED = {"run.json", "timing.jsonl", "report.html", ".lock"}
+NOT_COMPARED = {"run.json", "timing.jsonl", "report.html", ".lock",
+                "adapter/README.md", "model/README.md"}  # fmt: skip
 SHOWN = 10  # differences of one run or output that are printed
 FIGURE = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 

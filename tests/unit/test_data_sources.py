@@ -10,7 +10,7 @@ from tests.support.data import load_pairs
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.cli import main
-from likelier.data.sources import files_of
+from likelier.data.sources import files_of, hub_id
 
 ROW = {"prompt": "우산은 왜 접히나요?", "chosen": "뼈대가 관절로 이어져요.", "rejected": "몰라."}
 
@@ -144,3 +144,19 @@ def test_a_folder_without_data_names_the_kinds(tmp_path: Path) -> None:
     with pytest.raises(InputMissing, match="holds no data file") as caught:
         files_of(tmp_path)
     assert ".arrow" in str(caught.value)
+
+
+def test_the_hub_id_in_a_name_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file_of(tmp_path / "here" / "data" / "p.jsonl")
+    for name in ("owner/name", "owner/name:train", "owner/name/folder", "owner/name/folder:test"):
+        assert hub_id(name) == "owner/name"
+    for name in (
+        "here/data",
+        "here/data:train",
+        "owner/p.jsonl",
+        "p",
+        "/owner/name",
+        "(in memory)",
+    ):
+        assert hub_id(name) is None

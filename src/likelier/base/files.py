@@ -49,6 +49,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _set_mode(path: Path, mode: int) -> None:
+    """Make a file as readable as others: safetensors keeps its files from all but their owner."""
+    if path.stat().st_mode != mode:  # not every file system can change one
+        path.chmod(mode)
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file under a temporary name, then put it in place of ``path``.
 
@@ -57,7 +63,10 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _output_errors(path):
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask wants it
             write(temporary)
+            _set_mode(temporary, mode)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -114,7 +123,9 @@ def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, 
             }
             manifest = json.dumps({**facts, "files": seals}, indent=2) + "\n"
             (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+            mode = (temporary / MANIFEST).stat().st_mode  # as the umask wants it
             for file in [*files, temporary / MANIFEST]:
+                _set_mode(file, mode)
                 sync(file)
             sync(temporary)
             os.rename(temporary, path)

@@ -38,8 +38,8 @@ def files_of(name: str | Path) -> list[Path]:
     start, colon, split = text.rpartition(":")
     if colon and _is_folder(Path(start)):
         return _in_folder(Path(start), split)
-    hub = _HUB.fullmatch(start if colon else text)
-    if hub is None or kind_of(path) is not None:
+    hub = _on_hub(text)
+    if hub is None:
         return [path]  # the reader says what is wrong with it
     return _in_folder(_download(hub["id"]) / hub["folder"].lstrip("/"), split or None)
 
@@ -49,12 +49,23 @@ def must_be_there(name: str | Path) -> None:
 
     Raises InputMissing where they are not there, DataError where one is empty or of no kind known.
     """
-    text = str(name)
-    start, colon, _ = text.rpartition(":")
-    local = os.path.lexists(text) or (colon and _is_folder(Path(start)))
-    if local or kind_of(Path(text)) or not _HUB.fullmatch(start if colon else text):
+    if hub_id(str(name)) is None:
         for file in files_of(name):
             read_rows(file)
+
+
+def hub_id(name: str) -> str | None:
+    """The Hub id ``owner/name`` in a name of data; None where it stands for files here."""
+    start, colon, _ = name.rpartition(":")
+    is_here = os.path.lexists(name) or (colon and _is_folder(Path(start)))
+    found = None if is_here else _on_hub(name)
+    return found and found["id"]
+
+
+def _on_hub(name: str) -> re.Match[str] | None:
+    """A name of data as a Hub id; None where it cannot be one, for it is named like a file."""
+    start, colon, _ = name.rpartition(":")
+    return _HUB.fullmatch(start if colon else name) if kind_of(Path(name)) is None else None
 
 
 def _is_folder(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Saving what was trained: standard Hugging Face or PEFT files, with tokenizer and template."""
+"""Saving what was trained: standard Hugging Face or PEFT files, tokenizer, template and card."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from likelier.base.files import remove_folder, write_folder, write_json
+from likelier.export.card import adapters_of, model_card
 from likelier.model.load import quietly
 from likelier.model.policy import Policy
 
@@ -16,6 +17,7 @@ from likelier.model.policy import Policy
 def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, run: Path) -> None:
     """Write ``model/`` or ``adapter/`` into a run folder, as plain ``from_pretrained`` loads it.
 
+    Its card is made of what the run folder holds, so the logs are complete by then.
     ``masters`` are the float32 copies of what was trained; where ``save_dtype`` is wider than
     the compute dtype, the weights come from them. ``auto`` is the compute dtype.
 
@@ -30,22 +32,31 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
         with quietly():
             if policy.has_adapter:
                 model: Any = policy.model
-                _order_sets(model.peft_config)
+                for config in adapters_of(policy).values():
+                    _name_base(config, policy.causal_lm.name_or_path)
+                    _order_sets(config)
                 # Without False, peft asks the Hub whether the vocabulary grew.
                 model.save_pretrained(target, save_embedding_layers=False)
             else:
                 _save_model(policy, masters, wanted, target)
             policy.tokenizer.save_pretrained(target)
+            card = model_card(policy, run)
+        (target / "README.md").write_text(card, encoding="utf-8")  # in the place of peft's
 
     write_folder(path, write, {"format": 1})
 
 
-def _order_sets(configs: Mapping[str, Any]) -> None:
+def _name_base(config: Any, base: str | None) -> None:
+    """Have an adapter name the folder of its base so that it is found from anywhere."""
+    if base and Path(base).is_dir():
+        config.base_model_name_or_path = str(Path(base).resolve())
+
+
+def _order_sets(config: Any) -> None:
     """The order of a set changes with each process, and with it the bytes of the saved file."""
-    for config in configs.values():
-        for name, value in vars(config).items():
-            if isinstance(value, set):
-                setattr(config, name, sorted(value))
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
 
 
 def _save_model(

@@ -42,6 +42,8 @@ def adapt(config: Config, initial: Policy) -> Policy:
             wanted = config.adapter
             targets = wanted.targets if isinstance(wanted.targets, str) else list(wanted.targets)
             policy = attach_lora(initial, wanted.r, wanted.alpha, targets, config.train.seed)
+            # Without it, the saved adapter would be put on the newest weights of a Hub id.
+            policy.model.peft_config["default"].revision = config.model.revision  # type: ignore
         elif given := sorted(config.adapter.model_fields_set - {"kind"}):
             raise ConfigError(
                 "has no effect: model.path already holds a trained adapter, which training "
