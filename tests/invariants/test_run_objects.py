@@ -54,12 +54,14 @@ def test_the_same_bytes_as_from_files(place: Place, tmp_path: Path, adapter: dic
         objects, policy.model, policy.tokenizer, train=iter(TRAIN), eval=tuple(HELD)
     )
     ours, theirs = bytes_of(from_objects.folder), bytes_of(from_files.folder)
-    # What names the source (config, pair log, card) or hashes what does (manifests) differs.
+    # What names the source (config, pair log, texts, card) or hashes what does (manifests) differs.
     named = {name for name in differing(ours, theirs)}
     kept = {name for name in theirs if name.endswith((".safetensors", "metrics.jsonl"))}
     assert kept and not kept & named
     assert all(
-        name.startswith(("config.yaml", "pair_log/", "adapter/adapter_config.json"))
+        name.startswith(
+            ("config.yaml", "pair_log/", "pair_texts.jsonl", "adapter/adapter_config.json")
+        )
         or name.endswith(("MANIFEST.json", "README.md"))
         for name in named
     ), named
