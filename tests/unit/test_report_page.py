@@ -238,6 +238,22 @@ def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
     assert loss["layout"]["shapes"][0]["y0"] == pytest.approx(0.693147, abs=1e-6)
 
 
+def test_the_curves_of_a_long_run_are_smoothed_and_say_so(demo: Path, tmp_path: Path) -> None:
+    long = read_run(build_run(tmp_path / "long", steps=300, planned=300))
+    charts = {chart.id: chart for chart in draw_charts(long)}
+    assert {id for id, chart in charts.items() if not chart.smoothed} == {
+        "rewards",  # of held-out pairs: each point is a mean over all of them
+        "learning-rate",
+    }
+    faint, smooth, held_out = charts["loss"].figure["data"]
+    assert (faint["name"], faint["showlegend"], faint["opacity"]) == ("training", False, 0.35)
+    assert smooth["name"] == "training, mean of 7 points" and "showlegend" not in smooth
+    assert held_out["name"] == "held-out"
+    said = "it is smoothed: each of its points is the mean"
+    assert said in " ".join(render_report(long).split())
+    assert said not in " ".join(render_report(read_run(demo)).split())
+
+
 def test_what_is_packed_cannot_end_its_script() -> None:
     hostile = json.dumps({"</script>": "<!--<script>&\u2028\ud800"})
     stored = packed(hostile)

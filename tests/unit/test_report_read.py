@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from tests.support.report_runs import build_run, metrics, write_json, write_jsonl, write_part
 
+from likelier.data.records import Completion, TokenPair
 from likelier.pages.charts import MAX_POINTS, Series, as_table, thinned, with_means
+from likelier.report.pair_texts import keep_pair_texts
 from likelier.report.read import Proportion, read_jsonl, read_proportion, read_run
 
 
@@ -189,3 +191,22 @@ def test_samples_are_read_as_written(tmp_path: Path) -> None:
     rows = [{"prompt": "바다가 뭐야?", "before": "몰라~", "after": "바다는 짠물입니다."}]
     write_jsonl(path / "samples.jsonl", rows)
     assert list(read_run(path).samples) == json.loads(json.dumps(rows))
+
+
+def test_the_texts_of_an_unpaired_example_are_those_of_its_own_completion(tmp_path: Path) -> None:
+    """Its rejected side belongs to another prompt; pairs that nothing names are not kept."""
+    path = build_run(tmp_path / "run", steps=4, planned=4)
+    pair_log = read_run(path).pair_log
+    assert pair_log is not None
+    worst = pair_log.smallest[0]["source"]
+    one, other = Completion((3, 4), (True, True)), Completion((5,), (True,))
+    pairs = [
+        TokenPair((1, 2), one, other, worst, label=True),
+        TokenPair((1, 2), one, other, "pairs.jsonl:2"),  # a finding is there
+        TokenPair((1, 2), one, other, "elsewhere.jsonl:1"),
+    ]
+    keep_pair_texts(path, pairs, lambda ids: " ".join(map(str, ids)))
+    assert read_run(path).texts == {
+        worst: {"prompt": "1 2", "completion": "3 4"},
+        "pairs.jsonl:2": {"prompt": "1 2", "chosen": "3 4", "rejected": "5"},
+    }
