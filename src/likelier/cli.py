@@ -195,16 +195,22 @@ def show(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page instead of the terminal.")
     ] = None,
+    row: Annotated[
+        str | None, typer.Option(metavar="ROW", help="Show this row: its number, or FILE:NUMBER.")
+    ] = None,
 ) -> None:
     """Show what the model sees of a pair, token by token.
 
     It marks the prompt, the scored and the stop tokens, where the answers part, and what they
-    share in the prefix tree.
+    share in the prefix tree. Of a row that cannot be used it shows why, and what the chat
+    template makes of it; where all are such rows, the exit code is 65.
     """
     _check_versions()
     from likelier.commands.show import show as show_pairs
 
-    show_pairs(data, model, number, _columns(columns), chat, _template(template), html)
+    code = show_pairs(data, model, number, _columns(columns), chat, _template(template), html, row)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(epilog="Example: likelier score pairs.jsonl --model ./my-model --out scores.jsonl")
@@ -428,12 +434,23 @@ def entry() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not under every embedding
             stream.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] == ["show"]:
+        _hide_torch()
     code = main()
     try:
         print(end="", flush=True)
     except OSError:  # main has reported it; the interpreter must not try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _hide_torch() -> None:
+    """Have transformers do without torch in this process: `show` needs tokenizers only.
+
+    None in ``sys.modules`` is how Python itself marks a module that is not to be had.
+    """
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # the types leave None out
 
 
 def _run(words: list[str]) -> int:
