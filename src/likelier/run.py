@@ -259,9 +259,9 @@ def _given_policy(
             where="model.revision",
             hint="remove model.revision",
         )
-    if parse_dtype(config.model.dtype) not in ("auto", policy.causal_lm.dtype):
+    if parse_dtype(config.model.dtype) not in ("auto", policy.dtype):
         raise ConfigError(
-            f"the model handed over computes in {policy.causal_lm.dtype}",
+            f"the model handed over computes in {policy.dtype}",
             where=f"model.dtype: {config.model.dtype}",
             hint="remove model.dtype, or hand over model.to(…)",
         )

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 
 from likelier.base.errors import DataError
 from likelier.batching.batch import Scored, padded_batch
+from likelier.model.limits import RotaryTables, rotary_tables
 from likelier.model.policy import Policy, score_sequences
-from likelier.model.rotary import RotaryTables, rotary_tables
 
 ORIGINAL = 16
 SMALL = {

@@ -11,7 +11,8 @@ from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from likelier.base.environment import multiplies_bfloat16
 from likelier.config import config_from
-from likelier.model.load import dtype_name, initial_policy, load
+from likelier.model.frozen import dtype_name
+from likelier.model.load import initial_policy, load
 from likelier.model.policy import Policy
 
 

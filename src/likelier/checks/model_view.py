@@ -45,7 +45,7 @@ def add_model_view(found: Examination, question: Question) -> Examination:
     if not pairs:
         hint = "look at the findings; unpaired examples are not scored"
         raise DataError("no pair can be scored", where=str(question.data), hint=hint)
-    policy = load(question.model, revision=question.revision)
+    policy = load(question.model, revision=question.revision, frozen=True)
     means = _means(policy, [one for pair in pairs for one in completions_of(pair)]).reshape(-1, 2)
     gap = means[:, 0] - means[:, 1]
     prompts = np.unique([str(pair.prompt) for pair in pairs], return_inverse=True)[1]

@@ -38,7 +38,7 @@ def score(
     """
     # A bad row is found before any model is loaded.
     read = read_pairs(data, format_with(columns, chat))
-    policy = load(model, dtype=dtype)
+    policy = load(model, dtype=dtype, frozen=True)
     encoder = policy.encoder(template)
     pairs, findings = encode_pairs(encoder, read)
     refuse(findings, "error")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from likelier.base.files import remove_folder, write_folder, write_json
 from likelier.export.card import adapters_of, model_card
+from likelier.model.frozen import dtype_name
 from likelier.model.load import quietly
 from likelier.model.policy import Policy
 
@@ -26,7 +27,7 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
     path = run / ("adapter" if policy.has_adapter else "model")
     if path.exists():  # written by a run that was killed before it could say that it finished
         remove_folder(path)
-    wanted = policy.causal_lm.dtype if save_dtype == "auto" else getattr(torch, save_dtype)
+    wanted = policy.dtype if save_dtype == "auto" else getattr(torch, save_dtype)
 
     def write(target: Path) -> None:
         with quietly():
@@ -77,8 +78,7 @@ def _save_model(
     model.save_pretrained(target, state_dict=weights)
     # It wrote the model's own dtype there, which would be loaded again.
     described = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    name = str(save_dtype).removeprefix("torch.")
-    write_json(target / "config.json", _with_dtype(described, name))
+    write_json(target / "config.json", _with_dtype(described, dtype_name(save_dtype)))
 
 
 def _with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:

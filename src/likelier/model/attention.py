@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from likelier.batching.tree import Tree, ancestor_mask_TT
 from likelier.model.attention_cpu import segments
 from likelier.model.attention_cuda import flex
-from likelier.model.rotary import rotary_tables
+from likelier.model.limits import rotary_tables
 
 
 class UnsupportedAttention(Exception):

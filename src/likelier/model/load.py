@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
 )
-from transformers.utils import has_file, logging
+from transformers.utils import cached_file, has_file, logging
 
 from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError, InputMissing
@@ -31,6 +32,7 @@ from likelier.base.model_files import (
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
+from likelier.model.frozen import dtype_name, keep_stored, made_in
 from likelier.model.limits import must_be_floats, resize_for, sizes_of_folder
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
@@ -46,6 +48,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
+    frozen: bool = False,
 ) -> Policy:
     """Load a model and its tokenizer from a folder or by Hub id, ready to be trained.
 
@@ -53,6 +56,10 @@ def load(
     float32, and then says so (see `compute_dtype`). Without ``device_map`` the model goes to the
     first GPU where there is one, else to the CPU. Code from the Hub is never run and pickled
     weights are never read.
+
+    ``frozen`` is for a model that is only scored, or trained by an adapter: where it computes in
+    more bits than its weights are stored in, those of linear layers and embeddings stay as they
+    are in memory, and none has a gradient.
 
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
     be used.
@@ -68,7 +75,11 @@ def load(
         try:
             stored = _stored_dtype(*home)
             compute, reason = compute_dtype(wanted, stored, "cuda" if on_gpu else "cpu")
-            model = _load_weights(*home, compute, placed)
+            widens = is_half(stored) and not is_half(compute)
+            keeps = frozen and widens and not (base and _brings_layers(where, revision))
+            model = _load_weights(*home, stored if keeps else compute, placed)
+            if keeps and made_in(model, stored):
+                model = _load_weights(*home, compute, placed)
         except InputMissing as error:
             if base is None:
                 raise
@@ -76,11 +87,15 @@ def load(
             raise InputMissing(what, where=where, hint=error.hint) from error
         if device_map is None and torch.cuda.is_available():
             model.to("cuda")
+        news = [] if reason is None else [f"computing in {dtype_name(compute)}: {reason}"]
+        if keeps:
+            others = ", ".join(keep_stored(model, stored, compute)) or "none"
+            news.append(f"weights stay {dtype_name(stored)} in memory, except in {others}")
         if base is not None:
             model = _with_adapter(model, where, revision)
         tokenizer = own_tokenizer(where, revision, base)
-    if reason is not None:
-        say(f"computing in {dtype_name(compute)}: {reason}")
+    if news:
+        say("; ".join(news))
     return Policy(model.train(), tokenizer, where)
 
 
@@ -112,7 +127,10 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
     Raises DataError where a weight is not finite, and what `load` raises.
     """
     policy = handed_over or load(
-        config.model.path, dtype=config.model.dtype, revision=config.model.revision
+        config.model.path,
+        dtype=config.model.dtype,
+        revision=config.model.revision,
+        frozen=config.adapter.kind != "none",
     )
     for name, parameter in policy.model.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -121,8 +139,8 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
                 where=f"model.path: {config.model.path}",
                 hint="the weights are damaged; get them again",
             )
-    if handed_over is not None and is_half(policy.causal_lm.dtype):
-        given = policy.causal_lm.dtype
+    if handed_over is not None and is_half(policy.dtype):
+        given = policy.dtype
         better, reason = compute_dtype("auto", given, policy.device.type)
         if reason is not None:
             say(f"computing in {dtype_name(given)}: {reason}; hand over model.to({better})")
@@ -136,7 +154,7 @@ def reference_policy(config: Config, initial: Policy) -> Policy | None:
     """
     if config.reference.path is None:
         return None
-    reference = load(config.reference.path, dtype=config.model.dtype)
+    reference = load(config.reference.path, dtype=config.model.dtype, frozen=True)
     if reference.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
         raise DataError(
             "the reference has another vocabulary than the policy",
@@ -217,6 +235,15 @@ def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> n
     return adapted
 
 
+def _brings_layers(where: str, revision: str | None) -> bool:
+    """Whether an adapter holds weights of the base's own layers, beside those that it adds."""
+    if not has_file(where, "adapter_model.safetensors", revision):
+        return False  # `_with_adapter` says so
+    file = cached_file(where, "adapter_model.safetensors", revision=revision)
+    with safe_open(file, "pt") as tensors:
+        return any("lora_" not in key for key in tensors.keys())  # noqa: SIM118
+
+
 def parse_dtype(name: str) -> str | torch.dtype:
     """``auto`` or the torch dtype of a name.
 
@@ -228,11 +255,6 @@ def parse_dtype(name: str) -> str | torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"no dtype is called {name}", where="model.dtype")
     return found
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` of ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from likelier.model.frozen import into_inputs, into_outputs
+
 DEFAULT_CHUNK_VALUES = 1 << 23  # logits of one chunk: 32 MiB in float32
 # Every chunk adds to the whole of the weight's gradient: with fewer rows that is most of the work.
 LEAST_ROWS = 256
@@ -43,7 +45,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:
     """Logits of shape (N, V): the product in the hidden states' dtype, the rest in float32."""
-    logits_NV = at_least_float32(hidden_ND @ head.weight.T)
+    logits_NV = at_least_float32(hidden_ND @ head.weight.to(hidden_ND.dtype).T)
     if head.bias is not None:
         logits_NV = logits_NV + head.bias
     if head.scale != 1.0:
@@ -56,7 +58,7 @@ def head_logits(hidden_ND: Tensor, head: Head) -> Tensor:
 def head_logits_into(logits_NV: Tensor, hidden_ND: Tensor, head: Head) -> None:
     """`head_logits` into given memory, without gradient: new memory costs more than the sums."""
     if hidden_ND.dtype == logits_NV.dtype:
-        torch.mm(hidden_ND, head.weight.T, out=logits_NV)
+        into_outputs(logits_NV, hidden_ND, head.weight)
     else:
         logits_NV.copy_(hidden_ND @ head.weight.T)
     if head.bias is not None:
@@ -65,6 +67,14 @@ def head_logits_into(logits_NV: Tensor, hidden_ND: Tensor, head: Head) -> None:
         logits_NV.mul_(head.scale)
     if head.softcap is not None:
         logits_NV.div_(head.softcap).tanh_().mul_(head.softcap)
+
+
+@torch.no_grad()
+def logits_of(hidden_ND: Tensor, head: Head) -> Tensor:
+    """`head_logits` without gradient; a stored weight is cast block by block."""
+    logits_NV = _buffer(hidden_ND, head, len(hidden_ND))
+    head_logits_into(logits_NV, hidden_ND, head)
+    return logits_NV
 
 
 def token_logps(
@@ -103,7 +113,7 @@ def collision_logps(hidden_ND: Tensor, head: Head, chunk: int | None = None) -> 
     """
     return torch.cat(
         [
-            collisions_of(head_logits(hidden_CD, head))
+            collisions_of(logits_of(hidden_CD, head))
             for hidden_CD in hidden_ND.split(chunk or default_chunk(head))
         ]
     )
@@ -173,7 +183,7 @@ class _HeadLogps(torch.autograd.Function):
             lse_N[rows], sum_C = _take_logps(logits_CV, at_E, token_E[entries], logp_E[entries])
             if mean_ND is not None:
                 softmax_CV = logits_CV.div_(sum_C[:, None]).to(hidden_ND.dtype)
-                torch.mm(softmax_CV, weight_VD, out=mean_ND[rows])
+                into_inputs(mean_ND[rows], softmax_CV, weight_VD)
         if mean_ND is not None:  # all that the backward asks of the logits and hidden states
             ctx.save_for_backward(mean_ND, weight_VD, row_E, token_E)
         else:
@@ -228,7 +238,7 @@ def _gradients(ctx: Any, grad_E: Tensor) -> tuple[Tensor | None, ...]:
             grad_bias_V += grad_CV.sum(0)
         grad_CV = grad_CV.to(hidden_ND.dtype)
         if grad_hidden_ND is not None:
-            torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[rows])
+            into_inputs(grad_hidden_ND[rows], grad_CV, weight_VD)
         if grad_weight_VD is not None and grad_weight_VD.dtype == hidden_ND.dtype:
             grad_weight_VD.addmm_(grad_CV.T, hidden_ND[rows])
         elif grad_weight_VD is not None:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from likelier.base.terminal import say
 from likelier.batching.batch import Scored, lay_out, padded_batch, scored
 from likelier.batching.pack import pack
 from likelier.chat.messages import Message
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.encode import encode_completion
 from likelier.model.attention import UnsupportedAttention, attention_backend, tree_obstacle
+from likelier.model.frozen import dtype_name, dtype_of, widen
 from likelier.model.limits import sizes
 from likelier.model.running import without_dropout
 from likelier.model.scorer import Scorer, find_head_rule
@@ -43,6 +45,11 @@ class Policy:
         return model
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in; frozen layers may store their weights in fewer bits."""
+        return dtype_of(self.causal_lm)
+
+    @property
     def has_adapter(self) -> bool:
         """Whether adapters are attached."""
         return hasattr(self.model, "peft_config")
@@ -57,7 +64,16 @@ class Policy:
     @cached_property
     def scorer(self) -> Scorer:
         """The module that turns batches into log-probs, with the head as this model has it."""
-        return Scorer(self.causal_lm, find_head_rule(self.causal_lm))
+        model = self.causal_lm
+        try:
+            return Scorer(model, find_head_rule(model))
+        except (RuntimeError, TypeError):  # some layers read another's weight, or take its dtype
+            if not widen(model):
+                raise
+            say(
+                f"all weights are {dtype_name(self.dtype)}: a layer reads another's as it is stored"
+            )
+            return Scorer(model, find_head_rule(model))
 
     @property
     def backend(self) -> str:
@@ -98,7 +114,7 @@ def _tree_backend(policy: Policy) -> str:
     if policy.device.type == "cpu":
         return "segments"
     is_cuda = policy.device.type == "cuda"
-    return "flex" if is_cuda and policy.causal_lm.dtype != torch.float64 else "dense"
+    return "flex" if is_cuda and policy.dtype != torch.float64 else "dense"
 
 
 # Five branches on one stem. Their first tokens are left out: the stem predicts those, and it is
@@ -135,7 +151,7 @@ def _failed_probe(policy: Policy, backend: str) -> str | None:
     except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or too small a head
         return f"its attention cannot be compiled ({str(error).splitlines()[0]})"
     difference = float((logps[0] - logps[1]).abs().median())
-    allowed = _PROBE_TOLERANCE.get(policy.causal_lm.dtype, _PROBE_TOLERANCE_HALF)
+    allowed = _PROBE_TOLERANCE.get(policy.dtype, _PROBE_TOLERANCE_HALF)
     if not difference <= allowed:
         return f"in a tree, its log-probs of a test batch are off by {difference:.2g} nats a token"
     return None

@@ -14,16 +14,17 @@ from transformers import PreTrainedModel
 
 from likelier.batching.batch import Batch
 from likelier.batching.tree import Tree
+from likelier.model.frozen import StoredLinear
+from likelier.model.limits import check_length, rotary_tables, rows_by_table
 from likelier.model.logprob import (
     Head,
     at_least_float32,
     collision_logps,
     collisions_of,
-    head_logits,
     is_half,
+    logits_of,
     token_logps,
 )
-from likelier.model.rotary import check_length, rotary_tables, rows_by_table
 from likelier.model.running import without_dropout
 
 
@@ -113,7 +114,7 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
     Where head(hidden) is not the model's own logits, the rule says ``use_model_head``.
     """
     layer = model.get_output_embeddings()
-    if type(layer) is not nn.Linear:
+    if type(layer) not in (nn.Linear, StoredLinear):
         return HeadRule(use_model_head=True, reason=f"its output layer is a {type(layer).__name__}")
     text = model.config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0)
@@ -129,8 +130,8 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
         if hidden_BLD is None:
             return HeadRule(use_model_head=True, reason="its backbone is not a module of its own")
         head = Head(layer.weight, layer.bias, rule.scale, rule.softcap)
-        found = head_logits(hidden_BLD[0], head).double()
-    tolerance = 1e-2 if is_half(layer.weight.dtype) else 1e-5
+        found = logits_of(hidden_BLD[0], head).double()
+    tolerance = 1e-2 if is_half(hidden_BLD.dtype) else 1e-5
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         worst = float((found - expected).abs().max())
         reason = f"its logits differ from head(hidden) by {worst:.2g}"

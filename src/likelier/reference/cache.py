@@ -182,7 +182,7 @@ def cached_reference(
                     yield completions[index], logps
                 advance(len(completions), "")
 
-    tolerance = _HALF_TOLERANCE if is_half(policy.causal_lm.dtype) else _TOLERANCE
+    tolerance = _HALF_TOLERANCE if is_half(policy.dtype) else _TOLERANCE
     # Another torch or number of threads rounds otherwise.
     made_by = hash_of(identity=identity, torch=torch.__version__, threads=torch.get_num_threads())
     return replace(fill(made_by, groups, score, tolerance), identity=identity)

@@ -24,7 +24,7 @@ def reference_identity(policy: Policy, base_only: bool) -> str:
     model = policy.causal_lm
     return hash_of(
         model=model_identity(model, base_only),
-        dtype=str(model.dtype),
+        dtype=str(policy.dtype),
         backend=policy.backend,
         head="own" if policy.scorer.rule.use_model_head else "chunked",
         device=policy.device.type,

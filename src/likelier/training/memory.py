@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from likelier.batching.batch import Batch, Scored, lay_out
 from likelier.config import Config, resolved
+from likelier.model.frozen import dtype_name
 from likelier.model.limits import sizes
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
@@ -77,7 +78,7 @@ def tokens_for(config: Config, policy: Policy, memory: Memory | None = None) -> 
 
 def without_autos(config: Config, policy: Policy) -> dict[str, Any]:
     """The config with every ``auto`` decided, as ``config.yaml`` of a run holds it."""
-    dtype = str(policy.causal_lm.dtype).removeprefix("torch.")
+    dtype = dtype_name(policy.dtype)
     return resolved(
         config,
         dtype=dtype,

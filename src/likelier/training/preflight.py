@@ -109,7 +109,7 @@ def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> tuple[dict
     model = policy.causal_lm
     has_experts = any("expert" in name for name, _ in model.named_modules())
     ours, plain = _by_backend(policy, sequences), _plainly(policy, sequences)
-    if not is_half(model.dtype):
+    if not is_half(policy.dtype):
         apart = (_sums(ours) - _sums(plain)).abs()
         difference = float(apart.median() if has_experts else apart.max())
         found = {"difference": difference, "tolerance": TOLERANCE, "unit": "an answer"}

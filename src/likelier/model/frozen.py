@@ -1,0 +1,146 @@
+"""Frozen weights that stay in memory as they are stored, in half precision, and compute in more.
+
+A product casts the weight where it is used, block by block, and nothing of the cast is kept: what
+the backward needs is the stored weight, which is there anyway. ``F.linear(x, weight.float())``
+would keep the copy, and with it twice the memory of a float32 model's weights.
+
+Axis letters: N rows, V outputs of a layer, D its inputs.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+MOST_CAST = 1 << 23  # values of a block: 32 MiB in float32
+
+
+def in_dtype(weight_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a weight in a dtype: all of them as they are, or cast block by block."""
+    whole = len(weight_VD)
+    step = whole if weight_VD.dtype == dtype else max(1, MOST_CAST // weight_VD.shape[1])
+    for start in range(0, whole, step):
+        rows = slice(start, min(start + step, whole))
+        yield rows, weight_VD[rows].to(dtype)
+
+
+def into_outputs(out_NV: Tensor, input_ND: Tensor, weight_VD: Tensor) -> None:
+    """``input @ weight.T`` into given memory, without gradient, in the dtype of the input."""
+    for rows, block in in_dtype(weight_VD, input_ND.dtype):
+        torch.mm(input_ND, block.T, out=out_NV[:, rows])
+
+
+def into_inputs(out_ND: Tensor, output_NV: Tensor, weight_VD: Tensor) -> None:
+    """``output @ weight`` into given memory, without gradient, in the dtype of the output."""
+    for rows, block in in_dtype(weight_VD, output_NV.dtype):
+        out_ND.addmm_(output_NV[:, rows], block, beta=min(rows.start, 1))  # the first one replaces
+
+
+class _Product(torch.autograd.Function):
+    """``input @ weight.T`` that saves the weight as it is stored; only the input has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, input_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_VD)
+        out_NV = input_ND.new_empty(len(input_ND), len(weight_VD))
+        into_outputs(out_NV, input_ND, weight_VD)
+        return out_NV
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor, None]:
+        (weight_VD,) = ctx.saved_tensors
+        grad_ND = grad_NV.new_empty(len(grad_NV), weight_VD.shape[1])
+        into_inputs(grad_ND, grad_NV, weight_VD)
+        return grad_ND, None
+
+
+class StoredLinear(nn.Linear):
+    """A linear layer whose frozen weight is stored in fewer bits than it computes in.
+
+    A plain ``nn.Linear`` of ``compute_dtype`` is its twin, with the same names in its state. Like
+    it, it refuses an input of another dtype.
+    """
+
+    compute_dtype: torch.dtype  # peft makes its adapters in a layer's attribute of this name
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product in ``compute_dtype``; shape (…, D) to (…, V)."""
+        if input.dtype != self.compute_dtype:
+            raise TypeError(f"a layer that computes in {self.compute_dtype} met {input.dtype}")
+        if self.weight.requires_grad:
+            return F.linear(input, self.weight.to(input.dtype), self.bias)
+        product: Any = _Product
+        out: Tensor = product.apply(input.reshape(-1, self.in_features), self.weight)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*input.shape[:-1], self.out_features)
+
+
+class StoredEmbedding(nn.Embedding):
+    """An embedding that is stored in fewer bits than its vectors have where they are used."""
+
+    compute_dtype: torch.dtype
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Vectors in ``compute_dtype``."""
+        return super().forward(input).to(self.compute_dtype)
+
+
+_STORED: dict[type, type] = {nn.Linear: StoredLinear, nn.Embedding: StoredEmbedding}
+
+
+def keep_stored(model: nn.Module, stored: torch.dtype, compute: torch.dtype) -> list[str]:
+    """Freeze a model: linear layers and embeddings keep ``stored`` weights, all computes wider.
+
+    A weight that another kind of layer reads, too, becomes ``compute``, as all others do; the
+    names of those kinds are returned.
+    """
+    widened: dict[int, str] = {}  # a parameter, and a kind of layer that asks for it
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if type(module) not in _STORED or name != "weight":
+                widened.setdefault(id(parameter), type(module).__name__)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(compute if id(parameter) in widened else stored)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dtype == stored:
+                setattr(module, name, buffer.to(compute))
+        weight = getattr(module, "weight", None)
+        if type(module) in _STORED and id(weight) not in widened:
+            module.__class__ = _STORED[type(module)]  # hooks and names stay
+            module.compute_dtype = compute  # type: ignore[assignment]
+    return sorted(set(widened.values()) - {kind.__name__ for kind in _STORED})
+
+
+def widen(model: nn.Module) -> bool:
+    """Make plain layers of those that `keep_stored` made; whether there were any."""
+    found = [m for m in model.modules() if isinstance(m, StoredLinear | StoredEmbedding)]
+    for module in found:
+        module.weight.data = module.weight.data.to(module.compute_dtype)
+        plain = nn.Linear if isinstance(module, StoredLinear) else nn.Embedding
+        module.__class__ = plain  # type: ignore[assignment]
+    return bool(found)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """What a model computes in, where it may store its weights in fewer bits."""
+    stored = (m for m in model.modules() if isinstance(m, StoredLinear | StoredEmbedding))
+    plain = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return next((module.compute_dtype for module in stored), plain)
+
+
+def made_in(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a model computed something in a dtype as it was made: a buffer that no file holds."""
+    held = model.state_dict().keys()
+    return any(b.dtype == dtype and name not in held for name, b in model.named_buffers())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
