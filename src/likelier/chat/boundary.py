@@ -10,12 +10,13 @@ An answer ends with the stop that the template writes; where it leaves the last 
 end token that it writes before the next one.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from likelier.base.findings import Finding, Unfit
 from likelier.chat import thinking
@@ -28,6 +29,7 @@ Tools = Sequence[Message]
 _MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _THOUGHTS = re.compile("|".join(map(re.escape, (*MARKERS, *MARKERS.values()))))
 _LAST_LETTERS = 8  # of the prompt, by which its end is known inside the chat
+_SILENT = "delete the reasoning from the answer"
 _ASKED, _SAID, _NEXT = "probe asked", "probe said", "probe next"
 
 
@@ -232,9 +234,9 @@ def _turn(encoder: Encoder, chat: list[Message], before: str, tools: Tools) -> _
     else:
         text, rule = _behind(encoder, chat, before, tools)
         if block:
-            closing, text = _split_closing(encoder, chat, before, tools, text)
-            if not closing and parts.head:
-                closing, text = thinking.inside(parts.head, block), text.lstrip()
+            closing, text = _split_closing(encoder, block, thinking.without_empty(text, block))
+            if parts.head:
+                closing, text = closing or thinking.inside(parts.head, block), text.lstrip("\n")
             if not closing:
                 raise _no_closing(block)
     said, stop, ended = _ended(encoder, message, parts, text)
@@ -252,7 +254,7 @@ def _reasoned(
     parts = parts_of(chat[-1], block)
     if thinking.closes_block(before):
         message = "the prompt closes the thinking block, so the answer's reasoning has no place"
-        raise Unfit("reasoning", None, message, _cure(encoder, chat, tools))
+        raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT, block))
     dropped: tuple[str, set[str]] | None = None
     for form in thinking.forms_of(chat[-1]):
         try:
@@ -266,49 +268,63 @@ def _reasoned(
         dropped = dropped or (text, rule)
     if block and dropped:
         text, rule = dropped
-        closing, rest = _split_closing(encoder, chat, before, tools, text)
+        closing, rest = _split_closing(encoder, block, text)
+        if closing:
+            return chat[-1], as_text(encoder, parts.thought) + closing + rest.lstrip("\n"), rule
         if parts.head:
             thought, end, space = thinking.inside(parts.head, block).rpartition(
                 thinking.closing_of(block)
             )
-            return chat[-1], as_text(encoder, thought) + end + space + rest.lstrip(), rule
-        if closing:
-            return chat[-1], as_text(encoder, parts.thought) + closing + rest, rule
+            return chat[-1], as_text(encoder, thought) + end + space + rest.lstrip("\n"), rule
     message = "the template leaves out the reasoning of the answer"
-    raise Unfit("reasoning", None, message, _cure(encoder, chat, tools))
+    raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT, block))
 
 
-def _split_closing(
-    encoder: Encoder, chat: list[Message], before: str, tools: Tools, text: str
-) -> tuple[str, str]:
-    """What closes the block that ``before`` opens, and what ``text``, the last turn behind it,
-    says then. Where the turn does not close it, the bytes are those of the template's rendering
-    without thinking, or those that it writes behind a thought; empty where there are none.
+def _split_closing(encoder: Encoder, block: str, text: str) -> tuple[str, str]:
+    """What closes an open block, and what ``text``, a turn behind it, says then. Empty where the
+    turn does not close the block, and the template has no bytes of its own for it.
     """
-    block = thinking.opened(before)
-    end = thinking.closing_of(block)
-    own = re.compile(rf"\s*{re.escape(end)}\s*")
-    if found := own.match(text):
+    closing = _closing(encoder, block)
+    if not closing or not text.startswith(closing):
+        found = re.match(rf"\s*{re.escape(thinking.closing_of(block))}\n*", text)
+        if found is None:
+            return closing, text
         closing = found[0]
-        if (chat[-1].get("content") or "x")[0].isspace():  # some of the space may be the answer's
-            probes = [[*chat[:-1], marked(chat[-1], letter)] for letter in "AB"]
-            first, second = (_behind(encoder, one, before, tools)[0] for one in probes)
-            only = own.match(first[: shared_start(first, second)])
-            closing = only[0] if only else closing
-        return closing, text[len(closing) :]
-    for name, value in thinking.SWITCHES:
-        if name in encoder.reads:
-            other = replace(encoder, template={**encoder.template, name: not value})
-            quiet = _before_last(other, chat, tools)
-            if quiet.startswith(before.rstrip()) and thinking.closes_block(quiet):
-                return quiet[shared_start(before, quiet) :], text
-    for key in thinking.KEYS:
-        probe = {"role": "assistant", "content": "B", key: "A"}
+    return closing, text[len(closing) :]
+
+
+@lru_cache(maxsize=64)
+def _closing(encoder: Encoder, block: str) -> str:
+    """How the template closes ``block`` at once: in an answer without reasoning, in the prompt with
+    thinking off, or else behind a thought. Empty where it writes none of these.
+    """
+    asked = {"role": "user", "content": _ASKED}
+    before = prompt_text(encoder, [asked])
+    if thinking.opened(before) != block:
+        return ""
+    space = rf"(\s*{re.escape(thinking.closing_of(block))}\s*)B"
+
+    def behind(thought: dict[str, str], pattern: str) -> str:
         with suppress(Unfit):
-            thought = _behind(encoder, [*chat[:-1], probe], before, tools)[0]
-            if found := re.match(rf"A({own.pattern})B", thought):
-                return found[1], text
-    return "", text
+            turn = {"role": "assistant", "content": "B", **thought}
+            if found := re.match(pattern, _behind(encoder, [asked, turn], before, ())[0]):
+                return found[1]
+        return ""
+
+    def quiet(name: str, value: Any) -> str:
+        other = replace(encoder, template={**encoder.template, name: value})
+        with suppress(Unfit):
+            text = prompt_text(other, [asked])
+            if text.startswith(before.rstrip()) and thinking.closes_block(text):
+                return text[shared_start(before, text) :]
+        return ""
+
+    switches = (one for one in thinking.SWITCHES if one[0] in encoder.reads)
+    return (
+        behind({}, space)
+        or next(filter(None, (quiet(*one) for one in switches)), "")
+        or next(filter(None, (behind({key: "A"}, "A" + space) for key in thinking.KEYS)), "")
+    )
 
 
 def _no_closing(block: str) -> Unfit:
@@ -319,21 +335,27 @@ def _no_closing(block: str) -> Unfit:
     return Unfit("reasoning", None, what, hint)
 
 
-def _cure(encoder: Encoder, chat: list[Message], tools: Tools) -> str:
-    """What was tried, and gives the reasoning of the last turn a place."""
-    bare: frozenset[str] = frozenset()  # so that what is tried looks for no cure of its own
+def _cure(
+    encoder: Encoder, chat: list[Message], tools: Tools, otherwise: str, block: str = ""
+) -> str:
+    """What was tried, and puts the last turn behind its prompt; else ``otherwise``."""
+    none: frozenset[str] = frozenset()  # so that what is tried looks for no cure of its own
+    if not encoder.reads:
+        return otherwise
     for name, value in thinking.SWITCHES:
         if name in encoder.reads and encoder.template.get(name) is not value:
             template = {**encoder.template, name: value}
-            if _has_place(replace(encoder, template=template, reads=bare), chat, tools):
-                return f"set data.template.{name}: {str(value).lower()}"
+            if _has_place(replace(encoder, template=template, reads=none), chat, tools):
+                return f"set data.template.{name}: {json.dumps(value)}"
     parts = parts_of(chat[-1])
-    if not parts.head and bare != encoder.reads:
+    if parts.thought and not parts.head:
+        opens = block.strip() or "<think>"
+        closes = thinking.closing_of(opens)
         inline = {key: value for key, value in chat[-1].items() if key not in thinking.KEYS}
-        inline["content"] = f"<think>\n{parts.thought}\n</think>\n\n{parts.said}"
-        if _has_place(replace(encoder, reads=bare), [*chat[:-1], inline], tools):
-            return "write it into the content, between <think> and </think> before the text"
-    return "delete the reasoning from the answer"
+        inline["content"] = f"{opens}\n{parts.thought}\n{closes}\n\n{parts.said}"
+        if _has_place(replace(encoder, reads=none), [*chat[:-1], inline], tools):
+            return f"write it into the content, between {opens} and {closes} before the text"
+    return otherwise
 
 
 def _has_place(encoder: Encoder, chat: list[Message], tools: Tools) -> bool:
@@ -367,12 +389,13 @@ def _behind(
     written = lead[start:]
     same = _same_header(asked, written)
     ours, theirs = asked[same:], written[same:]
-    if same < len(written) and asked.endswith(written[:same]) and same:
+    if same and asked.endswith(written[:same]):
         ours = ""  # the header stands again at the end of the generation prompt
     if not whole.startswith(lead[: start + same]) or not _fits(ours, theirs):
-        raise _NoPrefix(before, whole, hint)
-    if thinking.closes_block(ours) and parts_of(chat[-1]).thought:
-        raise _NoPrefix(before, whole, hint)
+        raise _NoPrefix(before, whole, _cure(encoder, chat, tools, hint))
+    if thinking.holds_closed_block(asked[same:]) and parts_of(chat[-1]).thought:
+        message = "the prompt closes the thinking block, so the answer's reasoning has no place"
+        raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT))
     return whole[start + same :], {"generation"}
 
 
@@ -411,10 +434,10 @@ def _fits(asked: str, written: str) -> bool:
     with ``asked``, where the header before both is the same.
     """
     if not asked.strip():
-        return True
-    if not _MARKER.match(asked):
-        return False
-    return not _THOUGHTS.sub("", written).strip()
+        return not written.strip() or _MARKER.match(written.lstrip()) is not None
+    return not _THOUGHTS.sub("", asked).strip() or (
+        _MARKER.match(asked) is not None and not _THOUGHTS.sub("", written).strip()
+    )
 
 
 def _ended(encoder: Encoder, message: Message, parts: Parts, text: str) -> tuple[str, str, bool]:

@@ -18,15 +18,21 @@ MARKERS = {  # what opens a thinking block, and what closes it
 KEYS = ("reasoning_content", "reasoning", "thinking")
 SWITCHES: tuple[tuple[str, Any], ...] = (  # of templates that can be told to think, or not to
     ("enable_thinking", True),
+    ("enable_thinking", False),
     ("thinking", True),
+    ("thinking", False),
     ("skip_think", False),
     ("skip_reasoning", False),
+    ("force_reasoning", False),
     ("reasoning", True),
+    ("reasoning_effort", "high"),
+    ("thinking_budget", -1),
 )
 _OPENS = re.compile(rf"({'|'.join(map(re.escape, MARKERS))})\s*\Z")
 _CLOSES = re.compile(rf"({'|'.join(map(re.escape, MARKERS.values()))})\s*\Z")
+_SHUT = re.compile("|".join(rf"{re.escape(a)}\s*{re.escape(b)}" for a, b in MARKERS.items()))
 _INLINE = {
-    opens: re.compile(rf"\s*{re.escape(opens)}(.*?){re.escape(closes)}\s*", re.DOTALL)
+    opens: re.compile(rf"\s*{re.escape(opens)}(.*?){re.escape(closes)}\n*", re.DOTALL)
     for opens, closes in MARKERS.items()
 }
 
@@ -54,6 +60,11 @@ def closes_block(prompt: str) -> bool:
     return _CLOSES.search(prompt) is not None
 
 
+def holds_closed_block(header: str) -> bool:
+    """Whether the header of a turn holds a thinking block that says nothing."""
+    return _SHUT.search(header) is not None
+
+
 def closing_of(block: str) -> str:
     """The marker that closes an open block."""
     return MARKERS[block.strip()]
@@ -71,7 +82,7 @@ def parts_of(message: Message, block: str = "") -> Parts:
             return Parts(found[1].strip(), found[0], content[found.end() :])
     if block and (closing := closing_of(block)) in content:
         thought = content[: content.index(closing)]
-        said = content[len(thought) + len(closing) :].lstrip()
+        said = content[len(thought) + len(closing) :].lstrip("\n")
         return Parts(thought.strip(), content[: len(content) - len(said)], said)
     return Parts("", "", content)
 
@@ -104,6 +115,12 @@ def inside(head: str, block: str) -> str:
     """The content that holds a thought, without the opening that ``block`` has already."""
     head = head.lstrip()
     return head[shared_start(head, block) :] if head.startswith(block.strip()) else head
+
+
+def without_empty(text: str, block: str) -> str:
+    """``text`` behind an open ``block``, without a block of its own that says nothing."""
+    opens, closes = re.escape(block.strip()), re.escape(closing_of(block))
+    return re.sub(rf"\A\s*{opens}\s*{closes}\n*", "", text)
 
 
 def marked(message: Message, letter: str) -> Message:
