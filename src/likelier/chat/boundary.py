@@ -263,6 +263,7 @@ def _reasoned(
             if encoder.boundary == "history":
                 raise
             continue
+        text = thinking.inside(text, block) if block else text
         if thinking.continues(text.replace(BREAK, ""), parts, block):
             return form, text, rule
         dropped = dropped or (text, rule)
@@ -391,9 +392,13 @@ def _behind(
     ours, theirs = asked[same:], written[same:]
     if same and asked.endswith(written[:same]):
         ours = ""  # the header stands again at the end of the generation prompt
-    if not whole.startswith(lead[: start + same]) or not _fits(ours, theirs):
+    if (
+        not whole.startswith(lead[: start + same])
+        or not _fits(ours, theirs)
+        or thinking.stays_open(asked)
+    ):
         raise _NoPrefix(before, whole, _cure(encoder, chat, tools, hint))
-    if thinking.holds_closed_block(asked[same:]) and parts_of(chat[-1]).thought:
+    if thinking.holds_closed_block(asked) and parts_of(chat[-1]).thought:
         message = "the prompt closes the thinking block, so the answer's reasoning has no place"
         raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT))
     return whole[start + same :], {"generation"}
@@ -435,9 +440,10 @@ def _fits(asked: str, written: str) -> bool:
     """
     if not asked.strip():
         return not written.strip() or _MARKER.match(written.lstrip()) is not None
-    return not _THOUGHTS.sub("", asked).strip() or (
-        _MARKER.match(asked) is not None and not _THOUGHTS.sub("", written).strip()
-    )
+    if not _THOUGHTS.sub("", asked).strip():
+        return True
+    begins = written.lstrip()
+    return _MARKER.match(asked) is not None and (not begins or bool(_THOUGHTS.match(begins)))
 
 
 def _ended(encoder: Encoder, message: Message, parts: Parts, text: str) -> tuple[str, str, bool]:

@@ -73,9 +73,7 @@ def lost_text(message: Message, rendered: str) -> Unfit | None:
     found = "the template leaves out text of the answer"
     if not isinstance(message.get("content"), str) or lost not in message["content"]:
         found = f"the template leaves out the tool call {lost[:40]!r}"
-        hint = (
-            "write the call into the content, as the model is to write it"
-        )
+        hint = "write the call into the content, as the model is to write it"
         return Unfit("template", None, found, hint)
     return Unfit("template", None, found, "look at it with `likelier show`")
 

@@ -29,6 +29,7 @@ SWITCHES: tuple[tuple[str, Any], ...] = (  # of templates that can be told to th
     ("thinking_budget", -1),
 )
 _OPENS = re.compile(rf"({'|'.join(map(re.escape, MARKERS))})\s*\Z")
+_ENDS = re.compile("|".join(map(re.escape, MARKERS.values())))
 _CLOSES = re.compile(rf"({'|'.join(map(re.escape, MARKERS.values()))})\s*\Z")
 _SHUT = re.compile("|".join(rf"{re.escape(a)}\s*{re.escape(b)}" for a, b in MARKERS.items()))
 _INLINE = {
@@ -63,6 +64,12 @@ def closes_block(prompt: str) -> bool:
 def holds_closed_block(header: str) -> bool:
     """Whether the header of a turn holds a thinking block that says nothing."""
     return _SHUT.search(header) is not None
+
+
+def stays_open(header: str) -> bool:
+    """Whether the header of a turn opens a thinking block and leaves it open behind some words."""
+    left = [header.rpartition(one)[2] for one in MARKERS if one in header]
+    return not opened(header) and any(not _ENDS.search(text) for text in left)
 
 
 def closing_of(block: str) -> str:
@@ -111,10 +118,10 @@ def continues(text: str, parts: Parts, block: str) -> bool:
     return at >= 0 and not again and not any(end in before for end in MARKERS.values())
 
 
-def inside(head: str, block: str) -> str:
-    """The content that holds a thought, without the opening that ``block`` has already."""
-    head = head.lstrip()
-    return head[shared_start(head, block) :] if head.startswith(block.strip()) else head
+def inside(text: str, block: str) -> str:
+    """``text`` that holds a thought, without the opening that ``block`` has already."""
+    bare = text.lstrip()
+    return bare[shared_start(bare, block) :] if bare.startswith(block.strip()) else text
 
 
 def without_empty(text: str, block: str) -> str:
