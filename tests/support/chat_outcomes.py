@@ -195,16 +195,19 @@ def _other_turns(case: Case, hint: str) -> Case:
 
 
 def _switch(case: Case, hint: str) -> Case:
-    found = re.search(r"set data\.template\.(\w+): (\w+)", hint)
+    found = re.fullmatch(r"set data\.template\.(\w+): (\S+)", hint)
     assert found, hint
     return replace(case, template={**case.template, found[1]: json.loads(found[2])})
 
 
 def _inline(case: Case, hint: str) -> Case:
     """Reasoning as a part of the content."""
+    found = re.search(r"between (\S+) and (\S+) before", hint)
+    assert found, hint
     for turn in _answers(case):
         if thought := turn.pop("reasoning_content", None):
-            turn["content"] = f"<think>\n{thought}\n</think>\n\n{turn.get('content') or ''}"
+            said = turn.get("content") or ""
+            turn["content"] = f"{found[1]}\n{thought}\n{found[2]}\n\n{said}"
     return case
 
 
@@ -229,6 +232,14 @@ def _silent(case: Case, hint: str) -> Case:
     return case
 
 
+def _written(case: Case, hint: str) -> Case:
+    """Calls as a part of the content."""
+    for turn in _answers(case):
+        for call in turn.pop("tool_calls", ()):
+            turn["content"] += json.dumps(call["function"], ensure_ascii=False)
+    return case
+
+
 def _alike(case: Case, hint: str) -> Case:
     """The first state of the template that takes the row."""
     for state in ({}, *case.family.states):
@@ -243,6 +254,7 @@ def _last_turn(case: Case, hint: str) -> Case:
 
 
 CURES: dict[str, Cure] = {
+    "write the call into the content": _written,
     "set data.template.": _switch,
     "set data.template so that the template writes both alike": _alike,
     "set data.turns: last": _last_turn,

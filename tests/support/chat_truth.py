@@ -224,8 +224,11 @@ class Oracle:
             if closing not in opened or thought:
                 raise NoTruth("the answer does not continue the generation prompt")
             return "", said.removeprefix(closing)
-        said = said.removeprefix(opened).removeprefix(opening)
-        empty = re.match(rf"\s*{re.escape(closing)}\n*", said)
+        said = said.removeprefix(opened)
+        if said.startswith(opening):  # once more, with the line break that the prompt has
+            said = said.removeprefix(opening).removeprefix("\n" if before.endswith("\n") else "")
+        empty = re.match(re.escape(family.shut), said)
+        empty = empty or re.match(rf"\s*{re.escape(closing)}\n*", said)
         if not thought:
             own = self._own_block(turn, before)
             if empty:

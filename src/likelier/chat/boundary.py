@@ -270,13 +270,13 @@ def _reasoned(
     if block and dropped:
         text, rule = dropped
         closing, rest = _split_closing(encoder, block, text)
-        if closing:
-            return chat[-1], as_text(encoder, parts.thought) + closing + rest.lstrip("\n"), rule
         if parts.head:
-            thought, end, space = thinking.inside(parts.head, block).rpartition(
+            said, end, space = thinking.inside(parts.head, block).rpartition(
                 thinking.closing_of(block)
             )
-            return chat[-1], as_text(encoder, thought) + end + space + rest.lstrip("\n"), rule
+            return chat[-1], as_text(encoder, said) + end + space + rest.lstrip("\n"), rule
+        if closing:
+            return chat[-1], as_text(encoder, parts.thought) + closing + rest, rule
     message = "the template leaves out the reasoning of the answer"
     raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT, block))
 
