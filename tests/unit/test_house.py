@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 10_900  # to come down to 8_000
-MOST_LINES = 19_000  # to come down to 14_000
-MOST_MODULES = 108  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 11_500  # to come down to 8_000
+MOST_LINES = 20_500  # to come down to 14_000
+MOST_MODULES = 116  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 62
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -28,22 +28,22 @@ LINES = {
     "api": 230,
     "base": 750,
     "batching": 490,
-    "chat": 1_700,
+    "chat": 2_000,
     "checks": 2_100,
-    "cli": 520,
-    "commands": 800,
-    "config": 1_350,
+    "cli": 560,
+    "commands": 900,
+    "config": 1_500,
     "data": 3_600,
     "demo": 750,
     "evaluation": 130,
-    "export": 230,
+    "export": 300,
     "generation": 145,
     "losses": 1_570,
     "model": 1_950,
-    "pages": 520,
+    "pages": 600,
     "reference": 480,
-    "report": 1_250,
-    "run": 360,
+    "report": 1_400,
+    "run": 420,
     "testing": 170,
     "training": 1_400,
 }
