@@ -1,4 +1,4 @@
-"""What `likelier show` prints: stops, spaces, rows that cannot be used; and that it needs no torch."""
+"""What `likelier show` prints: stops, spaces, rows that cannot be used. It needs no torch."""
 
 import json
 from pathlib import Path

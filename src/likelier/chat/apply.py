@@ -11,7 +11,6 @@ from likelier.base.findings import Unfit
 from likelier.chat.messages import Message
 from likelier.chat.template import (
     MAX_TEMPLATE_MEGABYTES,
-    MAX_TEMPLATE_SECONDS,
     TooSlow,
     template_limits,
 )
@@ -162,7 +161,7 @@ def _render(
     if frozen is not None:
         given["chat_template"] = frozen
     try:
-        with template_limits():
+        with template_limits(encoder.spent):
             text = encoder.tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
@@ -173,7 +172,7 @@ def _render(
     except ImportError:
         raise
     except TooSlow as error:
-        raise _endless(f"takes longer than {MAX_TEMPLATE_SECONDS:g} seconds") from error
+        raise _endless(str(error)) from error
     except MemoryError as error:
         raise _endless(f"takes more than {MAX_TEMPLATE_MEGABYTES} MB of memory") from error
     except Exception as error:  # a template is foreign code and may raise anything

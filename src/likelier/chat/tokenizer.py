@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from likelier.base.errors import ConfigError, DataError
-from likelier.chat.template import DEFAULT_DATE, check_template, freeze
+from likelier.chat.template import DEFAULT_DATE, TemplateTime, check_template, freeze
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 Boundary = Literal["auto", "history", "generation"]
@@ -43,6 +43,7 @@ class Encoder:
         turns: which turns of an answer are scored (`data.turns`).
         vocabulary: how many ids the model embeds, where the tokenizer may write more.
         positions: how many positions the model has learned, None where it needs none.
+        spent: how long the chat template took so far.
     """
 
     tokenizer: Any
@@ -65,6 +66,7 @@ class Encoder:
     turns: Turns = "all"
     vocabulary: int | None = None
     positions: int | None = None
+    spent: TemplateTime = field(default_factory=TemplateTime)
 
     def at_most(self, max_length: int) -> int:
         """The smaller of ``max_length`` and the positions of the model."""
