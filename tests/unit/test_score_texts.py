@@ -5,14 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.numerics import distance, gradients
+from tests.support import families
+from tests.support.families import EXPERT_FAMILIES, PADDED_FAMILIES, TREE_FAMILIES
+from tests.support.numerics import TELLING, distance, gradients
 from tests.support.tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 
 import likelier
 from likelier.base.errors import DataError
+from likelier.batching.batch import padded_batch
 from likelier.model.adapters import attach_lora
 from likelier.model.policy import Policy, get_logprob
+from likelier.model.running import without_dropout
+from likelier.model.scorer import score_once
 
 TOKENIZER = tiny_tokenizer()
 QUESTION = "파이썬이 뭐야?"
@@ -108,6 +113,55 @@ def test_gradients_are_those_of_the_loop(model: Any) -> None:
     _, each = get_logprob(model, TOKENIZER, QUESTION, GOOD, per_token=True)
     each.sum().backward()
     assert any(bool(grad.any()) for grad in gradients(model).values())
+
+
+@pytest.mark.parametrize("family", [*TREE_FAMILIES, *EXPERT_FAMILIES, *PADDED_FAMILIES])
+def test_the_backbone_runs_once_whatever_the_head(family: str) -> None:
+    """Its hidden states are caught in the model's own forward, which shows the head's rule, too."""
+    model: Any = families.tiny_model(family, torch.float32)
+    batch = padded_batch(TELLING)
+    policy = Policy(model, TOKENIZER)
+    with policy.running("padded") as scorer:
+        expected = scorer(batch)
+        expected.sum().backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    runs: list[Any] = []
+    model.base_model.register_forward_hook(lambda *called: runs.append(called[0]))
+    with without_dropout(model):
+        found = score_once(model, batch)
+        found.sum().backward()
+    assert len(runs) == 1
+    assert float((found - expected).detach().abs().max()) < 1e-5
+    for name, gradient in gradients(model).items():
+        assert distance(gradient, wanted[name]) < 1e-3, name
+
+
+def test_a_call_runs_the_backbone_once(model: Any) -> None:
+    runs: list[Any] = []
+    model.base_model.register_forward_hook(lambda *called: runs.append(called[0]))
+    get_logprob(model, TOKENIZER, [QUESTION, QUESTION], [GOOD, BAD])
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_head_of_another_rule_is_the_models_own(
+    model: Any, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not the forward can leave logits out."""
+    forward = type(model).forward
+
+    def doubled(self: Any, logits_to_keep: int = 0, **inputs: Any) -> Any:
+        output = forward(self, logits_to_keep=logits_to_keep, **inputs)
+        output.logits = output.logits * 2
+        return output
+
+    def whole(self: Any, **inputs: Any) -> Any:
+        return doubled(self, **inputs)
+
+    monkeypatch.setattr(type(model), "forward", doubled if takes else whole)
+    found = get_logprob(model, TOKENIZER, QUESTION, GOOD)
+    assert found.item() == pytest.approx(text_by_hand(model, QUESTION, GOOD).sum().item(), rel=1e-7)
 
 
 def test_no_graph_under_no_grad(model: Any) -> None:

@@ -21,7 +21,7 @@ from likelier.model.attention import UnsupportedAttention, attention_backend, tr
 from likelier.model.frozen import dtype_name, dtype_of, widen
 from likelier.model.limits import sizes
 from likelier.model.running import without_dropout
-from likelier.model.scorer import Scorer, find_head_rule
+from likelier.model.scorer import Scorer, find_head_rule, score_once
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,8 @@ def get_logprob(
         for p, r in zip(prompts, responses, strict=True)
     ]
     batch = padded_batch(sequences).to(policy.device)
-    with policy.running("padded") as scorer:
-        logp_E = scorer(batch)
+    with without_dropout(policy.model):
+        logp_E = score_once(policy.causal_lm, batch)
     total_R = batch.completion_logps(logp_E)
     total = total_R if many else total_R[0]
     if not per_token:

@@ -4,6 +4,7 @@ Backbone and head run inside this one forward, so that checkpointing, adapters a
 wrap it; nothing calls a submodule from outside.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,10 @@ class Scorer(nn.Module):
             states_BLD = self._states_by_table(batch)
         else:
             states_BLD = self._states(batch.token_BL, batch.depth_BL, attention_mask=batch.keep_BL)
+        return self.logps(states_BLD, batch, collisions)
+
+    def logps(self, states_BLD: Tensor, batch: Batch, collisions: bool = False) -> Any:
+        """What `forward` gives, from hidden states or logits that a run of the model gave."""
         states_ND = states_BLD.flatten(0, 1).index_select(0, batch.predict_N)
         if self.rule.use_model_head:
             logits_NV = at_least_float32(states_ND)
@@ -76,9 +81,9 @@ class Scorer(nn.Module):
             if collisions:
                 return logp_E, collisions_of(logits_NV.detach())[batch.row_E]
             return logp_E
-        logp_E = token_logps(states_ND, self._head(), batch.row_E, batch.token_E, self.chunk)
+        logp_E = token_logps(states_ND, self.head(), batch.row_E, batch.token_E, self.chunk)
         if collisions:
-            return logp_E, collision_logps(states_ND, self._head(), self.chunk)[batch.row_E]
+            return logp_E, collision_logps(states_ND, self.head(), self.chunk)[batch.row_E]
         return logp_E
 
     def _states_by_table(self, batch: Batch) -> Tensor:
@@ -103,9 +108,36 @@ class Scorer(nn.Module):
             states = self.model.base_model(**inputs).last_hidden_state
         return states
 
-    def _head(self) -> Head:
+    def head(self) -> Head:
+        """The head as it is now, with the rule's scale and soft-cap."""
         layer = self.model.get_output_embeddings()
         return Head(layer.weight, getattr(layer, "bias", None), self.rule.scale, self.rule.softcap)
+
+
+def score_once(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Log-probs of a padded batch as `Scorer` gives them, where nothing is known of the model yet.
+
+    The model's own forward runs once: the backbone's hidden states are caught on their way to the
+    head, and its logits of the last column say whether the head's rule holds.
+    """
+    tables, rule = rotary_tables(model.config.get_text_config()), described_rule(model)
+    if tables.longrope or rule.use_model_head:  # rows in several runs, or all logits in one
+        rule = rule if rule.use_model_head else find_head_rule(model)
+        return Scorer(model, rule)(batch)
+    check_length(tables, batch.depth_BL)
+    seen: list[Any] = []
+    hook = model.base_model.register_forward_hook(lambda *called: seen.append(called[-1]))
+    inputs: dict[str, Any] = {"position_ids": batch.depth_BL, "attention_mask": batch.keep_BL}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = 1
+    try:
+        logits_BLV = model(input_ids=batch.token_BL, use_cache=False, **inputs).logits
+    finally:
+        hook.remove()
+    hidden_BLD = getattr(seen[-1], "last_hidden_state", None)
+    rule = checked_rule(model, rule, hidden_BLD, logits_BLV)
+    scorer = Scorer(model, rule)
+    return scorer(batch) if rule.use_model_head else scorer.logps(hidden_BLD, batch)  # type: ignore
 
 
 def find_head_rule(model: PreTrainedModel) -> HeadRule:
@@ -113,6 +145,21 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
 
     Where head(hidden) is not the model's own logits, the rule says ``use_model_head``.
     """
+    rule = described_rule(model)
+    if rule.use_model_head:
+        return rule
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens_BL = torch.arange(8, device=model.get_output_embeddings().weight.device)[None]
+    tokens_BL = tokens_BL % vocabulary
+    with torch.no_grad(), without_dropout(model):
+        inputs = {"input_ids": tokens_BL, "attention_mask": torch.ones_like(tokens_BL)}
+        backbone = model.base_model(**inputs, use_cache=False)
+        logits_BLV = model(**inputs, use_cache=False).logits
+    return checked_rule(model, rule, getattr(backbone, "last_hidden_state", None), logits_BLV)
+
+
+def described_rule(model: PreTrainedModel) -> HeadRule:
+    """The rule that a configuration describes, not checked yet."""
     layer = model.get_output_embeddings()
     if type(layer) not in (nn.Linear, StoredLinear):
         return HeadRule(use_model_head=True, reason=f"its output layer is a {type(layer).__name__}")
@@ -120,17 +167,21 @@ def find_head_rule(model: PreTrainedModel) -> HeadRule:
     scale = float(getattr(text, "logit_scale", None) or 1.0)
     if divisor := getattr(text, "logits_scaling", None):
         scale /= float(divisor)
-    rule = HeadRule(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
-    tokens_BL = torch.arange(8, device=layer.weight.device)[None] % text.vocab_size
-    with torch.no_grad(), without_dropout(model):
-        inputs = {"input_ids": tokens_BL, "attention_mask": torch.ones_like(tokens_BL)}
-        backbone = model.base_model(**inputs, use_cache=False)
-        expected = model(**inputs, use_cache=False).logits[0].double()
-        hidden_BLD = getattr(backbone, "last_hidden_state", None)
-        if hidden_BLD is None:
-            return HeadRule(use_model_head=True, reason="its backbone is not a module of its own")
-        head = Head(layer.weight, layer.bias, rule.scale, rule.softcap)
-        found = logits_of(hidden_BLD[0], head).double()
+    return HeadRule(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
+
+
+def checked_rule(
+    model: PreTrainedModel, rule: HeadRule, hidden_BLD: Tensor | None, logits_BLV: Tensor
+) -> HeadRule:
+    """The rule, or ``use_model_head`` where it does not give the model's own logits.
+
+    ``logits_BLV`` may be those of the last columns only.
+    """
+    if hidden_BLD is None:
+        return HeadRule(use_model_head=True, reason="its backbone is not a module of its own")
+    head = Scorer(model, rule).head()
+    last_ND = hidden_BLD.detach()[:, -logits_BLV.shape[1] :].flatten(0, 1)
+    found, expected = logits_of(last_ND, head).double(), logits_BLV.detach().flatten(0, 1).double()
     tolerance = 1e-2 if is_half(hidden_BLD.dtype) else 1e-5
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         worst = float((found - expected).abs().max())
