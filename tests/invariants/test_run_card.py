@@ -266,6 +266,19 @@ def test_what_the_card_of_a_local_base_says_of_its_licence(
     assert _licence(str(tmp_path), None, on_hub=False) == licence
 
 
+@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("slow")])
+def test_a_network_that_fails_costs_no_more_than_the_licence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    assert _licence("someone/base", None, on_hub=True) == {}  # offline, and not in the cache
+
+    def fails(*arguments: object, **named: object) -> str:
+        raise error
+
+    monkeypatch.setattr("likelier.export.card.hf_hub_download", fails)
+    assert _licence("someone/base", None, on_hub=True) == {}
+
+
 def test_the_licence_of_a_local_base_is_repeated(place: Place, tmp_path: Path) -> None:
     shutil.copytree(place.base, tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")

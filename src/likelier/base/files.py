@@ -50,8 +50,8 @@ def sync(path: Path) -> None:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    """Make a file as readable as others: safetensors keeps its files from all but their owner."""
-    if path.stat().st_mode != mode:  # not every file system can change one
+    """Give a file a mode that the umask made: safetensors makes files for their owner alone."""
+    if path.stat().st_mode != mode:  # not every file system can change it
         path.chmod(mode)
 
 
@@ -64,7 +64,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     with _output_errors(path):
         try:
             temporary.touch()
-            mode = temporary.stat().st_mode  # as the umask wants it
+            mode = temporary.stat().st_mode
             write(temporary)
             _set_mode(temporary, mode)
             sync(temporary)
@@ -123,9 +123,8 @@ def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, 
             }
             manifest = json.dumps({**facts, "files": seals}, indent=2) + "\n"
             (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
-            mode = (temporary / MANIFEST).stat().st_mode  # as the umask wants it
             for file in [*files, temporary / MANIFEST]:
-                _set_mode(file, mode)
+                _set_mode(file, (temporary / MANIFEST).stat().st_mode)
                 sync(file)
             sync(temporary)
             os.rename(temporary, path)
