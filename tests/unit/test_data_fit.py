@@ -1,19 +1,19 @@
 """Too long sequences: dropped, refused or trimmed, always counted, never with a false stop."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.support.data import encode_pair
 from tests.support.tokenizers import CHATML, bos_and_eos, byte_level
 
 from likelier.base.errors import DataError
+from likelier.base.findings import Finding
 from likelier.chat.tokenizer import build_encoder
 from likelier.config.schema import DataConfig
-from likelier.data.fit import fit
+from likelier.data.fit import fit, trim_each
 from likelier.data.records import Completion, Pair, TokenPair
 
 TEXT = build_encoder(bos_and_eos())
@@ -32,8 +32,13 @@ def pair(prompt: int, chosen: int, rejected: int, source: str = "a:1") -> TokenP
     return TokenPair(tokens, answer(chosen), answer(rejected, 51), source)
 
 
+def trim(pairs: list[TokenPair], limit: int) -> tuple[list[TokenPair], list[Finding]]:
+    return trim_each([Pair("가", "나", "다", one.source) for one in pairs], pairs, limit, TEXT)
+
+
 def test_what_fits_is_left_alone() -> None:
     pairs = [pair(5, 5, 3), pair(2, 8, 8)]
+    assert trim(pairs, 10) == (pairs, [])
     choices: tuple[Literal["drop", "error", "trim"], ...] = ("drop", "error", "trim")
     for overlong in choices:
         assert fit(pairs, 10, overlong, TEXT) == (pairs, [])
@@ -74,7 +79,7 @@ def test_an_unknown_choice() -> None:
 
 
 def test_a_cut_answer_has_no_stop() -> None:
-    (cut,), (finding,) = fit([pair(5, 9, 4)], 12, "trim", TEXT)
+    (cut,), (finding,) = trim([pair(5, 9, 4)], 12)
     assert cut.prompt == pair(5, 9, 4).prompt
     assert cut.chosen == Completion((50,) * 7, (True,) * 7)
     assert cut.rejected == answer(4, 51)
@@ -84,7 +89,7 @@ def test_a_cut_answer_has_no_stop() -> None:
 
 def test_a_long_prompt_loses_its_beginning_but_no_leading_special() -> None:
     long = pair(30, 4, 4)
-    (cut,) = fit([long], 16, "trim", TEXT)[0]
+    (cut,) = trim([long], 16)[0]
     assert cut.prompt == TEXT.leading + long.prompt[-11:]
     assert (cut.chosen, cut.rejected) == (long.chosen, long.rejected)
 
@@ -99,7 +104,7 @@ def test_trimming_depends_on_the_prompt_and_the_limit_alone(
     prompt: int, lengths: list[tuple[int, int]], limit: int
 ) -> None:
     pairs = [pair(prompt, *both, f"a:{n}") for n, both in enumerate(lengths)]
-    kept, _ = fit(pairs, limit, "trim", TEXT)
+    kept, _ = trim(pairs, limit)
     assert len({cut.prompt for cut in kept}) == 1
     for cut, whole in zip(kept, pairs, strict=True):
         assert cut.prompt[0] == TEXT.leading[0]
@@ -113,7 +118,7 @@ def test_answers_that_become_the_same_are_dropped() -> None:
     same = Completion((50,) * 20 + (60, STOP), (True,) * 22)
     other = Completion((50,) * 20 + (61, STOP), (True,) * 22)
     pairs = [TokenPair((7, 100), same, other, "a:1"), pair(2, 5, 5, "a:2")]
-    kept, (finding,) = fit(pairs, 16, "trim", TEXT)
+    kept, (finding,) = trim(pairs, 16)
     assert kept == pairs[1:]
     assert "same or empty once cut" in finding.message
 
@@ -124,39 +129,7 @@ def test_a_cut_ends_in_a_scored_token() -> None:
     several = Completion((50, 51, STOP, *range(60, 66), 52, 53, STOP), scored)
     long = dataclasses.replace(pair(2, 4, 4), chosen=several)
     for limit in (9, 10, 11):
-        (cut,) = fit([long], limit, "trim", TEXT)[0]
+        (cut,) = trim([long], limit)[0]
         assert cut.chosen == Completion((50, 51, STOP), (True,) * 3)
-    (cut,) = fit([long], 12, "trim", TEXT)[0]
+    (cut,) = trim([long], 12)[0]
     assert cut.chosen.tokens[-1] == 52
-
-
-def chat(*turns: str) -> TokenPair:
-    roles = ("user", "assistant")
-    prompt: Any = tuple({"role": roles[n % 2], "content": c} for n, c in enumerate(turns))
-    answers = (({"role": "assistant", "content": c},) for c in ("언어입니다.", "뱀이지~"))
-    return encode_pair(CHAT, Pair(prompt, *answers, "a:1"))
-
-
-def limit_for(prompt: int) -> int:
-    """The smallest max_length that leaves a prompt of this length alone."""
-    return next(limit for limit in range(1000) if limit - limit // 4 == prompt)
-
-
-def test_a_chat_loses_whole_turns() -> None:
-    whole, last = chat("옛날 질문입니다 " * 5, "옛날 답", "새 질문"), chat("새 질문")
-    (cut,) = fit([whole], limit_for(len(last.prompt)), "trim", CHAT)[0]
-    assert cut.prompt == last.prompt
-    (cut,) = fit([whole], limit_for(len(whole.prompt) - 1), "trim", CHAT)[0]
-    text = CHAT.tokenizer.decode(cut.prompt)
-    assert text.startswith("<|im_start|>assistant\n옛날 답<|im_end|>")
-    (shorter,) = fit([whole], limit_for(len(cut.prompt) - 1), "trim", CHAT)[0]
-    assert shorter.prompt == last.prompt
-    assert fit([whole], limit_for(len(whole.prompt)) + 99, "trim", CHAT) == ([whole], [])
-
-
-def test_a_chat_whose_last_turn_is_too_long_is_dropped() -> None:
-    """Never a header of the answer alone, nor half a turn."""
-    long, short = chat("질문입니다 " * 20), chat("질문")
-    kept, (finding,) = fit([long, short], 24, "trim", CHAT)
-    assert kept == [short]
-    assert finding.code == "overlong"

@@ -153,6 +153,22 @@ def test_reasoning_and_results_before_the_answer_are_looked_for() -> None:
     assert found([pair([user()], turns)]) == []
 
 
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}, {"weight": 0, "train": False}])
+def test_turns_that_are_not_learned_are_context_and_not_lost(flag: dict[str, Any]) -> None:
+    def turns(first: str, last: str) -> list[dict[str, Any]]:
+        return [bot(first, **flag), user("Go on."), bot(last, weight=1)]
+
+    flagged = pair([user()], turns("A wrong remark.", "언어."), turns("Let me think.", "몰라."))
+    assert found([flagged]) == []
+    one = encoder()
+    (tokens,), _ = encode_pairs(one, [flagged])
+    for side, answer in ((tokens.chosen, "언어."), (tokens.rejected, "몰라.")):
+        scored = [token for token, wanted in zip(side.tokens, side.scored, strict=True) if wanted]
+        assert one.tokenizer.decode(scored) == f"{answer}<|im_end|>"
+    asked = pair([user(weight=1)], [bot("네.")])
+    assert found([asked]) == [("lost", "a:1", "prompt[0].weight")]
+
+
 def test_words_are_looked_for_in_their_order() -> None:
     long = "No, one need not think. There are many letters in a long text; too many to tell."
     assert not stands_in("no need to think", long)

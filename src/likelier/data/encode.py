@@ -90,8 +90,10 @@ def encode_pairs(
             continue
         if notice is not None:
             both = (draft.completions[0], draft.completions[-1])
-            answers = [segment.text for cut in both for segment in cut.segments]
-            texts = [draft.prompt, *answers]
+            texts = [draft.prompt]
+            for cut in both:  # its prompt is longer where its first turns are only read
+                texts.append(cut.prompt.removeprefix(draft.prompt))
+                texts += [segment.text for segment in cut.segments]
             findings += notice(encoder, pair, texts, encoded[-1])
         findings += notes_on(encoder, draft.completions, pair.source)
     return encoded, findings

@@ -1,14 +1,17 @@
 """Pairs that are too long: dropped, trimmed or refused, and always counted."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from likelier.base.errors import DataError
-from likelier.base.findings import Finding
+from likelier.base.findings import Finding, Unfit
+from likelier.chat.boundary import prompt_text
+from likelier.chat.messages import Chat
 from likelier.chat.tokenizer import Encoder
-from likelier.data.records import Completion, TokenPair
+from likelier.data.encode import encode_pairs
+from likelier.data.records import Completion, Pair, TokenPair
 
 MAX_DROPPED_SHARE = 0.05  # of the pairs; more is a mistake in max_length or in the data
 COMPLETION_SHARE = 4  # trimming leaves at least a quarter of max_length to the completions
@@ -19,45 +22,77 @@ def fit(
     max_length: int,
     overlong: Literal["drop", "trim", "error"],
     encoder: Encoder,
+    found: Sequence[Finding] = (),
 ) -> tuple[list[TokenPair], list[Finding]]:
     """The pairs whose sequences (prompt and one answer) are at most ``max_length`` tokens long, and
-    one finding for each that was dropped or trimmed.
+    one finding for each that was dropped.
 
     Args:
-        overlong: ``drop`` whole pairs, ``error`` at the first, or ``trim``: the prompt loses
-            its beginning where it is longer than three quarters of ``max_length`` (whole turns
-            of a chat), and an answer its end, with its stop. What a prompt loses depends on
-            the prompt and the limit alone, so that its answers keep one prompt.
-        encoder: knows the prompt's leading specials and turns, and the positions that the model
-            has learned, which rule where they are fewer than ``max_length``.
+        overlong: ``drop`` whole pairs, or ``error`` at the first; ``trim``: they were trimmed by
+            `trim_each`.
+        encoder: knows the positions that the model has learned, which rule where they are fewer
+            than ``max_length``.
+        found: what was found before; pairs that `trim_each` dropped are among it.
 
     Raises:
         DataError: ``error`` and a pair is too long; ``drop`` and more than 5 % of the pairs
             would go; or no pair is left.
     """
-    kept, findings = fit_each(pairs, max_length, encoder, overlong == "trim")
-    _check_dropped(pairs, kept, findings, overlong, _cure(max_length, encoder))
+    kept, findings = fit_each(pairs, max_length, encoder)
+    dropped = [one for one in (*found, *findings) if one.code in ("overlong", "truncated")]
+    _check_dropped(len(kept), dropped, overlong, _cure(max_length, encoder))
     return kept, findings
 
 
 def fit_each(
-    pairs: Sequence[TokenPair], max_length: int, encoder: Encoder, trim: bool
+    pairs: Sequence[TokenPair], max_length: int, encoder: Encoder
 ) -> tuple[list[TokenPair], list[Finding]]:
     """As `fit`, but however many are dropped."""
-    kept: list[TokenPair] = []
-    findings: list[Finding] = []
     limit, cure = encoder.at_most(max_length), _cure(max_length, encoder)
-    for pair in pairs:
-        if trim:
-            fitted = _trim(pair, limit, encoder, cure)
-        else:
-            fitted = pair if _length(pair) <= limit else _overlong(pair, limit, cure)
+    kept = [pair for pair in pairs if pair.length <= limit]
+    return kept, [_overlong(pair, limit, cure) for pair in pairs if pair.length > limit]
+
+
+def trim_each(
+    pairs: Sequence[Pair], tokens: Sequence[TokenPair], max_length: int, encoder: Encoder
+) -> tuple[list[TokenPair], list[Finding]]:
+    """The pairs, each at most ``max_length`` tokens long, and one finding for each that was
+    trimmed or that cannot be.
+
+    A prompt longer than three quarters of ``max_length`` loses its beginning: a text some tokens,
+    a chat whole turns, and it is rendered anew. The system turn stays, the rest begins with a
+    user's turn, and no result is left without its call. An answer loses its end, with its stop.
+    What a prompt loses depends on the prompt and the limit alone, so that its answers keep one
+    prompt.
+
+    Args:
+        pairs: as they were read; those that ``tokens`` are of are among them.
+    """
+    limit, cure = encoder.at_most(max_length), _cure(max_length, encoder)
+    room = limit - limit // COMPLETION_SHARE
+    read = {pair.source: pair for pair in pairs}
+    long = [read[whole.source] for whole in tokens if len(whole.prompt) > room]
+    chats = [_later_turns(pair, room, encoder) for pair in long]
+    encoded, findings = encode_pairs(encoder, [pair for pair in chats if pair is not None])
+    findings = [finding for finding in findings if finding.severity == "error"]
+    shorter = {pair.source: pair for pair in encoded}
+    refused = {finding.source for finding in findings}
+    kept: list[TokenPair] = []
+    for whole in tokens:
+        if whole.source in refused:
+            continue
+        pair = shorter.get(whole.source, whole)
+        if isinstance(read[whole.source].prompt, str):
+            pair = replace(whole, prompt=_later_tokens(whole.prompt, room, encoder))
+        fitted: TokenPair | Finding = _overlong(whole, limit, cure)
+        if len(pair.prompt) <= room:
+            fitted = _cut_completions(pair, limit, cure)
         if isinstance(fitted, Finding):
             findings.append(fitted)
             continue
         kept.append(fitted)
-        if fitted is not pair:
-            findings.append(_trimmed(pair, fitted, cure))
+        if fitted != whole:
+            findings.append(_trimmed(whole, fitted, cure))
     return kept, findings
 
 
@@ -68,88 +103,83 @@ def _cure(max_length: int, encoder: Encoder) -> str:
     return "raise data.max_length, or shorten the texts"
 
 
-def _check_dropped(
-    pairs: Sequence[TokenPair],
-    kept: Sequence[TokenPair],
-    findings: Sequence[Finding],
-    overlong: str,
-    cure: str,
-) -> None:
-    dropped = len(pairs) - len(kept)
-    first = next((finding for finding in findings if finding.code == "overlong"), None)
+def _check_dropped(kept: int, dropped: Sequence[Finding], overlong: str, cure: str) -> None:
+    first, total = next(iter(dropped), None), kept + len(dropped)
     if overlong == "error" and first:
-        more = f" (and {dropped - 1} more pairs)" if dropped > 1 else ""
+        more = f" (and {len(dropped) - 1} more pairs)" if len(dropped) > 1 else ""
         raise DataError(first.message + more, where=first.where, hint=first.hint)
     if not kept:
-        first = first or next(iter(findings), None)
         if first is None:
             raise DataError("there is no pair", where="data.train", hint="give at least one")
-        what = f"no pair is left, all {len(pairs)} are too long; here {first.message}"
+        what = f"no pair is left, all {total} are too long; here {first.message}"
         raise DataError(what, where=first.where, hint=cure)
-    if overlong == "drop" and dropped > MAX_DROPPED_SHARE * len(pairs):
-        what = f"{dropped} of {len(pairs)} pairs are too long; at most 5 % may be dropped"
-        where = first.where if first else None
-        raise DataError(what, where=where, hint=f"{cure}, or set data.overlong: trim")
-
-
-def _length(pair: TokenPair) -> int:
-    return pair.length
+    if first and overlong == "drop" and len(dropped) > MAX_DROPPED_SHARE * total:
+        what = f"{len(dropped)} of {total} pairs are too long; at most 5 % may be dropped"
+        raise DataError(what, where=first.where, hint=f"{cure}, or set data.overlong: trim")
 
 
 def _overlong(pair: TokenPair, max_length: int, cure: str) -> Finding:
     lengths = f"prompt {len(pair.prompt)}, chosen {len(pair.chosen.tokens)}"
     message = (
-        f"{_length(pair)} tokens ({lengths}, rejected {len(pair.rejected.tokens)}), "
+        f"{pair.length} tokens ({lengths}, rejected {len(pair.rejected.tokens)}), "
         f"at most {max_length} are taken"
     )
     hint = f"{cure}, or set data.overlong: drop or trim"
     return Finding("overlong", "warning", pair.source, None, message, hint)
 
 
-def _trim(pair: TokenPair, max_length: int, encoder: Encoder, cure: str) -> TokenPair | Finding:
-    max_prompt = max_length - max_length // COMPLETION_SHARE
-    if _length(pair) <= max_length and len(pair.prompt) <= max_prompt:
-        return pair
-    prompt = _shorter_prompt(pair.prompt, max_prompt, encoder)
-    if prompt is None:
-        return _overlong(pair, max_length, cure)
-    room = max_length - len(prompt)
+def _later_tokens(prompt: tuple[int, ...], room: int, encoder: Encoder) -> tuple[int, ...]:
+    """The end of a text behind its leading specials."""
+    head = len(encoder.leading)
+    return prompt if len(prompt) <= room else prompt[:head] + prompt[len(prompt) - room + head :]
+
+
+def _later_turns(pair: Pair, room: int, encoder: Encoder) -> Pair | None:
+    """A chat with as many of its last turns as fit; None for a text, and where none fit."""
+    if isinstance(pair.prompt, str):
+        return None
+    prompt = pair.prompt
+    head = next((n for n, turn in enumerate(prompt) if turn["role"] not in ("system", "developer")),
+                len(prompt))  # fmt: skip
+    chats = [
+        prompt[:head] + prompt[start:]
+        for start in range(head + 1, len(prompt))
+        if prompt[start]["role"] == "user" and _has_calls_of_results(prompt[start:])
+    ]
+
+    def fits(chat: Chat) -> bool:
+        try:
+            text = prompt_text(encoder, chat, pair.tools)
+        except Unfit:
+            return False
+        return len(encoder.whole.encode(text, add_special_tokens=False).ids) <= room
+
+    first = bisect_left(chats, True, key=fits)
+    return replace(pair, prompt=chats[first]) if first < len(chats) else None
+
+
+def _has_calls_of_results(chat: Chat) -> bool:
+    """Whether every result in a chat stands behind its call: one of its id where both have one."""
+    called: set[Any] = set()
+    for turn in chat:
+        for call in (*(turn.get("tool_calls") or ()), turn.get("function_call")):
+            called |= {call.get("id")} if isinstance(call, dict) else set()
+        asked = turn.get("tool_call_id")
+        known = asked in called or None in called or (asked is None and called)
+        if turn["role"] == "tool" and not known:
+            return False
+    return True
+
+
+def _cut_completions(pair: TokenPair, max_length: int, cure: str) -> TokenPair | Finding:
+    room = max_length - len(pair.prompt)
     chosen, rejected = _cut_completion(pair.chosen, room), _cut_completion(pair.rejected, room)
     same = chosen == rejected and pair.label is None
     if same or not any(chosen.scored) or not any(rejected.scored):
         message = f"the answers are the same or empty once cut to {room} tokens"
         hint = f"{cure}, delete the row, or set data.on_bad_row: drop"
         return Finding("truncated", "error", pair.source, None, message, hint)
-    return replace(pair, prompt=prompt, chosen=chosen, rejected=rejected)
-
-
-def _shorter_prompt(prompt: tuple[int, ...], room: int, encoder: Encoder) -> tuple[int, ...] | None:
-    """The end of a prompt behind its leading specials; None where no whole turn fits."""
-    if len(prompt) <= room:
-        return prompt
-    specials = {*encoder.leading, encoder.tokenizer.bos_token_id}
-    head = 0
-    while head < len(prompt) and prompt[head] in specials:
-        head += 1
-    start = len(prompt) - (room - head)
-    if not encoder.control.isdisjoint(prompt[head:]):
-        turns = [turn for turn in _turn_starts(prompt, encoder) if turn >= start]
-        if not turns:
-            return None
-        start = turns[0]
-    return prompt[:head] + prompt[start:]
-
-
-def _turn_starts(prompt: tuple[int, ...], encoder: Encoder) -> list[int]:
-    """Where whole turns begin: at the first control token after the end of another turn.
-
-    What has no end of a turn behind it is the header of the answer to come, and no turn.
-    """
-    ends = set(encoder.end_ids.values())
-    control = [place for place, token in enumerate(prompt) if token in encoder.control]
-    last_end = max((place for place in control if prompt[place] in ends), default=0)
-    starts = [place for before, place in pairwise(control) if prompt[before] in ends]
-    return [place for place in starts if place < last_end]
+    return replace(pair, chosen=chosen, rejected=rejected)
 
 
 def _cut_completion(completion: Completion, room: int) -> Completion:

@@ -94,7 +94,9 @@ def load(
     """
     loss = loss or SigmoidLoss()
     encoder = replace(encoder, boundary=data.boundary, turns=data.turns)
-    task = Task(format_of(data), encoder, inspector=inspector, keep_tokens=True)
+    trim = data.overlong == "trim"
+    limit = data.max_length if trim else None
+    task = Task(format_of(data), encoder, limit, trim, inspector=inspector, keep_tokens=True)
     read = partial(_read_side, data, loss, seed)
     if eval is None and data.eval_path is None:
         share = data.eval_share
@@ -166,7 +168,9 @@ def _read_side(
     findings = [finding for chunk in done for finding in chunk.findings]
     refuse(findings, data.on_bad_row, usable=len(tokens))
     assert task.encoder is not None
-    fitted, found_in_fitting = fit(tokens, data.max_length, data.overlong, task.encoder)
+    fitted, found_in_fitting = fit(
+        tokens, data.max_length, data.overlong, task.encoder, found=findings
+    )
     refuse(found_in_fitting, data.on_bad_row, usable=len(fitted))
     findings += task.inspector.across(done) if task.inspector is not None else []
     findings += found_in_fitting

@@ -33,7 +33,7 @@ from likelier.base.files import cache_dir
 from likelier.base.findings import Finding
 from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
-from likelier.data.fit import fit_each
+from likelier.data.fit import fit_each, trim_each
 from likelier.data.formats import read_row
 from likelier.data.records import Completion, Pair, Row, TokenPair
 from likelier.data.shapes import Format, without_unused
@@ -225,7 +225,10 @@ def _encoded(
     lengths = np.array([pair.length for pair in encoded], np.int32)
     if task.max_length is None:
         return encoded, findings, lengths
-    fitted, found = fit_each(encoded, task.max_length, encoder, task.trim)
+    if task.trim:
+        fitted, found = trim_each(pairs, encoded, task.max_length, encoder)
+    else:
+        fitted, found = fit_each(encoded, task.max_length, encoder)
     return fitted, findings + found, lengths
 
 
@@ -459,7 +462,7 @@ def _task_key(task: Task) -> bytes:
             str(getattr(encoder.tokenizer, "chat_template", None)),
             str(getattr(encoder.tokenizer, "special_tokens_map", None)),
             [encoder.frozen, encoder.tool_frozen],
-            [encoder.boundary, encoder.turns],
+            [encoder.boundary, encoder.turns, encoder.positions, encoder.vocabulary],
             dict(encoder.template),
             [encoder.leading, encoder.stop, sorted(encoder.control), encoder.unknown],
             dict(encoder.end_ids),
