@@ -116,10 +116,33 @@ def prepared(row: Row) -> dict[str, str]:
     }
 
 
+def big_model(row: Row) -> dict[str, str]:
+    """A first hour with a model of real size."""
+    ours, theirs = row["likelier"], row["trl"]
+
+    def both(name: str) -> str:
+        return f"{ours[name]:.0f} against {theirs[name]:.0f}"
+
+    steps = [f"{one['step_seconds'][-1]:.0f}" for one in (ours, theirs)]
+    alone = row["score"]
+    return {
+        "workload": row["workload"],
+        "computes in": row["dtype"],
+        "tokens a pair": f"{row['tokens_of_a_pair']:.0f}",
+        "`score` of 20 pairs": f"{alone['seconds']:.0f} s, {alone['peak_mib']:.0f} MiB",
+        "reference of 20 pairs, s": both("reference_seconds"),
+        f"a step of {row['pairs_per_step']} pairs, s": " against ".join(steps),
+        "peak MiB": both("peak_mib"),
+        "TRL's settings": row["trl_settings"],
+        "losses apart": f"{row['losses_apart']:.1e}",
+    }
+
+
 TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "versus_trl-cpu": versus,
     "versus_trl-cpu-groups": versus,
     "versus_trl-cpu-one-pass": one_pass,
+    "big_model-cpu": big_model,
     "limit-cpu": limit,
     "data": prepared,
     "plan-cpu": foretold,

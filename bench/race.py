@@ -78,8 +78,13 @@ def make_case(
     adapter: Path | None = None,
     max_length: int = MAX_LENGTH,
     lr: float = 1e-5,
+    visit_all: bool = False,
 ) -> Case:
-    """Write pairs and configs; TRL gets the pairs in the order in which likelier visits them."""
+    """Write pairs and configs; TRL gets the pairs in the order in which likelier visits them.
+
+    With ``visit_all`` it also gets those that no step visits, behind the others: both have a
+    reference for all pairs.
+    """
     from transformers import AutoTokenizer, GenerationConfig
 
     from likelier.chat.tokenizer import build_encoder
@@ -106,6 +111,8 @@ def make_case(
     assert len(pairs) == len(rows), "likelier left pairs out"
     order = make_order(pairs, config.train)
     visits = [index for step in range(1, steps + 1) for _, index in order.step(step)]
+    if visit_all:
+        visits += [index for index in range(len(rows)) if index not in visits]
     workloads.write_rows(folder / "visited.jsonl", [rows[index] for index in visits])
     visited = tuple(pairs[index] for index in visits)
     spec = {

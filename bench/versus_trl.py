@@ -88,7 +88,7 @@ class Bench:
         self.shape = workloads.SHAPES[options.shape]
         self.model = work / "model"
         workloads.save_model(self.model, self.shape, options.seed)
-        self.adapter = _save_adapter(self.model, work / "adapter") if options.lora else None
+        self.adapter = save_adapter(self.model, work / "adapter") if options.lora else None
         tuning = "-lora" if options.lora else ""
         kind = "-one-pass" if options.pairs_in_one_pass else ""
         self.name = options.name or f"versus_trl-{options.shape}{tuning}{kind}"
@@ -298,7 +298,7 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _save_adapter(model: Path, folder: Path) -> Path:
+def save_adapter(model: Path, folder: Path) -> Path:
     """A fresh adapter on the model, so that both trainers start from the same numbers."""
     import torch
     from peft import LoraConfig, get_peft_model

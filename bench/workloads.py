@@ -105,8 +105,8 @@ def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def save_model(folder: Path, shape: dict[str, Any], seed: int = 0) -> None:
-    """Write a random float32 model of a shape, and its word-level tokenizer, to a folder."""
+def save_model(folder: Path, shape: dict[str, Any], seed: int = 0, dtype: str = "float32") -> None:
+    """Write a random model of a shape, and its word-level tokenizer, to a folder."""
     import torch
     from transformers import Exaone4Config, Exaone4ForCausalLM
     from transformers.utils import logging
@@ -115,7 +115,7 @@ def save_model(folder: Path, shape: dict[str, Any], seed: int = 0) -> None:
     layers = ["full_attention"] * shape["num_hidden_layers"]
     torch.manual_seed(seed)
     model = Exaone4ForCausalLM(Exaone4Config(**_EXAONE, **shape, layer_types=layers))
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer(shape["vocab_size"]).save_pretrained(folder)
 
 

@@ -1,0 +1,121 @@
+"""A first hour with a model of real size: score 20 pairs, two LoRA steps, beside TRL.
+
+    python bench/big_model.py                    EXAONE-4.0-1.2B's shape in bfloat16: half an hour
+    python bench/big_model.py --without-bf16     as on a processor that has no bfloat16 products
+    python bench/big_model.py --smoke            a minute's try with a tiny model
+
+The model folder is made here, with random weights. likelier runs with its defaults, TRL with what
+its search found on smaller models of the shape: one pair a batch, the reference precomputed, and
+float32 weights where there are no bfloat16 products. Both train the same adapter on the same pairs
+and score the same 20 as the reference; they take turns. ``likelier score`` is a command of its own,
+from an empty cache. ``--without-bf16`` keeps oneDNN from bfloat16 instructions and asks for float32.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import record
+import workloads
+from race import TRL_PYTHON, Settings, Told, make_case, race
+from versus_trl import save_adapter
+
+PAIRS, STEPS = 20, 2
+
+
+def main() -> None:
+    """Make the model, score, then race two steps."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--without-bf16", action="store_true")
+    add("--workload", choices=workloads.WORKLOADS, default="summaries")
+    add("--pairs-per-step", type=int, default=2)
+    add("--shrink", type=int, default=1, help="divide the lengths of all texts")
+    add("--smoke", action="store_true", help="tiny model, short texts; leaves no file")
+    options = parser.parse_args()
+    if not TRL_PYTHON.exists():
+        sys.exit("error: .venv-trl is missing\n  fix: make bench-environment")
+    if options.without_bf16:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
+    work = Path(tempfile.mkdtemp(prefix="big-model-"))
+    try:
+        row = measure(options, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    record.show([{name: value for name, value in row.items() if not isinstance(value, dict)}])
+    if not options.smoke:
+        record.write("big_model-cpu", {"rows": [row]})
+
+
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """All figures: seconds, peaks in MiB, losses."""
+    shape = workloads.SHAPES["smoke" if options.smoke else "gpu"]
+    workloads.save_model(work / "model", shape, dtype="bfloat16")
+    adapter = save_adapter(work / "model", work / "adapter")
+    dtype = "float32" if options.without_bf16 else "auto"
+    shrink = 8 if options.smoke else options.shrink
+    rows = workloads.draw(
+        workloads.WORKLOADS[options.workload], PAIRS, shape["vocab_size"], shrink=shrink
+    )
+    row: dict[str, Any] = {
+        "workload": options.workload,
+        "dtype": dtype,
+        "pairs_per_step": options.pairs_per_step,
+        "score": score(work, rows, dtype),
+    }
+    case = make_case(
+        work / "case", work / "model", rows, dtype, STEPS, options.pairs_per_step, adapter,
+        visit_all=True, lr=2e-4,
+    )  # fmt: skip
+    weights = "float32" if options.without_bf16 else "bfloat16"
+    settings = Settings(batch=1, precompute=True, weights=weights)
+    told = race(case, {"likelier": None, "trl": settings}, "two-steps")
+    row |= {"trl_settings": str(settings), **{who: figures(one) for who, one in told.items()}}
+    ours, theirs = row["likelier"], row["trl"]
+    row["tokens_of_a_pair"] = case.tokens / PAIRS
+    row["score_faster"] = theirs["reference_seconds"] / ours["reference_seconds"]
+    row["step_faster"] = theirs["step_seconds"][-1] / ours["step_seconds"][-1]
+    row["memory_share"] = ours["peak_mib"] / theirs["peak_mib"]
+    pairs = zip(ours["losses"], theirs["losses"], strict=True)
+    row["losses_apart"] = max(abs(a - b) for a, b in pairs)
+    return row
+
+
+def score(work: Path, rows: list[dict[str, str]], dtype: str) -> dict[str, float]:
+    """The command ``likelier score`` on all pairs, start-up included: seconds, peak in MiB."""
+    workloads.write_rows(work / "score.jsonl", rows)
+    words = ["score", str(work / "score.jsonl"), "--model", str(work / "model")]
+    more = ["--dtype", dtype, "--out", str(work / "scores.jsonl")]
+    settings = os.environ | {"LIKELIER_CACHE": str(work / "cache"), "HF_HUB_OFFLINE": "1"}
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "likelier", *words, *more], env=settings, check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": used.ru_utime + used.ru_stime,
+        "peak_mib": used.ru_maxrss / 1024,
+    }
+
+
+def figures(told: Told) -> dict[str, Any]:
+    """What one trainer told."""
+    return {
+        "start_up_seconds": told.start_up,
+        "reference_seconds": told.reference,
+        "step_seconds": told.steps,
+        "peak_mib": max(told.peaks.values()),
+        "losses": told.losses,
+    }
+
+
+if __name__ == "__main__":
+    main()
