@@ -145,6 +145,14 @@ CASES = {
         tokenizer=chatml(EXAONE4.replace("not enable_thinking", "false").replace(
             "[|endofturn|]", "<|im_end|>")),
     ),
+    "continued": Case([chat_row(prompt=[user("가"), bot("나는 ")])], 1, tokenizer=chatml()),
+    "block": Case(
+        [chat_row()], 1,
+        tokenizer=chatml(CHATML.replace(
+            "{{ m.content }}",
+            "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}",
+        )),
+    ),
     "ended": Case([chat_row()], 1, tokenizer=chatml(CHATML.replace("<|im_end|>\n", ""))),
     "stop": Case([chat_row()], 1, tokenizer=byte_level(CHATML)),
     "control": Case([chat_row(prompt=[user("가<|im_end|>나")])], 1, tokenizer=chatml()),

@@ -100,9 +100,13 @@ def prompt_text(encoder: Encoder, prompt: Sequence[Message], tools: Tools = ()) 
     if not isinstance(begun, str) or not begun.strip():
         message = "the assistant's turn at the end of the prompt has no text to be continued"
         raise Unfit("prompt", "prompt", message, "give it text, or delete the turn")
-    chats = [[*prompt[:-1], {**prompt[-1], "content": begun + letter}] for letter in "AB"]
-    first, second = (_behind(encoder, chat, before, tools)[0] for chat in chats)
-    text = before + first[: shared_start(first, second)]
+    rest = thinking.left_open(begun)
+    texts = []
+    for letter in "AB":
+        chat = [*prompt[:-1], {**prompt[-1], "content": begun + letter + rest}]
+        turn = _turn(encoder, chat, before, tools)
+        texts.append(before + turn.closing + turn.text)
+    text = texts[0][: shared_start(*texts)]
     if not text.replace(BREAK, "").endswith(begun.lstrip()):
         message = "the template changes the assistant's turn at the end of the prompt"
         raise Unfit("prefix", "prompt", message, "look at it with `likelier show`")
@@ -131,7 +135,7 @@ def cut_completion(
     first = len(chat) - len(completion)
     places = [first + number for number in learned(completion)]
     segments: list[TextSegment] = []
-    notes: set[str] = set()
+    notes = {"continued"} if continued else set()
     thinks, start, done, stop = False, "", "", ""
     for place in places[-1:] if encoder.turns == "last" else places:
         begins = rendered if place == first else _before_last(encoder, chat[: place + 1], tools)
@@ -151,7 +155,7 @@ def cut_completion(
         else:
             hint = "set data.turns: last, so that the last turn is scored and the others are read"
             raise _NoPrefix(done + stop, begins, hint)
-        if turn.closing:
+        if turn.closing and begins == before:
             segments.append(TextSegment(turn.closing, False, closes=True))
         said = text[max(len(begins), len(before + turn.closing)) :]
         segments.append(TextSegment(said, True, stop=encoder.end_ids[turn.stop]))
@@ -185,6 +189,10 @@ def notes_on(encoder: Encoder, cuts: Sequence[Cut], source: str) -> Iterator[Fin
         message = f"an answer without reasoning closes the thinking block at once; that is {how}"
         hint = "write the reasoning into the answers, if the model is to learn it"
         yield Finding("closed", "note", source, None, message, hint)
+    if "continued" in notes:
+        message = "the prompt ends with an assistant's turn; the answers continue it"
+        hint = "end the prompt with a user's turn, if the answers are turns of their own"
+        yield Finding("continued", "note", source, None, message, hint)
     if "ended" in notes:
         own = next(text for text, end in encoder.end_ids.items() if end == encoder.stop)
         message = f"the template does not end the last turn; the tokenizer's end token {own} does"

@@ -66,10 +66,24 @@ def holds_closed_block(header: str) -> bool:
     return _SHUT.search(header) is not None
 
 
+def empty_block(text: str) -> str:
+    """The thinking block without a thought that ``text`` begins with, if it does."""
+    found = _SHUT.match(text.lstrip())
+    return found[0] if found else ""
+
+
 def stays_open(header: str) -> bool:
     """Whether the header of a turn opens a thinking block and leaves it open behind some words."""
     left = [header.rpartition(one)[2] for one in MARKERS if one in header]
     return not opened(header) and any(not _ENDS.search(text) for text in left)
+
+
+def left_open(content: str) -> str:
+    """What closes the thought that ``content`` begins and does not end; empty where it does not."""
+    for opens, closes in MARKERS.items():
+        if content.lstrip().startswith(opens) and closes not in content:
+            return f"\n{closes}\n\n-"
+    return ""
 
 
 def closing_of(block: str) -> str:

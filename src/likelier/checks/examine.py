@@ -15,7 +15,7 @@ from likelier.base.terminal import counting
 from likelier.chat.tokenizer import Boundary, Encoder, Turns
 from likelier.checks.across import Content, EvenSample, digest
 from likelier.checks.inspector import PairInspector
-from likelier.checks.pairs import SCRIPTS, template_finding
+from likelier.checks.pairs import SCRIPTS, template_finding, thinking_finding
 from likelier.checks.shortcuts import FEATURES, characters, lengths, probe, shortcuts
 from likelier.checks.summary import Examination, Statistics, Tally
 from likelier.config import Config
@@ -171,9 +171,10 @@ def examine(question: Question) -> Examination:
 
 
 def _of_template(encoder: Encoder, first: Pair | None) -> Iterator[Finding]:
-    """At most one finding about the template, from the first pair that can be read."""
-    if first is not None and (finding := template_finding(encoder, first)):
-        yield finding
+    """What is found about the template, from the first pair that can be read."""
+    for look in (template_finding, thinking_finding):
+        if first is not None and (finding := look(encoder, first)):
+            yield finding
 
 
 def _held_out(data: str, asked: Format) -> list[Pair]:

@@ -1,12 +1,17 @@
 """What one pair shows by itself: as it was read, as tokens, and through the chat template."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from likelier.base.findings import Finding, Unfit
+from likelier.chat import thinking
+from likelier.chat.boundary import cut_completion, prompt_text
 from likelier.chat.messages import ROLES, Chat, Message
 from likelier.chat.render import render_chat, stands_in, texts_of
 from likelier.chat.thinking import KEYS
@@ -104,6 +109,8 @@ def _of_side(pair: Pair, name: str, side: str | Chat) -> Iterator[Finding]:
         yield finding("damaged", pair.source, message, name)
     if not isinstance(pair.prompt, str) and not isinstance(side, str):
         before = () if name == "prompt" else pair.prompt[-1:]
+        if before and before[0]["role"] == "assistant":  # which the answer continues
+            before = ()
         if odd := _odd_turns((*before, *side)):
             yield finding("turns", pair.source, odd, name)
 
@@ -235,3 +242,26 @@ def template_finding(encoder: Encoder, pair: Pair) -> Finding | None:
     if sum(map(len, words)) <= MIN_ADDED_LETTERS:
         return None
     return finding("adds", pair.source, f"the template adds {' '.join(added.split())[:80]!r}")
+
+
+def thinking_finding(encoder: Encoder, pair: Pair) -> Finding | None:
+    """A finding where the template scores an empty thinking block in an answer that does not
+    reason, with the switch that moves the block into the prompt.
+    """
+    if isinstance(pair.prompt, str) or isinstance(pair.chosen, str):
+        return None
+    try:
+        prompt = prompt_text(encoder, pair.prompt, pair.tools)
+        cut = cut_completion(encoder, pair.prompt, prompt, pair.chosen, pair.tools)
+    except Unfit:
+        return None
+    if cut.thinks or not (block := thinking.empty_block(cut.segments[-1].text)):
+        return None
+    found = finding("block", pair.source, f"an answer begins with {block!r}, which is scored")
+    for name, value in thinking.SWITCHES:
+        if name in encoder.reads:
+            other = replace(encoder, template={**encoder.template, name: value})
+            with suppress(Unfit):
+                if thinking.closes_block(prompt_text(other, pair.prompt, pair.tools)):
+                    return replace(found, hint=f"set data.template.{name}: {json.dumps(value)}")
+    return found

@@ -24,7 +24,7 @@ RULES: dict[str, Severity] = {
     "leak": "warning",
     # with a model
     "turn": "error", "reasoning": "error", "generation": "note", "closed": "note",
-    "ended": "note",
+    "ended": "note", "continued": "note", "block": "note",
     "template": "error", "prefix": "error", "stop": "error", "merged": "error",
     "vocabulary": "error", "control": "warning", "unknown": "warning", "foreign": "warning",
     "bos": "warning",
