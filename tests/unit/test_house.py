@@ -39,7 +39,7 @@ LINES = {
     "export": 300,
     "generation": 145,
     "losses": 1_570,
-    "model": 1_950,
+    "model": 2_100,
     "pages": 600,
     "reference": 480,
     "report": 1_400,
