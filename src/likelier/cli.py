@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -153,6 +154,9 @@ def check(
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    all_places: Annotated[
+        bool, typer.Option("--all", help="Show every place of a finding, not the first few.")
+    ] = False,
 ) -> None:
     """Find what is wrong with preference data, and where.
 
@@ -179,6 +183,7 @@ def check(
             data, model, _columns(columns), chat, _template(template), pairs, min_gap, held_out,
             max_length, score,
         )  # fmt: skip
+    question = replace(question, all_places=all_places)
     code = check_data(question, gate or [], fix, html, as_json)
     if code:
         raise typer.Exit(code)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from likelier.checks.examine import Question, examine, question_of_config
 from likelier.checks.fix import fix
 from likelier.checks.gates import read_gate
 from likelier.checks.page import write_page
+from likelier.checks.pairs import _wrong_bos
 from likelier.checks.rules import RULES
 from likelier.checks.summary import Examination, first_findings
 from likelier.cli import main
@@ -540,3 +542,19 @@ def test_the_check_of_a_config_encodes_as_its_run_would(tmp_path: Path) -> None:
     assert question.encoder is not None
     assert (question.encoder.boundary, question.encoder.turns) == ("history", "last")
     assert question.trim and question.max_length == 2048
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ((7, 7, 3), "the prompt begins with 2 beginning-of-sequence tokens (BOS)"),
+        ((7, 3, 7, 4, 7), ""),  # a template that begins every turn with it
+        ((7, 3), ""),
+        ((3, 4), "the template writes no BOS token, which the tokenizer puts before plain texts"),
+    ],
+)
+def test_only_a_repeated_beginning_is_wrong(tokens: tuple[int, ...], message: str) -> None:
+    encoder: Any = SimpleNamespace(
+        tokenizer=SimpleNamespace(bos_token_id=7), end_ids={"<end>": 9}, leading=(7,)
+    )
+    assert _wrong_bos(encoder, tokens) == message

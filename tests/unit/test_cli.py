@@ -303,7 +303,22 @@ def test_a_long_place_stays_on_one_line(capsys):
     print_kinds((Kind("x", "error", 30, (place,)),), rows=30, usable=0)
     said = capsys.readouterr().out
     assert f"error {place.where}: {place.message}\n" in said
-    assert "and 29 more x\n0 of 30 rows can be used\n" in said
+    assert "and 29 more x; --all shows them\n0 of 30 rows can be used\n" in said
+
+
+def test_five_places_of_a_finding_are_shown_and_all_where_asked(capsys, pairs):
+    path = pairs(*[{"prompt": "a"} for _ in range(27)], GOOD)
+    places = [f"pairs.jsonl:{number} " for number in range(1, 28)]
+    assert main(["check", path]) == 65
+    said = capsys.readouterr().out
+    assert [place for place in places if place in said] == places[:5]
+    assert "and 22 more column; --all shows them" in said
+    assert main(["check", path, "--all"]) == 65
+    said = capsys.readouterr().out
+    assert [place for place in places if place in said] == places and " more " not in said
+    assert main(["check", path, "--all", "--json"]) == 65
+    found = json.loads(capsys.readouterr().out)
+    assert [len(kind["places"]) for kind in found["kinds"]] == [27]
 
 
 def test_data_cannot_drive_the_terminal(capsys):

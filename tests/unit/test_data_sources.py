@@ -10,7 +10,7 @@ from tests.support.data import load_pairs
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.cli import main
-from likelier.data.sources import files_of, hub_id
+from likelier.data.sources import describe_folders, files_of, hub_id
 
 ROW = {"prompt": "우산은 왜 접히나요?", "chosen": "뼈대가 관절로 이어져요.", "rejected": "몰라."}
 
@@ -160,3 +160,50 @@ def test_the_hub_id_in_a_name_of_data(tmp_path: Path, monkeypatch: pytest.Monkey
         "(in memory)",
     ):
         assert hub_id(name) is None
+
+
+FULL = {
+    "pairs.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
+    "more.json": '[{"prompt": "a", "chosen": "d", "rejected": "e"}]',
+    "one.json": '{"prompt": "a", "chosen": "f", "rejected": "g"}',
+    "wrapped.json": '{"data": [{"prompt": "a", "chosen": "h", "rejected": "i"}]}',
+    "README.md": "# Pairs",
+    "metadata.json": '{"name": "pairs", "source": "us", "features": ["prompt"]}',
+    "cover.png": "PNG",
+    ".hidden.jsonl": "{",
+    "images/1.jpg": "JPG",
+}
+
+
+def test_of_a_folder_the_data_files_are_read_and_the_others_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in FULL.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    assert main(["check", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "4 of 4 rows can be used" in captured.out
+    assert captured.err.splitlines()[0] == (
+        f"{tmp_path}: reading more.json, one.json, pairs.jsonl, wrapped.json, "
+        "not .hidden.jsonl, README.md, cover.png, images/1.jpg, metadata.json"
+    )
+
+
+def test_a_folder_of_metadata_alone_holds_no_data(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text(FULL["metadata.json"])
+    with pytest.raises(InputMissing, match="holds no data file"):
+        files_of(tmp_path)
+    assert list(describe_folders("a/file.jsonl")) == []
+
+
+def test_files_of_another_split_are_said(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text(FULL["pairs.jsonl"])
+    assert list(describe_folders(str(tmp_path))) == [
+        f"{tmp_path}: reading train.jsonl, not test.jsonl"
+    ]
+    assert list(describe_folders({f"{tmp_path}:test": 1.0})) == [
+        f"{tmp_path}: reading test.jsonl, not train.jsonl"
+    ]

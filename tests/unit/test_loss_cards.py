@@ -22,7 +22,11 @@ def test_the_page_is_written_from_the_losses() -> None:
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses"]) == 0
     assert capsys.readouterr().out == table()
-    assert [line.split()[0] for line in table().splitlines()] == ["name", *LOSSES]
+    lines = table().splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == ["name", *LOSSES]
+    assert max(map(len, lines)) <= 80
+    words = table().split()
+    assert all(word in words for loss in LOSSES.values() for word in loss.use.split())
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "bco_pair"])
@@ -30,10 +34,12 @@ def test_a_card(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["losses", name]) == 0
     told = capsys.readouterr().out
     loss = LOSSES[{"bco_pair": "bco"}.get(name, name)]
+    assert max(map(len, told.splitlines())) <= 80
+    joined = " ".join(told.split())
     for said in (loss.title, loss.paper, *loss.formulas, loss.use, loss.trap):
-        assert said in told
+        assert " ".join(said.split()) in joined
     for hyper in loss.hypers:
-        assert f"{hyper.name} = {hyper.default}" in told and hyper.range in told
+        assert f"{hyper.name} = {hyper.default}" in joined and hyper.range in joined
 
 
 def test_a_wrong_name(capsys: pytest.CaptureFixture[str]) -> None:

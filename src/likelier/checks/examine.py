@@ -47,6 +47,7 @@ class Question:
         boundary: how an answer is put behind its prompt (`data.boundary`).
         turns: which turns of an answer are scored (`data.turns`).
         score: how many pairs, evenly out of all, the model scores; 0 loads no weights.
+        all_places: keep the place of every finding, not only of the first of each kind.
     """
 
     data: Data
@@ -61,6 +62,7 @@ class Question:
     boundary: Boundary = "auto"
     turns: Turns = "all"
     score: int = 0
+    all_places: bool = False
 
     @property
     def name(self) -> str:
@@ -153,7 +155,7 @@ def examine(question: Question) -> Examination:
     form, read = recognised(read_data(question.data), question.format)
     task = question.task(form, inspector=inspector)
     example, rows = first_pair(read, form)
-    found = _Found(form)
+    found = _Found(form, question.all_places)
     with counting("check", question.name) as advance:
         for chunk in chunks(rows, task):
             found.add(chunk)
@@ -187,9 +189,9 @@ def _held_out(data: str, asked: Format) -> list[Pair]:
 class _Found:
     """What is kept of all rows: counts, hashes, and an even sample of features."""
 
-    def __init__(self, form: Format) -> None:
+    def __init__(self, form: Format, all_places: bool) -> None:
         self.labelled = form.shape == "labelled"
-        self.tally = Tally()
+        self.tally = Tally(all_places)
         self.content = Content()
         self.rows = self.left_out = 0
         self._features, self._lengths = EvenSample(MAX_SAMPLED), EvenSample(MAX_SAMPLED)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import numpy as np
 
@@ -217,9 +217,10 @@ def _wrong_bos(encoder: Encoder, prompt: Sequence[int]) -> str:
     bos = encoder.tokenizer.bos_token_id
     if bos is None or bos in encoder.end_ids.values():
         return ""
-    if (count := prompt.count(bos)) > 1:
-        return f"the prompt holds {count} beginning-of-sequence tokens (BOS)"
-    if count == 0 and bos in encoder.leading:
+    # Some templates begin every turn with it: only a beginning that is repeated is wrong.
+    if (count := len(list(takewhile(bos.__eq__, prompt)))) > 1:
+        return f"the prompt begins with {count} beginning-of-sequence tokens (BOS)"
+    if bos not in prompt and bos in encoder.leading:
         return "the template writes no BOS token, which the tokenizer puts before plain texts"
     return ""
 

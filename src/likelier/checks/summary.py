@@ -1,6 +1,7 @@
 """What was found in preference data: counted by code, and written as JSON, as lines, as a page."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,8 @@ from likelier.data.shapes import NEEDED, Format
 from likelier.pages.texts import text
 
 SHOWN_CHARACTERS = 90  # of each side of the example
-MAX_LOCATIONS = 20  # of each code that are kept and shown
+MAX_LOCATIONS = 20  # of each code that are kept
+SHOWN_LOCATIONS = 5  # of each code that the terminal shows
 _SOURCE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<pair>\d+))?", re.DOTALL)
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}  # of the severities, gravest first
 
@@ -92,9 +94,10 @@ class Examination:
 
 
 class Tally:
-    """Findings counted by code; of each code only the first `MAX_LOCATIONS` are kept."""
+    """Findings counted by code; of each code the first `MAX_LOCATIONS` are kept, or all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_all: bool = False) -> None:
+        self._most = sys.maxsize if keep_all else MAX_LOCATIONS
         self._counts: Counter[tuple[str, str]] = Counter()
         self._first: dict[tuple[str, str], list[Finding]] = {}
 
@@ -104,7 +107,7 @@ class Tally:
             key = (finding.code, finding.severity)
             self._counts[key] += 1
             first = self._first.setdefault(key, [])
-            if len(first) < MAX_LOCATIONS:
+            if len(first) < self._most:
                 first.append(finding)
 
     def kinds(self) -> tuple[Kind, ...]:
@@ -140,8 +143,8 @@ def _rank(found: Kind | Finding) -> int:
     return list(COLOURS).index(found.severity)
 
 
-def kind_as_data(kind: Kind, most: int = MAX_LOCATIONS) -> dict[str, Any]:
-    """A kind as plain data: at most so many places, why it matters and what to do."""
+def kind_as_data(kind: Kind, most: int | None = MAX_LOCATIONS) -> dict[str, Any]:
+    """A kind as plain data: at most ``most`` places (None: all), why it matters and what to do."""
     return {
         "code": kind.code,
         "severity": kind.severity,
@@ -157,7 +160,7 @@ def as_data(found: Examination) -> dict[str, Any]:
     return {
         "rows": found.rows,
         "usable": found.usable,
-        "kinds": [kind_as_data(kind) for kind in found.kinds],
+        "kinds": [kind_as_data(kind, None) for kind in found.kinds],
         "places": [asdict(finding) for finding in first_findings(found.kinds)],
         "format": {
             **{key: getattr(found.form, key) for key in ("shape", "columns", "chat", "style")},
@@ -262,9 +265,11 @@ def _interval(figure: Estimate) -> str:
     return text("check.share", value=figure.value, low=figure.low, high=figure.high)
 
 
-def print_kinds(kinds: Sequence[Kind], rows: int, usable: int) -> None:
-    """Print a table of the kinds of findings, the first findings of each, and how many rows are
-    usable.
+def print_kinds(
+    kinds: Sequence[Kind], rows: int, usable: int, most: int | None = SHOWN_LOCATIONS
+) -> None:
+    """Print a table of the kinds of findings, the first ``most`` findings of each (None: all that
+    are kept), and how many rows are usable.
     """
     console = Console(highlight=False, markup=False, emoji=False)
     if kinds:
@@ -274,14 +279,16 @@ def print_kinds(kinds: Sequence[Kind], rows: int, usable: int) -> None:
             table.add_row(visible(kind.code), kind.severity, str(kind.count), why(kind.code))
         console.print(table)
     for kind in kinds:
-        for number, finding in enumerate(kind.first):
+        shown = kind.first[:most]
+        for number, finding in enumerate(shown):
             # Not wrapped: a location must stay one piece, for editors and grep.
             colour = COLOURS[finding.severity]
             console.print(finding.severity, style=colour, end=" ", soft_wrap=True)
             console.print(visible(f"{finding.where}: {finding.message}"), soft_wrap=True)
-            following = kind.first[number + 1 : number + 2]
+            following = shown[number + 1 : number + 2]
             if finding.hint and all(other.hint != finding.hint for other in following):
                 console.print(visible(f"  {finding.hint}"), style="dim", soft_wrap=True)
-        if hidden := kind.count - len(kind.first):
-            console.print(f"  and {hidden} more {visible(kind.code)}", soft_wrap=True)
+        if hidden := kind.count - len(shown):
+            rest = "" if most is None else "; --all shows them"
+            console.print(f"  and {hidden} more {visible(kind.code)}{rest}", soft_wrap=True)
     console.print(text("check.usable", usable=usable, rows=rows))

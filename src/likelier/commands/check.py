@@ -12,12 +12,14 @@ from likelier.checks.fix import fix
 from likelier.checks.gates import enforce_gates, read_gate
 from likelier.checks.page import write_page
 from likelier.checks.summary import (
+    SHOWN_LOCATIONS,
     Examination,
     as_data,
     describe,
     describe_example,
     print_kinds,
 )
+from likelier.data.sources import describe_folders
 
 
 def check(
@@ -33,6 +35,8 @@ def check(
     raise.
     """
     limits = [read_gate(gate) for gate in gates]
+    for line in describe_folders(question.data):
+        say(visible(line))
     found = examine(question)
     if question.score:
         from likelier.checks.model_view import add_model_view  # loads weights
@@ -41,7 +45,7 @@ def check(
     if as_json:
         print(json.dumps(as_data(found), ensure_ascii=False))
     else:
-        _print(found)
+        _print(found, None if question.all_places else SHOWN_LOCATIONS)
     if html is not None:
         write_page(found, question, html)
         say(f"page: {visible(str(html))}")
@@ -55,10 +59,10 @@ def check(
     return 0
 
 
-def _print(found: Examination) -> None:
+def _print(found: Examination, most: int | None) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for line in describe_example(found.example, found.form):
         console.print(visible(line), soft_wrap=True, style="dim")
     for line in describe(found):
         console.print(visible(line), soft_wrap=True)
-    print_kinds(found.kinds, found.rows, found.usable)
+    print_kinds(found.kinds, found.rows, found.usable, most)

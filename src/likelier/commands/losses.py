@@ -1,6 +1,12 @@
 """The losses as text: a table, one card, and the page of the documentation."""
 
+from itertools import zip_longest
+from textwrap import wrap
+
 from likelier.losses.declare import LOSSES, Loss
+
+COLUMNS = 80
+NEEDS_COLUMNS = 17  # "reference, label,"
 
 HEAD = """# Losses
 
@@ -40,26 +46,37 @@ log-probs, as everyone logs them; what is optimised stands beside it as `scores/
 
 
 def table() -> str:
-    """One line a loss: its name, what it needs and when to use it."""
+    """Every loss: its name, what it needs and when to use it, in columns that fit the terminal."""
     rows = [(loss.name, ", ".join(loss.needs) or "nothing", loss.use) for loss in LOSSES.values()]
-    name, needs = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = [f"{a:{name}}  {b:{needs}}  {c}" for a, b, c in [("name", "needs", "when"), *rows]]
+    name = max(len(row[0]) for row in rows)
+    widths = (name, NEEDS_COLUMNS, COLUMNS - name - NEEDS_COLUMNS - 4)
+    lines = []
+    for row in [("name", "needs", "when"), *rows]:
+        cells = [wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for a, b, c in zip_longest(*cells, fillvalue=""):
+            lines.append(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip())
     return "\n".join(lines) + "\n"
 
 
 def card(loss: Loss) -> str:
-    """Everything that is known of one loss."""
-    lines = [loss.title, f"  {loss.paper}", "", *(f"  {line}" for line in loss.formulas), ""]
-    lines += [f"  needs    {', '.join(loss.needs) or 'nothing but the policy'}"]
-    if loss.aliases:
-        lines += [f"  also     {', '.join(loss.aliases)}"]
-    if loss.score:
-        lines += [f"  scores   {loss.score}"]
-    lines += [f"  when     {loss.use}", f"  trap     {loss.trap}"]
+    """Everything that is known of one loss, in lines that fit the terminal."""
+    lines = [*wrap(loss.title, COLUMNS), *_indented(loss.paper, "  "), ""]
+    lines += [line for formula in loss.formulas for line in _indented(formula, "  ")]
+    about = {"needs": ", ".join(loss.needs) or "nothing but the policy"}
+    about |= {"also": ", ".join(loss.aliases), "scores": loss.score or ""}
+    about |= {"when": loss.use, "trap": loss.trap}
+    lines += [""]
+    for name, said in about.items():
+        lines += _indented(said, f"  {name:7}  ") if said else []
     for hyper in loss.hypers:
-        lines += ["", f"  {hyper.name} = {hyper.default}: {hyper.meaning}"]
-        lines += [f"    {hyper.range}; begin with {hyper.start}"]
+        lines += ["", *_indented(f"{hyper.name} = {hyper.default}: {hyper.meaning}", "  ")]
+        lines += _indented(f"{hyper.range}; begin with {hyper.start}", "    ")
     return "\n".join(lines) + "\n"
+
+
+def _indented(said: str, before: str) -> list[str]:
+    """A text in lines, the first behind ``before``, the others as far to the right."""
+    return wrap(said, COLUMNS, initial_indent=before, subsequent_indent=" " * len(before))
 
 
 def page() -> str:

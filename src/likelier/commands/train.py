@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from likelier.base.model_files import describe_files, place_of
 from likelier.base.terminal import say, visible
 from likelier.config import Config
-from likelier.data.sources import must_be_there
+from likelier.data.sources import describe_folders, must_be_there
 from likelier.training.run_folder import RunFolder
 
 
@@ -24,6 +24,8 @@ def first_look(config: Config) -> bool:
     names = list(data.train) if isinstance(data.train, Mapping) else [data.train]
     for name in (*names, *([data.eval_path] if data.eval_path else [])):
         must_be_there(name)
+    for line in describe_folders(data.train):
+        say(visible(line))
     if config.reference.path is not None:
         place_of(config.reference.path)
     say(f"loading {visible(describe_files(config.model.path))}")

@@ -12,9 +12,14 @@ from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.base.findings import Finding
 from likelier.data.read import READERS, kind_of, read_rows
 from likelier.data.records import Row
+from likelier.data.shapes import COLUMN_ALIASES
 
 Data = str | Path | Mapping[str, float]  # a name of data, or several with their weights
 RECORDS_OF_A_SET = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")  # not of rows
+MAX_METADATA_BYTES = 2**20
+MAX_NAMED = 6  # files of a folder
+_ANSWERS = {alias for name in ("chosen", "completion", "completions", "first")
+            for alias in COLUMN_ALIASES[name]}  # fmt: skip
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)")
 
 
@@ -155,7 +160,41 @@ def _data_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
                 "the link leads nowhere", where=str(path), hint="delete it, or link it anew"
             )
         elif kind_of(path) and path.is_file() and (saved is None or path.name in saved):
-            yield path
+            yield from () if _is_metadata(path) else (path,)
+
+
+def _is_metadata(path: Path) -> bool:
+    """Whether a JSON file in a folder is one object that is no row: a record about the data."""
+    try:
+        if path.suffix != ".json" or path.stat().st_size > MAX_METADATA_BYTES:
+            return False
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):  # lines, or broken: the reader says so
+        return False
+    if not isinstance(content, dict) or not _ANSWERS.isdisjoint(content):
+        return False
+    lists = [content[name] for name in ("data", "rows", "examples", "train") if name in content]
+    return not any(isinstance(rows, list) for rows in lists)
+
+
+def describe_folders(data: Data) -> Iterator[str]:
+    """Of each folder of a name of data, in one line: the files that are read, and the others."""
+    for name in data if isinstance(data, Mapping) else [data]:
+        start, _, _ = str(name).rpartition(":")
+        folder = next((path for path in (Path(name), Path(start)) if _is_folder(path)), None)
+        if folder is None or not str(folder).strip("."):
+            continue
+        read = [str(path.relative_to(folder)) for path in files_of(name)]
+        inside = sorted(path for path in folder.rglob("*") if path.is_file())
+        others = [str(path.relative_to(folder)) for path in inside]
+        others = [other for other in others if other not in read]
+        aside = f", not {_few(others)}" if others else ""
+        yield f"{folder}: reading {_few(read)}{aside}"
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _saved_tables(folder: Path) -> list[str] | None:
