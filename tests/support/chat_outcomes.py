@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tests.support.chat_families import ChatFamily, generation_of, tokenizer_of
 from tests.support.chat_truth import (
+    RESULT,
     NoTruth,
     Oracle,
     Record,
@@ -37,7 +38,7 @@ MOST_CURES = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a row came out: ``equal`` and ``cured`` are right, whatever else is a gap.
+    """How a row came out: ``equal`` and ``cured`` are right, nothing else is.
 
     ``cures`` are the hints that were followed, in order; ``detail`` says what is wrong.
     """
@@ -87,8 +88,7 @@ def _outcome(case: Case) -> Outcome:
         return Outcome("used, where the template cannot say what is right", detail=str(truths))
     if given not in truths:
         return Outcome("other tokens", tuple(cures), _difference(case.family, given, truths[0]))
-    missing = lost(case, given)
-    if missing and not any(finding.code == "lost" for finding in findings):
+    if missing := lost(case, given):
         return Outcome("lost in silence", tuple(cures), missing)
     return Outcome("cured" if cures else "equal", tuple(cures))
 
@@ -146,7 +146,9 @@ def _words_of(family: ChatFamily, turn: Mapping[str, Any]) -> list[str]:
     texts = [turn.get("content") or "", turn.get("reasoning_content") or ""]
     for call in turn.get("tool_calls") or ():
         function = call["function"]
-        texts += [function["name"], "city", "서울"]
+        given = function["arguments"]
+        given = json.loads(given) if isinstance(given, str) else given
+        texts += [function["name"], *given, *given.values()]
     bare = " ".join(texts)
     for mark in ("<think>", "</think>", *family.mark):
         bare = bare.replace(mark, " ")
@@ -186,8 +188,12 @@ def _without_tools(case: Case, hint: str) -> Case:
 
 
 def _other_turns(case: Case, hint: str) -> Case:
-    """The system text goes into the first question; else only the last question stays."""
+    """One call a turn; the system text in the first question; else only the last question."""
     first, *rest = case.row["prompt"]
+    calls = [turn for turn in case.row["chosen"] if turn.get("tool_calls")]
+    if calls and len(calls[0]["tool_calls"]) > 1:
+        one, other = ({**calls[0], "tool_calls": [each]} for each in calls[0]["tool_calls"])
+        return replace(case, row={**case.row, "chosen": [one, RESULT, other]})
     prompt = [first, *rest][-1:]
     if first["role"] == "system":
         prompt = [user(f"{first['content']}\n\n{rest[0]['content']}"), *rest[1:]]
@@ -218,7 +224,7 @@ def _closing(case: Case, hint: str) -> Case:
     empty = ast.literal_eval(found[1])
     for turn in _answers(case):
         said = turn.get("content") or ""
-        if case.family.mark[1] not in said:
+        if case.family.mark[1] not in said and "reasoning_content" not in turn:
             turn["content"] = empty + said
     return case
 
@@ -240,6 +246,14 @@ def _written(case: Case, hint: str) -> Case:
     return case
 
 
+def _call_alone(case: Case, hint: str) -> Case:
+    """Calls without text beside them."""
+    for turn in _answers(case):
+        if turn.get("tool_calls"):
+            turn["content"] = ""
+    return case
+
+
 def _alike(case: Case, hint: str) -> Case:
     """The first state of the template that takes the row."""
     for state in ({}, *case.family.states):
@@ -254,6 +268,7 @@ def _last_turn(case: Case, hint: str) -> Case:
 
 
 CURES: dict[str, Cure] = {
+    "delete the text beside the call": _call_alone,
     "write the call into the content": _written,
     "set data.template.": _switch,
     "set data.template so that the template writes both alike": _alike,

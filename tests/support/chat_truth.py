@@ -5,6 +5,7 @@ its own header, cut before its stop. Every such piece is tokenised apart.
 """
 
 import copy
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ Record = dict[str, Any]
 Turn = dict[str, Any]
 KINDS = (
     *("plain", "system", "turns", "korean"),
-    *("reasoning", "inline", "one reasons", "call", "call as text", "result", "road"),
+    *("reasoning", "inline", "one reasons", "call", "call as text", "two calls"),
+    *("text and call", "thought and call", "result", "road"),
 )
 TOOLS = [
     {
@@ -44,10 +46,13 @@ def bot(content: str, **more: Any) -> Turn:
     return {"role": "assistant", "content": content, **more}
 
 
-def call(arguments: Any, name: str = "weather") -> Turn:
-    function = {"name": name, "arguments": arguments}
-    calls = [{"id": "abc123def", "type": "function", "function": function}]
-    return {"role": "assistant", "content": "", "tool_calls": calls}
+def call(*arguments: Any, **more: Any) -> Turn:
+    """A turn that calls the tool, once for each of ``arguments``."""
+    calls = [
+        {"id": name, "type": "function", "function": {"name": "weather", "arguments": given}}
+        for name, given in zip(("abc123def", "ghi456jkl"), arguments, strict=False)
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": calls, **more}
 
 
 RESULT = {"role": "tool", "name": "weather", "tool_call_id": "abc123def", "content": "맑음 21"}
@@ -90,6 +95,18 @@ def records(family: ChatFamily) -> dict[str, Record]:
         "one reasons": row([ASKED], {**good, "reasoning_content": thoughts[0]}, bad),
         "call": row([WEATHER], call({"city": "서울"}), bot("모릅니다."), tools=TOOLS),
         "call as text": row([WEATHER], call('{"city": "서울"}'), bot("모릅니다."), tools=TOOLS),
+        "two calls": row(
+            [WEATHER], call({"city": "서울"}, {"city": "부산"}), bot("모릅니다."), tools=TOOLS
+        ),
+        "text and call": row(
+            [WEATHER], call({"city": "서울"}, content="찾아볼게요."), bot("모릅니다."), tools=TOOLS
+        ),
+        "thought and call": row(
+            [WEATHER],
+            call({"city": "서울"}, reasoning_content=thoughts[0]),
+            {**bot("모릅니다."), "reasoning_content": thoughts[1]},
+            tools=TOOLS,
+        ),
         "result": row(
             [WEATHER, call({"city": "서울"}), RESULT], bot("맑아요."), bot("몰라."), tools=TOOLS
         ),
@@ -100,20 +117,25 @@ def records(family: ChatFamily) -> dict[str, Record]:
 
 
 def forms_of(family: ChatFamily, row: Record) -> list[Record]:
-    """The row, and the row with inline reasoning under a key, as some templates take it."""
-    opening, closing = family.mark
+    """The row, and with the inline reasoning of one side or both under a key, as some take it."""
     found = [row]
-    for key in ("reasoning_content", "thinking"):
+    for keys in itertools.product(("", "reasoning_content", "thinking"), repeat=2):
         form = copy.deepcopy(row)
-        for turn in (turn for name in ("chosen", "rejected") for turn in form[name]):
-            said = turn.get("content") or ""
-            if said.startswith(opening) and closing in said:
-                thought, _, rest = said.removeprefix(opening).partition(closing)
-                turn[key] = thought.strip()
-                turn["content"] = rest.lstrip("\n")
-        if form != row:
+        for key, side in zip(keys, (form["chosen"], form["rejected"]), strict=True):
+            for turn in side if key else ():
+                _under_key(family, turn, key)
+        if form not in found:
             found.append(form)
     return found
+
+
+def _under_key(family: ChatFamily, turn: Turn, key: str) -> None:
+    for opening, closing in (family.mark, ("<think>", "</think>")):
+        said = turn.get("content") or ""
+        if said.startswith(opening) and closing in said:
+            thought, _, rest = said.removeprefix(opening).partition(closing)
+            turn[key] = thought.strip()
+            turn["content"] = rest.lstrip("\n")
 
 
 class NoTruth(Exception):
@@ -215,7 +237,9 @@ class Oracle:
                 header = family.call_header or header
             if chat[-1]["role"] == "tool":
                 header = family.result_header or header
-            said = whole[whole.rindex(header) + len(header) :]
+            behind = whole.find(header, whole.rfind(str(chat[-1]["content"])))
+            at = behind if behind >= 0 else whole.rindex(header)
+            said = whole[at + len(header) :]
             opened = before[before.rindex(header) + len(header) :]
         said = said.partition(family.stop_of(turn))[0]
         if not before.rstrip("\n").endswith(opening):

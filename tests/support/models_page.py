@@ -60,15 +60,12 @@ def _stop(family: ChatFamily) -> str:
 
 
 def _rows(found: dict[str, Outcome]) -> str:
-    """How many are right as they stand, which are refused with a cure, and which are neither."""
+    """How many are right as they stand, and which are refused with a cure."""
     equal = [kind for kind, outcome in found.items() if outcome.name == "equal"]
     cured = [kind for kind, outcome in found.items() if outcome.name == "cured"]
-    wrong = [kind for kind, outcome in found.items() if not outcome.right]
     said = f"{len(equal)} of {len(found)} right"
     if cured:
         said += f"; refused with a cure: {', '.join(cured)}"
-    if wrong:
-        said += f"; not yet: {', '.join(wrong)}"
     return said
 
 

@@ -3,10 +3,7 @@
 tests/support/chat_truth.py works out what is right without likelier.
 """
 
-from pathlib import Path
-
 import pytest
-import yaml
 from tests.support.chat_families import (
     ChatFamily,
     families,
@@ -26,22 +23,12 @@ def _name(family: ChatFamily, place: int) -> str:
     return " ".join([family.family, *(f"{key}={value}" for key, value in state.items())])
 
 
-# What is not right yet, by case. A gap that closes has to be taken off the list.
-LIST = Path(__file__).parents[1] / "support" / "chat_gaps.yaml"
-HEAD = "# Rows that are not right yet, by case. Written by: python -m tests.unit.test_models\n"
-GAPS: dict[str, list[str]] = yaml.safe_load(LIST.read_text("utf-8")) or {}
-
-
 @pytest.mark.parametrize("family, place", CASES, ids=[_name(*case) for case in CASES])
 def test_rows_are_right_or_refused_with_a_cure_that_works(family: ChatFamily, place: int) -> None:
     found = outcomes(family, place)
     assert set(found) == set(KINDS)
     wrong = {kind: outcome for kind, outcome in found.items() if not outcome.right}
-    assert list(wrong) == GAPS.get(_name(family, place), []), wrong
-
-
-def test_the_list_of_gaps_names_cases_that_are_there() -> None:
-    assert set(GAPS) <= {_name(*case) for case in CASES}
+    assert not wrong
 
 
 def test_the_list_holds_the_families_that_are_promised() -> None:
@@ -76,15 +63,8 @@ def test_rows_are_right_on_real_vocabularies(family: ChatFamily) -> None:
             print(
                 f"\n{_name(real, place)}, {own} template: {len(found) - len(wrong)} right", end=""
             )
-            assert set(wrong) <= set(GAPS.get(_name(real, place), [])), wrong
+            assert not wrong
 
 
-if __name__ == "__main__":  # writes the list of gaps and docs/models.md
-    gaps = {}
-    for case in CASES:
-        if wrong := [kind for kind, outcome in outcomes(*case).items() if not outcome.right]:
-            gaps[_name(*case)] = wrong
-    LIST.write_text(
-        HEAD + yaml.safe_dump(gaps, sort_keys=False, width=100, default_flow_style=None)
-    )
+if __name__ == "__main__":  # writes docs/models.md
     PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")

@@ -75,7 +75,10 @@ def lost_text(message: Message, rendered: str) -> Unfit | None:
         found = f"the template leaves out the tool call {lost[:40]!r}"
         hint = "write the call into the content, as the model is to write it"
         return Unfit("template", None, found, hint)
-    return Unfit("template", None, found, "look at it with `likelier show`")
+    hint = "look at it with `likelier show`"
+    if message.get("tool_calls"):
+        hint = "delete the text beside the call: the template writes the call alone"
+    return Unfit("template", None, found, hint)
 
 
 def texts_of(message: Message) -> list[str]:
