@@ -344,3 +344,9 @@ def test_damaged_adapters_are_refused(adapter_copy: Path, name: str) -> None:
 def test_a_policy_handed_over_has_no_path() -> None:
     tokenizer = tiny_tokenizer()
     assert Policy(tiny_model(tokenizer), tokenizer).path is None
+
+
+@pytest.mark.parametrize("how", [load, load_tokenizer])
+def test_a_revision_of_a_folder_is_refused(model_folder: Path, how: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="only models of the Hub have revisions"):
+        how(str(model_folder), revision="main")

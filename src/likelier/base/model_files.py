@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from likelier.base.errors import DataError, InputMissing, LikelierError
+from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -31,7 +31,7 @@ def load_tokenizer(
     """
     from transformers import GenerationConfig
 
-    where = place_of(path)
+    where = place_of(path, revision)
     with in_one_line(where):
         base = base_of_adapter(where, revision)
         tokenizer = own_tokenizer(where, revision, base)
@@ -43,15 +43,18 @@ def load_tokenizer(
     return tokenizer, None
 
 
-def place_of(path: str | Path) -> str:
+def place_of(path: str | Path, revision: str | None = None) -> str:
     """A folder, ``~`` written out, or a Hub id.
 
     Raises InputMissing or DataError, without asking the network, where a local folder is not
-    there or holds no model that can be read.
+    there or holds no model that can be read, and ConfigError for a revision of a folder.
     """
     folder = Path(path).expanduser()
     where = str(folder) if folder.exists() else str(path)
     if folder.is_dir():
+        if revision is not None:
+            what = f"has no effect: {where} is a folder, and only models of the Hub have revisions"
+            raise ConfigError(what, where="model.revision", hint="remove model.revision")
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputMissing(
                 "this folder holds no model: neither config.json nor adapter_config.json",

@@ -64,7 +64,7 @@ def load(
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
     be used.
     """
-    where = place_of(path)
+    where = place_of(path, revision)
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     with in_one_line(where), quietly():
         base = base_of_adapter(where, revision)
@@ -169,7 +169,7 @@ def load_encoder(
     path: str, revision: str | None, template: Mapping[str, Any], today: str | None
 ) -> Encoder:
     """What turns pairs into tokens for a model folder or Hub id, without reading its weights."""
-    where = place_of(path)
+    where = place_of(path, revision)
     base = base_of_adapter(where, revision)
     home = base or (where, revision)
     limits = sizes_of_folder(*home, adapter=(where, revision) if base else None)
