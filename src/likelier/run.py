@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say, visible
+from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
+from likelier.checks.pairs import template_finding
 from likelier.checks.summary import Tally, describe_example, kind_as_data
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.load import Dataset, load
@@ -91,6 +93,7 @@ def train(
     encoder = initial.encoder(config.data.template, config.data.today)
     loss, seed = config.loss, config.train.seed
     data = load(config.data, encoder, loss, seed, train, eval, PairInspector())
+    data = _with_template_finding(data, encoder)
     for line in (*describe_example(data.example, data.form), data.describe()):
         say(visible(line))
     say_limits(initial.causal_lm, config.data.max_length, data.pairs)
@@ -266,6 +269,15 @@ def _given_policy(
             hint="remove model.dtype, or hand over model.to(…)",
         )
     return policy
+
+
+def _with_template_finding(data: Dataset, encoder: Encoder) -> Dataset:
+    """The data, and said with its cure where the model's chat template is not used for them."""
+    found = data.example and template_finding(encoder, data.example)
+    if not found or found.code != "plain":
+        return data
+    say(f"{found.message}; set data.chat: true to use it")
+    return replace(data, findings=(*data.findings, found))
 
 
 def _inputs(config: Config, data: Dataset, policy: Policy, loss: BoundLoss) -> dict[str, str]:

@@ -99,6 +99,28 @@ def test_rows_in_are_rows_used_and_dropped(tmp_path: Path) -> None:
     }
 
 
+def test_the_numbers_of_a_line_add_up(tmp_path: Path) -> None:
+    """What dropped a row is said apart from what is odd in rows that are used."""
+    rows: list[Any] = rows_of(40)
+    rows[3] = {**rows[3], "chosen": None}
+    rows[5] = {**rows[5], "chosen": "같다\ufffd", "rejected": "같다\ufffd"}
+    rows[6] = {**rows[6], "chosen": "같다", "rejected": "같다"}
+    rows[7] = {**rows[7], "chosen": "긴\ufffd " * 300}  # dropped, and odd besides
+    rows[8] = {**rows[8], "chosen": "\ufffd"}
+    train = write(tmp_path / "a.jsonl", rows)
+    held = write(tmp_path / "b.jsonl", [*rows[:5], {"prompt": "새 질문", "chosen": ""}])
+    data = {"train": train, "eval": held, "on_bad_row": "drop", "max_length": 200}
+    prepared = prepare(config_of(data), ENCODER)
+    counts, said = prepared.counts, prepared.describe()
+    assert counts["dropped_by"] == {"type": 1, "identical": 2, "overlong": 1}
+    assert "4 of 40 rows dropped: 1 type, 2 identical, 1 overlong; " in said
+    assert counts["beside"]["warnings"]["damaged"] == 1
+    assert "; warnings: 1 damaged" in said
+    assert "2 of 6 held-out rows dropped: " in said
+    for one in (counts, counts["eval"]):
+        assert sum(one["dropped_by"].values()) == one["dropped"] == one["rows"] - one["used"]
+
+
 def test_a_mixture_is_trained_on_as_its_weights_say(tmp_path: Path) -> None:
     one = write(tmp_path / "a.jsonl", rows_of(10))
     other = write(tmp_path / "b.jsonl", [{**r, "prompt": "b " + r["prompt"]} for r in rows_of(10)])

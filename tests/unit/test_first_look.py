@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.support.runs import Place, make_place
+from tests.support.tiny import pair_rows, write_rows
 
 from likelier.base.model_files import describe_files
 from likelier.config import config_from
@@ -85,3 +86,23 @@ def test_what_is_loaded_is_said(place: Place, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     assert describe_files(tmp_path) == f"{tmp_path}, an adapter on org/base"
     assert describe_files("org/name") == "org/name, from the Hub or its cache"
+
+
+def test_plain_texts_on_a_chat_model_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line with the cure, in `run.json` and the report; and the cure ends it."""
+    from likelier.run import train
+
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
+    place = make_place(tmp_path / "place", rows=8)
+    write_rows(place.data, pair_rows(8, chat=False))
+    for chat in (False, True):
+        out = tmp_path / f"out-{chat}"
+        capsys.readouterr()
+        train(place.config(out, data__chat=chat, train__steps=1))
+        lines = [x for x in capsys.readouterr().err.splitlines() if "data.chat: true" in x]
+        codes = [kind["code"] for kind in json.loads((out / "run.json").read_text())["findings"]]
+        report = (out / "report.html").read_text(encoding="utf-8")
+        assert len(lines) == codes.count("plain") == (not chat)
+        assert ("Set data.chat: true" in report) == (not chat)

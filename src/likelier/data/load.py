@@ -1,7 +1,8 @@
 """From a name of data (or rows in memory) to token pairs: read, encode, fit, split."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -33,6 +34,7 @@ from likelier.data.workers import (
     unpack_tokens,
 )
 
+_ROW = re.compile(r":\d+$|\[\d+\]$")  # at the end of the place of a row
 PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
 
 
@@ -58,15 +60,14 @@ class Dataset:
 
     def describe(self) -> str:
         """One line about where the rows went."""
+        held_out = self.counts.get("eval", {})
         parts = [f"{len(self.train)} training pairs, {len(self.eval)} held out"]
-        for name in ("dropped", "trimmed"):
-            if self.counts[name]:
-                parts.append(f"{self.counts[name]} of {self.counts['rows']} rows {name}")
-        findings = ", ".join(f"{n} {code}" for code, n in self.counts["findings"].items())
-        leaks = self.counts.get("eval", {}).get("findings", {}).get("leak", 0)
+        parts += _describe_counts(self.counts, "rows")
+        parts += _describe_counts(held_out, "held-out rows") if held_out else []
+        leaks = held_out.get("findings", {}).get("leak", 0)
         if leaks:
             parts.append(f"{leaks} held-out prompts are also trained on, or nearly")
-        return "; ".join(parts) + (f" ({findings})" if findings else "")
+        return "; ".join(parts)
 
 
 def load(
@@ -173,22 +174,68 @@ def _read_side(
     )
     refuse(found_in_fitting, data.on_bad_row, usable=len(fitted))
     findings += task.inspector.across(done) if task.inspector is not None else []
+    counts = _count_rows(done, fitted, found_in_fitting, findings)
     findings += found_in_fitting
-    count: Counter[str] = Counter()
-    for chunk in done:
-        for source, n in zip(chunk.sources, chunk.counts, strict=True):
-            count[row_of(source)] += n
-    used = sum(count[row] for row in {row_of(pair.source) for pair in fitted})
-    codes = Counter(finding.code for finding in findings)
-    counts = {
-        "rows": num_rows,
-        "used": used,
-        "dropped": num_rows - used,
-        "trimmed": codes["trimmed"],
-        "findings": dict(codes),
-    }
     as_read = tuple(_as_the_loss_reads(fitted, loss, task.encoder))
     return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts, form, example)
+
+
+def _count_rows(
+    done: Sequence[Chunk],
+    fitted: Sequence[TokenPair],
+    found_in_fitting: Sequence[Finding],
+    others: Sequence[Finding],
+) -> dict[str, Any]:
+    """What became of the rows of one side, each counted once; ``dropped_by`` adds up to
+    ``dropped``, and ``beside`` are the findings that cost no row, by how grave they are.
+    """
+    rows = sum(chunk.rows for chunk in done)
+    made_of: Counter[str] = Counter()  # by usable row: how many rows of the file
+    for chunk in done:
+        for source, n in zip(chunk.sources, chunk.counts, strict=True):
+            made_of[row_of(source)] += n
+    used = {row_of(pair.source) for pair in fitted}
+    dropped = rows - sum(made_of[row] for row in used)
+    errors = [finding for finding in others if finding.severity == "error"]
+    notes = [finding for finding in others if finding.severity == "note"]
+    reasons: dict[str, str] = {}  # by dropped row: the first and gravest
+    for finding in (*errors, *found_in_fitting, *notes):
+        if (row := row_of(finding.source)) not in used and _ROW.search(row):
+            reasons.setdefault(row, finding.code)
+    dropped_by = Counter[str]()
+    for row, code in reasons.items():
+        dropped_by[code] += made_of[row] or 1
+    if rest := dropped - dropped_by.total():  # rows that were gathered into one
+        dropped_by[dropped_by.most_common(1)[0][0] if dropped_by else "unused"] += rest
+    beside: dict[str, Counter[str]] = {}
+    for finding in (*others, *found_in_fitting):
+        if row_of(finding.source) not in reasons and finding.code != "trimmed":
+            beside.setdefault(f"{finding.severity}s", Counter())[finding.code] += 1
+    codes = Counter(finding.code for finding in (*others, *found_in_fitting))
+    return {
+        "rows": rows,
+        "used": rows - dropped,
+        "dropped": dropped,
+        "dropped_by": dict(dropped_by),
+        "trimmed": codes["trimmed"],
+        "beside": {severity: dict(found) for severity, found in sorted(beside.items())},
+        "findings": dict(codes),
+    }
+
+
+def _describe_counts(counts: Mapping[str, Any], rows: str) -> list[str]:
+    """Where the rows of one side went: the numbers behind a colon add up to those before it."""
+    parts = []
+    if counts["dropped"]:
+        reasons = _listed(counts["dropped_by"])
+        parts.append(f"{counts['dropped']} of {counts['rows']} {rows} dropped: {reasons}")
+    if counts["trimmed"]:
+        parts.append(f"{counts['trimmed']} of {counts['rows']} {rows} trimmed")
+    return parts + [f"{name}: {_listed(found)}" for name, found in counts["beside"].items()]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {code}" for code, n in counts.items())
 
 
 def _as_the_loss_reads(
