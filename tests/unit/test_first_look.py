@@ -11,9 +11,11 @@ import yaml
 from tests.support.runs import Place, make_place
 from tests.support.tiny import pair_rows, write_rows
 
+from likelier.base.errors import InputMissing
 from likelier.base.model_files import describe_files
+from likelier.commands.train import first_look
 from likelier.config import config_from
-from likelier.training.run_folder import asked
+from likelier.training.run_folder import asked, open_folder
 
 MAX_SECONDS = 1.0  # of processor time
 SCRIPT = """
@@ -46,9 +48,7 @@ def answered(*words: str) -> tuple[int, list[str], float]:
     [
         ("data.train=absent.jsonl", 66, "error: absent.jsonl: "),
         ("data.eval=absent.jsonl", 66, "error: absent.jsonl: "),
-        ("data.train={absent.jsonl: 0.5}", 66, "error: absent.jsonl: "),
         ("model.path=./absent", 66, "error: ./absent: no such folder"),
-        ("reference.path=./absent", 66, "error: ./absent: no such folder"),
         ("train.stepz=3", 2, "error: train.stepz: unknown key"),
         ("loss.beta=0.3", 73, "this folder holds another run: loss.beta"),
     ],
@@ -65,6 +65,25 @@ def test_train_answers_before_torch(
     got, lines, seconds = answered("train", str(tmp_path / "config.yaml"), key)
     assert got == code, lines
     assert said in lines[0] and lines[-1] == "no torch"
+    assert seconds < MAX_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data__train", {"absent.jsonl": 0.5}), ("reference__path", "./absent")]
+)
+def test_every_path_is_looked_at(place: Place, tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(InputMissing, match="absent"):
+        first_look(config_from(place.config(tmp_path / "out", **{key: value})))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_known_without_torch(place: Place, tmp_path: Path) -> None:
+    config = place.config(tmp_path / "out")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with open_folder(config_from(config)):
+        code, lines, seconds = answered("train", str(tmp_path / "config.yaml"))
+    assert code == 73 and lines[-1] == "no torch"
+    assert "another process works in this folder (process " in lines[0]
     assert seconds < MAX_SECONDS
 
 

@@ -29,7 +29,7 @@ LINES = {
     "base": 800,
     "batching": 490,
     "chat": 2_000,
-    "checks": 2_100,
+    "checks": 2_150,
     "cli": 560,
     "commands": 900,
     "config": 1_500,

@@ -6,7 +6,7 @@ from likelier.base.model_files import describe_files, place_of
 from likelier.base.terminal import say, visible
 from likelier.config import Config
 from likelier.data.sources import describe_folders, must_be_there
-from likelier.training.run_folder import RunFolder
+from likelier.training.run_folder import RunFolder, must_be_free
 
 
 def first_look(config: Config) -> bool:
@@ -15,11 +15,12 @@ def first_look(config: Config) -> bool:
     Torch takes seconds to import, and a model to load: a wrong path is answered before.
 
     Raises InputMissing for data or a model that are not there, DataError for files that cannot be
-    read, and OutputError where the run folder holds something else.
+    read, and OutputError where the run folder holds something else or is in use.
     """
     if RunFolder(config).finished():
         say(f"{config.out} is finished: nothing to do")
         return False
+    must_be_free(config.out)
     data = config.data
     names = list(data.train) if isinstance(data.train, Mapping) else [data.train]
     for name in (*names, *([data.eval_path] if data.eval_path else [])):

@@ -177,6 +177,33 @@ class RunFolder:
         write_json(self.path / "run.json", self.record)
 
 
+def must_be_free(path: Path) -> None:
+    """Look whether a run could work in a folder; nothing is made.
+
+    Raises OutputError where another process works in it, or where nothing can be written.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"cannot be written: {there} is not writable", where=f"out: {path}")
+    if (path / ".lock").exists():
+        lock = os.open(path / ".lock", os.O_RDWR)
+        try:
+            _hold(lock, path)
+        finally:
+            os.close(lock)
+
+
+def _hold(lock: int, path: Path) -> None:
+    """Hold a folder by its open lock file until that is closed."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(lock, 200).decode(errors="replace").strip()
+        raise OutputError(
+            f"another process works in this folder ({holder})", where=f"out: {path}"
+        ) from error
+
+
 @contextmanager
 def open_folder(config: Config, on_row: OnRow | None = None) -> Iterator[RunFolder]:
     """Make the folder of a run and hold it alone.
@@ -190,14 +217,7 @@ def open_folder(config: Config, on_row: OnRow | None = None) -> Iterator[RunFold
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=f"out: {path}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(lock, 200).decode(errors="replace").strip()
-        os.close(lock)
-        raise OutputError(
-            f"another process works in this folder ({holder})", where=f"out: {path}"
-        ) from error
-    try:
+        _hold(lock, path)
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         for folder in (path, path / "checkpoints", path / "pair_log"):
