@@ -200,6 +200,12 @@ def test_reasoning_that_the_template_drops_is_never_called_merged() -> None:
     assert THOUGHT in said(encoder, encode_pair(encoder, cured).chosen)
 
 
+def test_a_short_thought_does_not_pass_for_a_word_of_the_answer() -> None:
+    assert (
+        error_of(family("Llama 3"), pair(bot("banana", reasoning_content="a"))).code == "reasoning"
+    )
+
+
 def test_reasoning_behind_a_block_that_the_prompt_closed_is_refused() -> None:
     encoder = family("Qwen3", enable_thinking=False)
     one = pair(bot(SAID, reasoning_content=THOUGHT))

@@ -91,15 +91,13 @@ def test_odd_turns_are_warned_of_once() -> None:
     other, system = {"role": "assistant", "content": "다"}, {"role": "system", "content": "라"}
     rows = [
         row([user, user], [bot], [other]),
-        row([user, bot], [other], [bot, user, other]),
+        row([user, bot], [other], [bot, user, other]),  # a turn that is continued
         row([user, system, user], [bot], [other]),
         row([system, user, bot, user], [bot], [other]),
     ]
     loaded = load_memory(rows, {})
     assert [(f.code, f.source, f.field) for f in loaded.findings] == [
         ("turns", "train[0]", "prompt"),
-        ("turns", "train[1]", "chosen"),
-        ("turns", "train[1]", "rejected"),
         ("turns", "train[2]", "prompt"),
     ]
 

@@ -11,26 +11,16 @@ end token that it writes before the next one.
 """
 
 import json
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, NamedTuple
 
 from likelier.base.findings import Finding, Unfit
 from likelier.chat import thinking
+from likelier.chat.header import NoPrefix, Tools, before_last
 from likelier.chat.messages import Message, shared_start
-from likelier.chat.render import as_text, lost_text, render_chat
-from likelier.chat.thinking import MARKERS, Parts, marked, parts_of
+from likelier.chat.render import render_chat
 from likelier.chat.tokenizer import BREAK, Encoder
-
-Tools = Sequence[Message]
-_MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
-_THOUGHTS = re.compile("|".join(map(re.escape, (*MARKERS, *MARKERS.values()))))
-_LAST_LETTERS = 8  # of the prompt, by which its end is known inside the chat
-_SILENT = "delete the reasoning from the answer"
-_ASKED, _SAID, _NEXT = "probe asked", "probe said", "probe next"
+from likelier.chat.turn import Turn, turn_behind
 
 
 @dataclass(frozen=True)
@@ -64,29 +54,6 @@ class Cut:
     notes: frozenset[str] = frozenset()
 
 
-class _Turn(NamedTuple):
-    """An assistant's turn behind its generation prompt: the message as it was rendered, what
-    closes the prompt's thinking block, the text, the text of its stop, and its notes.
-    """
-
-    message: Message
-    closing: str
-    text: str
-    stop: str
-    thinks: bool
-    notes: frozenset[str]
-
-
-class _NoPrefix(Unfit):
-    """The rendered prompt is no beginning of the rendered chat, and cannot be made one."""
-
-    def __init__(self, before: str, whole: str, hint: str):
-        same = shared_start(before, whole)
-        ours, theirs = (repr(text[max(0, same - 20) : same + 20]) for text in (before, whole))
-        message = f"the prompt renders as …{ours}…, but inside the chat as …{theirs}…"
-        super().__init__("prefix", None, message, hint)
-
-
 def prompt_text(encoder: Encoder, prompt: Sequence[Message], tools: Tools = ()) -> str:
     """A prompt as it is rendered to be answered. An assistant's turn at its end is continued.
 
@@ -95,7 +62,7 @@ def prompt_text(encoder: Encoder, prompt: Sequence[Message], tools: Tools = ()) 
     """
     if prompt[-1]["role"] != "assistant":
         return render_chat(encoder, prompt, True, tools)
-    before = _before_last(encoder, prompt, tools)
+    before = before_last(encoder, prompt, tools)
     begun = prompt[-1].get("content")
     if not isinstance(begun, str) or not begun.strip():
         message = "the assistant's turn at the end of the prompt has no text to be continued"
@@ -104,7 +71,7 @@ def prompt_text(encoder: Encoder, prompt: Sequence[Message], tools: Tools = ()) 
     texts = []
     for letter in "AB":
         chat = [*prompt[:-1], {**prompt[-1], "content": begun + letter + rest}]
-        turn = _turn(encoder, chat, before, tools)
+        turn = _placed(encoder, chat, before, tools)
         texts.append(before + turn.closing + turn.text)
     text = texts[0][: shared_start(*texts)]
     if not text.replace(BREAK, "").endswith(begun.lstrip()):
@@ -138,23 +105,23 @@ def cut_completion(
     notes = {"continued"} if continued else set()
     thinks, start, done, stop = False, "", "", ""
     for place in places[-1:] if encoder.turns == "last" else places:
-        begins = rendered if place == first else _before_last(encoder, chat[: place + 1], tools)
+        begins = rendered if place == first else before_last(encoder, chat[: place + 1], tools)
         before = begins
         if continued and place == first:
-            before = _before_last(encoder, prompt, tools)
-        turn = _turn(encoder, chat[: place + 1], before, tools)
+            before = before_last(encoder, prompt, tools)
+        turn = _placed(encoder, chat[: place + 1], before, tools)
         chat[place] = turn.message
         text = before + turn.closing + turn.text
         if not text.startswith(begins):
             hint = "repeat nothing of it in the answer, or delete it from the prompt"
-            raise _NoPrefix(begins, text, hint)
+            raise NoPrefix(begins, text, hint)
         if not segments:
             start = begins
         elif begins.startswith(done + stop):
             segments.append(TextSegment(begins[len(done) :], False, between=True))
         else:
             hint = "set data.turns: last, so that the last turn is scored and the others are read"
-            raise _NoPrefix(done + stop, begins, hint)
+            raise NoPrefix(done + stop, begins, hint)
         if turn.closing and begins == before:
             segments.append(TextSegment(turn.closing, False, closes=True))
         said = text[max(len(begins), len(before + turn.closing)) :]
@@ -227,285 +194,38 @@ def _joined(begun: Message, rest: Message) -> Message:
     return {**begun, **rest, "content": content}
 
 
-def _before_last(encoder: Encoder, chat: Sequence[Message], tools: Tools) -> str:
-    """The generation prompt of the last turn."""
-    return render_chat(encoder, chat[:-1], True, tools) if chat[:-1] else ""
-
-
-def _turn(encoder: Encoder, chat: list[Message], before: str, tools: Tools) -> _Turn:
-    """The last turn of ``chat`` behind ``before``, its generation prompt."""
-    message, block = chat[-1], thinking.opened(before)
-    parts = parts_of(message, block)
-    closing = ""
-    if parts.thought:
-        message, text, rule = _reasoned(encoder, chat, before, tools)
-    else:
-        text, rule = _behind(encoder, chat, before, tools)
-        if block:
-            closing, text = _split_closing(encoder, block, thinking.without_empty(text, block))
-            if parts.head:
-                closing, text = closing or thinking.inside(parts.head, block), text.lstrip("\n")
-            if not closing:
-                raise _no_closing(block)
-    said, stop, ended = _ended(encoder, message, parts, text)
-    notes = {name for name, so in (("closed", bool(closing)), ("ended", ended)) if so} | rule
-    return _Turn(message, closing, said, stop, bool(parts.thought), frozenset(notes))
-
-
-def _reasoned(
-    encoder: Encoder, chat: list[Message], before: str, tools: Tools
-) -> tuple[Message, str, set[str]]:
-    """The last turn and what is written of it, its reasoning inside the block of the prompt where
-    that opened one. Raises Unfit where the template has no place for the reasoning.
+def _placed(encoder: Encoder, chat: list[Message], before: str, tools: Tools) -> Turn:
+    """The last turn behind its generation prompt; an error has the first cure that was tried and
+    works.
     """
-    block = thinking.opened(before)
-    parts = parts_of(chat[-1], block)
-    if thinking.closes_block(before):
-        message = "the prompt closes the thinking block, so the answer's reasoning has no place"
-        raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT, block))
-    dropped: tuple[str, set[str]] | None = None
-    for form in thinking.forms_of(chat[-1]):
-        try:
-            text, rule = _behind(encoder, [*chat[:-1], form], before, tools)
-        except Unfit:
-            if encoder.boundary == "history":
-                raise
-            continue
-        text = thinking.inside(text, block) if block else text
-        if thinking.continues(text.replace(BREAK, ""), parts, block):
-            return form, text, rule
-        dropped = dropped or (text, rule)
-    if block and dropped:
-        text, rule = dropped
-        closing, rest = _split_closing(encoder, block, text)
-        if parts.head:
-            said, end, space = thinking.inside(parts.head, block).rpartition(
-                thinking.closing_of(block)
-            )
-            return chat[-1], as_text(encoder, said) + end + space + rest.lstrip("\n"), rule
-        if closing:
-            return chat[-1], as_text(encoder, parts.thought) + closing + rest, rule
-    message = "the template leaves out the reasoning of the answer"
-    raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT, block))
+    try:
+        return turn_behind(encoder, chat, before, tools)
+    except Unfit as unfit:
+        if unfit.code not in ("prefix", "reasoning") or encoder.boundary == "history":
+            raise
+        raise Unfit(
+            unfit.code, unfit.field, unfit.message, _cure(encoder, chat, tools) or unfit.hint
+        ) from unfit
 
 
-def _split_closing(encoder: Encoder, block: str, text: str) -> tuple[str, str]:
-    """What closes an open block, and what ``text``, a turn behind it, says then. Empty where the
-    turn does not close the block, and the template has no bytes of its own for it.
-    """
-    closing = _closing(encoder, block)
-    if not closing or not text.startswith(closing):
-        found = re.match(rf"\s*{re.escape(thinking.closing_of(block))}\n*", text)
-        if found is None:
-            return closing, text
-        closing = found[0]
-    return closing, text[len(closing) :]
-
-
-@lru_cache(maxsize=64)
-def _closing(encoder: Encoder, block: str) -> str:
-    """How the template closes ``block`` at once: in an answer without reasoning, in the prompt with
-    thinking off, or else behind a thought. Empty where it writes none of these.
-    """
-    asked = {"role": "user", "content": _ASKED}
-    before = prompt_text(encoder, [asked])
-    if thinking.opened(before) != block:
-        return ""
-    space = rf"(\s*{re.escape(thinking.closing_of(block))}\s*)B"
-
-    def behind(thought: dict[str, str], pattern: str) -> str:
-        with suppress(Unfit):
-            turn = {"role": "assistant", "content": "B", **thought}
-            if found := re.match(pattern, _behind(encoder, [asked, turn], before, ())[0]):
-                return found[1]
-        return ""
-
-    def quiet(name: str, value: Any) -> str:
-        other = replace(encoder, template={**encoder.template, name: value})
-        with suppress(Unfit):
-            text = prompt_text(other, [asked])
-            if text.startswith(before.rstrip()) and thinking.closes_block(text):
-                return text[shared_start(before, text) :]
-        return ""
-
-    switches = (one for one in thinking.SWITCHES if one[0] in encoder.reads)
-    return (
-        behind({}, space)
-        or next(filter(None, (quiet(*one) for one in switches)), "")
-        or next(filter(None, (behind({key: "A"}, "A" + space) for key in thinking.KEYS)), "")
-    )
-
-
-def _no_closing(block: str) -> Unfit:
-    marker = block.strip()
-    what = f"the prompt opens a thinking block, {marker}, which nothing in the answer closes"
-    empty = repr(f"{marker}\n\n{thinking.closing_of(block)}\n\n")
-    hint = f"begin the content of the answer with {empty}, or with reasoning between the two"
-    return Unfit("reasoning", None, what, hint)
-
-
-def _cure(
-    encoder: Encoder, chat: list[Message], tools: Tools, otherwise: str, block: str = ""
-) -> str:
-    """What was tried, and puts the last turn behind its prompt; else ``otherwise``."""
-    none: frozenset[str] = frozenset()  # so that what is tried looks for no cure of its own
-    if not encoder.reads:
-        return otherwise
+def _cure(encoder: Encoder, chat: list[Message], tools: Tools) -> str:
+    """What puts the last turn behind its prompt; empty where nothing that was tried does."""
     for name, value in thinking.SWITCHES:
         if name in encoder.reads and encoder.template.get(name) is not value:
-            template = {**encoder.template, name: value}
-            if _has_place(replace(encoder, template=template, reads=none), chat, tools):
+            other = replace(encoder, template={**encoder.template, name: value})
+            if _has_place(other, chat, tools):
                 return f"set data.template.{name}: {json.dumps(value)}"
-    parts = parts_of(chat[-1])
-    if parts.thought and not parts.head:
-        opens = block.strip() or "<think>"
+    opens = thinking.opened(before_last(encoder, chat, tools)).strip() or "<think>"
+    inline = thinking.inline(chat[-1], opens)
+    if inline is not None and _has_place(encoder, [*chat[:-1], inline], tools):
         closes = thinking.closing_of(opens)
-        inline = {key: value for key, value in chat[-1].items() if key not in thinking.KEYS}
-        inline["content"] = f"{opens}\n{parts.thought}\n{closes}\n\n{parts.said}"
-        if _has_place(replace(encoder, reads=none), [*chat[:-1], inline], tools):
-            return f"write it into the content, between {opens} and {closes} before the text"
-    return otherwise
+        return f"write it into the content, between {opens} and {closes} before the text"
+    return ""
 
 
 def _has_place(encoder: Encoder, chat: list[Message], tools: Tools) -> bool:
     try:
-        _turn(encoder, chat, _before_last(encoder, chat, tools), tools)
+        turn_behind(encoder, chat, before_last(encoder, chat, tools), tools)
     except Unfit:
         return False
     return True
-
-
-def _behind(
-    encoder: Encoder, chat: list[Message], before: str, tools: Tools
-) -> tuple[str, set[str]]:
-    """What the template writes of the last turn behind ``before``, its generation prompt, with all
-    that follows; and the note of the rule that was needed.
-
-    By the generation rule it is what stands in the finished chat behind as much of the turn's
-    header as both have. Two probes, the turn with another letter before its text, show where the
-    header ends.
-    """
-    whole = render_chat(encoder, chat, False, tools)
-    if encoder.boundary != "generation" and whole.startswith(before):
-        return whole[len(before) :], set()
-    if encoder.boundary == "history":
-        raise _NoPrefix(before, whole, "set data.boundary: auto, or data.template")
-    hint = "set data.template so that the template writes both alike"
-    probes = [[*chat[:-1], marked(chat[-1], letter)] for letter in "AB"]
-    first, second = (render_chat(encoder, probe, False, tools) for probe in probes)
-    lead = first[: shared_start(first, second)]
-    start, asked = _end_of_prompt(encoder, chat, before, lead, tools)
-    written = lead[start:]
-    same = _same_header(asked, written)
-    ours, theirs = asked[same:], written[same:]
-    if same and asked.endswith(written[:same]):
-        ours = ""  # the header stands again at the end of the generation prompt
-    if (
-        not whole.startswith(lead[: start + same])
-        or not _fits(ours, theirs)
-        or thinking.stays_open(asked)
-    ):
-        raise _NoPrefix(before, whole, _cure(encoder, chat, tools, hint))
-    if thinking.holds_closed_block(asked) and parts_of(chat[-1]).thought:
-        message = "the prompt closes the thinking block, so the answer's reasoning has no place"
-        raise Unfit("reasoning", None, message, _cure(encoder, chat, tools, _SILENT))
-    return whole[start + same :], {"generation"}
-
-
-def _end_of_prompt(
-    encoder: Encoder, chat: list[Message], before: str, lead: str, tools: Tools
-) -> tuple[int, str]:
-    """Where the prompt ends in ``lead``, the finished chat up to its last turn's text, and what
-    ``before`` has behind the prompt. It is looked for by its end, because some templates write
-    its beginning otherwise there.
-    """
-    bare = render_chat(encoder, chat[:-1], False, tools)
-    low, high = 0, len(bare)
-    while low < high:  # the longest end of it that stands there
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if bare[-middle:] in lead else (low, middle - 1)
-    last = chat[-2].get("content")
-    letters = as_text(encoder, last).strip()[-_LAST_LETTERS:] if isinstance(last, str) else ""
-    known = bare.rfind(letters)
-    if not low or not before.startswith(bare) or len(bare) - low > known >= 0:
-        raise _NoPrefix(before, lead, "set data.template so that the template writes both alike")
-    return lead.rfind(bare[-low:]) + low, before[len(bare) :]
-
-
-def _same_header(asked: str, written: str) -> int:
-    """How much of a turn's header both have, cutting no marker such as ``<think>`` in two."""
-    same = shared_start(asked, written)
-    for text in (asked, written):
-        for marker in _MARKER.finditer(text):
-            if marker.start() < same < marker.end():
-                same = marker.start()
-    return same
-
-
-def _fits(asked: str, written: str) -> bool:
-    """Whether a turn that begins with ``written`` may stand behind a generation prompt that ends
-    with ``asked``, where the header before both is the same.
-    """
-    if not asked.strip():
-        return not written.strip() or _MARKER.match(written.lstrip()) is not None
-    if not _THOUGHTS.sub("", asked).strip():
-        return True
-    begins = written.lstrip()
-    return _MARKER.match(asked) is not None and (not begins or bool(_THOUGHTS.match(begins)))
-
-
-def _ended(encoder: Encoder, message: Message, parts: Parts, text: str) -> tuple[str, str, bool]:
-    """The text of a turn up to its stop, the text of the stop, and whether it is the tokenizer's
-    own end, because the template writes none.
-    """
-    rest = {**message, "content": parts.said}
-    lost = None
-    for end in encoder.end_text.finditer(text):
-        if (lost := lost_text(rest, text[: end.start()])) is None:
-            return text[: end.start()], end[0], False
-    if lost is not None or (lost := lost_text(rest, text)) is not None:
-        raise lost
-    if stop := _stop_behind(encoder, bool(message.get("tool_calls"))):
-        return text, stop, False
-    last = next(reversed(list(encoder.control_text.finditer(text))), None)
-    if last is not None and not text[last.end() :].strip():
-        ends = ", ".join(sorted(encoder.end_ids))
-        what = f"the template ends the turn with {text[-24:]!r}, which is no stop token ({ends})"
-        hint = "add the template's end marker to eos_token_id in generation_config.json"
-        raise Unfit("stop", None, what, hint)
-    own = next(text for text, end in encoder.end_ids.items() if end == encoder.stop)
-    return text, own, True
-
-
-@lru_cache(maxsize=64)
-def _stop_behind(encoder: Encoder, call: bool) -> str | None:
-    """The end token that the template writes between an answer and the turn that follows it,
-    found on a chat without reasoning: a user's turn behind a text, a tool's result behind a call.
-    None where what it writes there ends no turn.
-    """
-    try:
-        rendered = render_chat(encoder, _probe(call), False)
-    except Unfit:
-        return None
-    start, end = rendered.find(_SAID), rendered.find(_NEXT)
-    if not 0 <= start < end:
-        return None
-    between = rendered[start + len(_SAID) : end]
-    found, first = encoder.end_text.search(between), encoder.control_text.search(between)
-    if found and (call or (first and first.start() == found.start())):
-        return found[0]
-    return None
-
-
-def _probe(call: bool) -> list[Message]:
-    asked = {"role": "user", "content": _ASKED}
-    if not call:
-        said, then = {"role": "assistant", "content": _SAID}, {"role": "user", "content": _NEXT}
-        return [asked, said, then]
-    function = {"name": "probe", "arguments": {"text": _SAID}}
-    calls = [{"id": "probe0000", "type": "function", "function": function}]
-    return [
-        asked,
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        {"role": "tool", "name": "probe", "tool_call_id": "probe0000", "content": _NEXT},
-    ]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from likelier.base.findings import Unfit
 from likelier.chat.messages import Message, shared_start
 
 MARKERS = {  # what opens a thinking block, and what closes it
@@ -15,6 +16,7 @@ MARKERS = {  # what opens a thinking block, and what closes it
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<|inner_prefix|>": "<|inner_suffix|>",
 }
+SILENT = "delete the reasoning from the answer"
 KEYS = ("reasoning_content", "reasoning", "thinking")
 SWITCHES: tuple[tuple[str, Any], ...] = (  # of templates that can be told to think, or not to
     ("enable_thinking", True),
@@ -30,7 +32,7 @@ SWITCHES: tuple[tuple[str, Any], ...] = (  # of templates that can be told to th
 )
 _OPENS = re.compile(rf"({'|'.join(map(re.escape, MARKERS))})\s*\Z")
 _ENDS = re.compile("|".join(map(re.escape, MARKERS.values())))
-_CLOSES = re.compile(rf"({'|'.join(map(re.escape, MARKERS.values()))})\s*\Z")
+_CLOSES = re.compile(rf"({'|'.join(map(re.escape, {*MARKERS.values()} - {'<|end|>'}))})\s*\Z")
 _SHUT = re.compile("|".join(rf"{re.escape(a)}\s*{re.escape(b)}" for a, b in MARKERS.items()))
 _INLINE = {
     opens: re.compile(rf"\s*{re.escape(opens)}(.*?){re.escape(closes)}\n*", re.DOTALL)
@@ -78,6 +80,23 @@ def stays_open(header: str) -> bool:
     return not opened(header) and any(not _ENDS.search(text) for text in left)
 
 
+def closed_before() -> Unfit:
+    """The error of reasoning behind a prompt that has closed its block."""
+    message = "the prompt closes the thinking block, so the answer's reasoning has no place"
+    return Unfit("reasoning", None, message, SILENT)
+
+
+def inline(message: Message, opens: str) -> Message | None:
+    """``message`` with the thought that one of its keys holds in its content, if one does."""
+    parts = parts_of(message)
+    if not parts.thought or parts.head:
+        return None
+    return {
+        **without(message),
+        "content": f"{opens}\n{parts.thought}\n{MARKERS[opens]}\n\n{parts.said}",
+    }
+
+
 def left_open(content: str) -> str:
     """What closes the thought that ``content`` begins and does not end; empty where it does not."""
     for opens, closes in MARKERS.items():
@@ -114,12 +133,17 @@ def forms_of(message: Message) -> Iterator[Message]:
     parts = parts_of(message)
     if not parts.thought:
         return
-    bare = {key: value for key, value in message.items() if key not in KEYS}
-    if isinstance(message.get("content"), str):
-        bare["content"] = parts.said
     for key in KEYS:
         if message.get(key) != parts.thought or parts.head:
-            yield {**bare, key: parts.thought}
+            yield {**without(message), key: parts.thought}
+
+
+def without(message: Message) -> Message:
+    """``message`` without its thought."""
+    bare = {key: value for key, value in message.items() if key not in KEYS}
+    if isinstance(message.get("content"), str):
+        bare["content"] = parts_of(message).said
+    return bare
 
 
 def continues(text: str, parts: Parts, block: str) -> bool:

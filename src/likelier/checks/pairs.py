@@ -108,9 +108,8 @@ def _of_side(pair: Pair, name: str, side: str | Chat) -> Iterator[Finding]:
         message = "the text was damaged before it came here: it holds U+FFFD"
         yield finding("damaged", pair.source, message, name)
     if not isinstance(pair.prompt, str) and not isinstance(side, str):
-        before = () if name == "prompt" else pair.prompt[-1:]
-        if before and before[0]["role"] == "assistant":  # which the answer continues
-            before = ()
+        begun = pair.prompt[-1]["role"] == "assistant"  # a turn that the answer continues
+        before = () if begun or name == "prompt" else pair.prompt[-1:]
         if odd := _odd_turns((*before, *side)):
             yield finding("turns", pair.source, odd, name)
 
@@ -259,10 +258,9 @@ def thinking_finding(encoder: Encoder, pair: Pair) -> Finding | None:
     if cut.thinks or not (block := thinking.empty_block(cut.segments[-1].text)):
         return None
     found = finding("block", pair.source, f"an answer begins with {block!r}, which is scored")
-    for name, value in thinking.SWITCHES:
-        if name in encoder.reads:
-            other = replace(encoder, template={**encoder.template, name: value})
-            with suppress(Unfit):
-                if thinking.closes_block(prompt_text(other, pair.prompt, pair.tools)):
-                    return replace(found, hint=f"set data.template.{name}: {json.dumps(value)}")
+    for name, value in (one for one in thinking.SWITCHES if one[0] in encoder.reads):
+        other = replace(encoder, template={**encoder.template, name: value})
+        with suppress(Unfit):
+            if thinking.closes_block(prompt_text(other, pair.prompt, pair.tools)):
+                return replace(found, hint=f"set data.template.{name}: {json.dumps(value)}")
     return found
