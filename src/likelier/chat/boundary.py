@@ -12,6 +12,7 @@ end token that it writes before the next one.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from likelier.base.findings import Finding, Unfit
@@ -141,6 +142,27 @@ def with_closings(cuts: Sequence[Cut]) -> list[Cut]:
         replace(cut, segments=tuple(replace(s, scored=s.scored or s.closes) for s in cut.segments))
         for cut in cuts
     ]
+
+
+def scored_block(
+    encoder: Encoder, prompt: Sequence[Message], completion: Sequence[Message], tools: Tools = ()
+) -> tuple[str, str]:
+    """The empty thinking block that an answer without reasoning begins with, and the switch that
+    moves it into the prompt; both empty where there is none.
+    """
+    block = switch = ""
+    with suppress(Unfit):
+        cut = cut_completion(
+            encoder, prompt, prompt_text(encoder, prompt, tools), completion, tools
+        )
+        block = "" if cut.thinks else thinking.empty_block(cut.segments[-1].text)
+    for name, value in thinking.SWITCHES:
+        if block and not switch and name in encoder.reads:
+            other = replace(encoder, template={**encoder.template, name: value})
+            with suppress(Unfit):
+                if thinking.closes_block(prompt_text(other, prompt, tools)):
+                    switch = f"set data.template.{name}: {json.dumps(value)}"
+    return block, switch
 
 
 def notes_on(encoder: Encoder, cuts: Sequence[Cut], source: str) -> Iterator[Finding]:

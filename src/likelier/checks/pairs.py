@@ -1,17 +1,14 @@
 """What one pair shows by itself: as it was read, as tokens, and through the chat template."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise, takewhile
 
 import numpy as np
 
 from likelier.base.findings import Finding, Unfit
-from likelier.chat import thinking
-from likelier.chat.boundary import cut_completion, prompt_text
+from likelier.chat.boundary import scored_block
 from likelier.chat.messages import ROLES, Chat, Message
 from likelier.chat.render import render_chat, stands_in, texts_of
 from likelier.chat.thinking import KEYS
@@ -245,22 +242,9 @@ def template_finding(encoder: Encoder, pair: Pair) -> Finding | None:
 
 
 def thinking_finding(encoder: Encoder, pair: Pair) -> Finding | None:
-    """A finding where the template scores an empty thinking block in an answer that does not
-    reason, with the switch that moves the block into the prompt.
-    """
+    """A finding where an answer that does not reason begins with an empty thinking block."""
     if isinstance(pair.prompt, str) or isinstance(pair.chosen, str):
         return None
-    try:
-        prompt = prompt_text(encoder, pair.prompt, pair.tools)
-        cut = cut_completion(encoder, pair.prompt, prompt, pair.chosen, pair.tools)
-    except Unfit:
-        return None
-    if cut.thinks or not (block := thinking.empty_block(cut.segments[-1].text)):
-        return None
+    block, switch = scored_block(encoder, pair.prompt, pair.chosen, pair.tools)
     found = finding("block", pair.source, f"an answer begins with {block!r}, which is scored")
-    for name, value in (one for one in thinking.SWITCHES if one[0] in encoder.reads):
-        other = replace(encoder, template={**encoder.template, name: value})
-        with suppress(Unfit):
-            if thinking.closes_block(prompt_text(other, pair.prompt, pair.tools)):
-                return replace(found, hint=f"set data.template.{name}: {json.dumps(value)}")
-    return found
+    return replace(found, hint=switch or found.hint) if block else None
