@@ -121,7 +121,14 @@ def test_a_function_call_of_the_old_form_is_not_lost_in_silence() -> None:
     for turn in (read.chosen[0], bot("찾을게요.", function_call=CALL)):
         assert isinstance(turn, dict)
         finding = error_of(turn)
-        assert finding.code == "template" and "search" in finding.message
+        assert finding.code == "template" and "'search' of function_call" in finding.message
+        hint = "write it as tool_calls, or into the content where the template reads none"
+        assert finding.hint == hint
+    written = bot("<call>search 연</call>")  # as the hint says, for each kind of template
+    assert encode_pairs(encoder(), [pair([user()], [written])])[0]
+    calls = "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+    reads = encoder(CHATML.replace("{{ m.content }}", calls))
+    assert encode_pairs(reads, [pair([user()], [bot("", tool_calls=[{"function": CALL}])])])[0]
     assert found([pair([user(), bot("네.", function_call=CALL), user()], [bot("라")])]) == [
         ("drops", "a:1", "prompt[1]")
     ]

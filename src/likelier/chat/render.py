@@ -11,6 +11,8 @@ from likelier.chat.messages import Message
 from likelier.chat.thinking import parts_of
 from likelier.chat.tokenizer import BREAK, Encoder
 
+SAID_KEYS = ("content", "tool_calls", "function_call")  # what a message says, looked for in a chat
+
 
 def as_text(encoder: Encoder, text: str) -> str:
     """``text`` with `BREAK` inside every control token's text, so that it stays text."""
@@ -66,28 +68,46 @@ def _guard(encoder: Encoder, value: Any) -> Any:
 
 def lost_text(message: Message, rendered: str) -> Unfit | None:
     """Why a rendered turn cannot be used: the template loses words of it (space may go)."""
-    rendered = rendered.replace(BREAK, "")
-    lost = next((text for text in texts_of(message) if not stands_in(text, rendered)), None)
+    lost = left_out(message, rendered.replace(BREAK, ""))
     if lost is None:
         return None
-    found = "the template leaves out text of the answer"
-    if not isinstance(message.get("content"), str) or lost not in message["content"]:
-        found = f"the template leaves out the tool call {lost[:40]!r}"
-        hint = "write the call into the content, as the model is to write it"
-        return Unfit("template", None, found, hint)
-    hint = "look at it with `likelier show`"
-    if message.get("tool_calls"):
-        hint = "delete the text beside the call: the template writes the call alone"
-    return Unfit("template", None, found, hint)
+    if lost[0] == "content":
+        hint = "look at it with `likelier show`"
+        if message.get("tool_calls"):
+            hint = "delete the text beside the call: the template writes the call alone"
+        return Unfit("template", None, "the template leaves out text of the answer", hint)
+    hint = "write the call into the content, as the model is to write it"
+    if lost[0] == "function_call":
+        hint = "write it as tool_calls, or into the content where the template reads none"
+    return Unfit("template", None, f"the template leaves out {lost[1][:40]!r} of {lost[0]}", hint)
+
+
+def left_out(
+    message: Message, rendered: str, keys: Sequence[str] = SAID_KEYS
+) -> tuple[str, str] | None:
+    """The first of the ``keys`` of a message of which a text is not in the rendered chat, and that
+    text; None where all of them are.
+    """
+    for key in keys:
+        for text in _texts_of(message, key):
+            if not stands_in(text, rendered):
+                return key, text
+    return None
 
 
 def texts_of(message: Message) -> list[str]:
     """What of a message must be found in the rendered chat: its content, and what it calls."""
-    content = message.get("content")
-    texts = [content] if isinstance(content, str) else []
-    for call in (*(message.get("tool_calls") or ()), message.get("function_call")):
+    return [text for key in SAID_KEYS for text in _texts_of(message, key)]
+
+
+def _texts_of(message: Message, key: str) -> list[str]:
+    value = message.get(key)
+    if key not in SAID_KEYS[1:]:
+        return [value] if isinstance(value, str) else []
+    texts: list[str] = []
+    for call in value if isinstance(value, (list, tuple)) else [value]:
         function = call.get("function", call) if isinstance(call, dict) else {}
-        texts += [str(function[key]) for key in ("name",) if key in function]
+        texts += [str(function["name"])] if "name" in function else []
         arguments = function.get("arguments")
         with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments

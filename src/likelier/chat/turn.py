@@ -84,7 +84,8 @@ def _reasoned(
             return chat[-1], as_text(encoder, said) + end + space + rest.lstrip("\n"), rule
         if closing:
             return chat[-1], as_text(encoder, parts.thought) + closing + rest, rule
-    message = "the template leaves out the reasoning of the answer"
+    key = next((f", {key}" for key in thinking.KEYS if chat[-1].get(key)), "")
+    message = f"the template leaves out the reasoning of the answer{key}"
     raise Unfit("reasoning", None, message, thinking.SILENT)
 
 

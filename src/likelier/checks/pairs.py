@@ -10,7 +10,7 @@ import numpy as np
 from likelier.base.findings import Finding, Unfit
 from likelier.chat.boundary import scored_block
 from likelier.chat.messages import ROLES, Chat, Message
-from likelier.chat.render import render_chat, stands_in, texts_of
+from likelier.chat.render import SAID_KEYS, left_out, render_chat, texts_of
 from likelier.chat.thinking import KEYS
 from likelier.chat.tokenizer import BREAK, Encoder
 from likelier.checks.rules import finding
@@ -36,7 +36,7 @@ MAX_SCRIPT_CHARACTERS = 4000  # of a text, from which its script is found
 MIN_REPEATED_CHARACTERS = 20  # a shorter prompt may stand before an answer by chance
 FOREIGN_TOKENS_PER_CHARACTER = 1.5  # Hangul that a byte tokenizer does not know takes 3
 MIN_FOREIGN_TOKENS = 50  # a shorter text is never called foreign
-LOOKED_FOR = ("role", "content", "tool_calls", "function_call", *KEYS)  # in every row
+LOOKED_FOR = (*SAID_KEYS, *KEYS)  # keys of messages, in the rendering of every row
 MIN_ADDED_LETTERS = 15  # a header has about as many
 DECOMPOSED = re.compile("[\u1100-\u1112][\u1161-\u1175]")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -145,19 +145,10 @@ def findings_as_tokens(
         if isinstance(side, str):
             continue
         for number, turn in enumerate(side if name == "prompt" else side[:-1]):
-            if what := _left_out(turn, rendered if name == "prompt" else whole):
-                message = f"the template leaves out {what} of the {turn['role']}'s turn"
+            lost = left_out(turn, rendered if name == "prompt" else whole, LOOKED_FOR)
+            if lost is not None:
+                message = f"the template leaves out {lost[0]} of the {turn['role']}'s turn"
                 yield finding("drops", pair.source, message, f"{name}[{number}]")
-
-
-def _left_out(turn: Message, rendered: str) -> str:
-    """What of a message is not in the rendered chat, in words; empty where all of it is."""
-    if not all(stands_in(text, rendered) for text in texts_of(turn)):
-        return "text"
-    for key in KEYS:
-        if isinstance(turn.get(key), str) and not stands_in(turn[key], rendered):
-            return f'"{key}"'
-    return ""
 
 
 def findings_as_rendered(encoder: Encoder, pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -193,7 +184,7 @@ def _other_keys(message: Message) -> Iterator[str]:
         if key in ("weight", "train"):  # these likelier reads, where a turn may be learned
             if message["role"] != "assistant" and value:
                 yield key
-        elif key not in LOOKED_FOR and value not in ("", [], {}, False):
+        elif key not in ("role", *LOOKED_FOR) and value not in ("", [], {}, False):
             yield key
 
 
