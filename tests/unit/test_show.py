@@ -55,6 +55,15 @@ def test_every_end_is_marked_as_a_stop(tmp_path: Path, model: str, capsys) -> No
     assert rejected.endswith(f"{stop} ") and rejected.count(stop) == 1
 
 
+def test_a_header_that_ends_the_prompt_is_no_stop(tmp_path: Path, model: str, capsys) -> None:
+    template = TEMPLATE.replace("<|assistant|>\n", "<|assistant|>")
+    template = template.replace("|>\n{{ m", "|>{{ m")
+    (Path(model) / "chat_template.jinja").write_text(template, "utf-8")
+    assert main(["show", write(tmp_path, SYSTEM), "--model", model]) == 0
+    shown = capsys.readouterr().out
+    assert "<|assistant|>" in shown and "[stop <|assistant|>]" not in shown
+
+
 def test_rows_that_cannot_be_used_are_shown(tmp_path: Path, model: str, capsys) -> None:
     rows = [SYSTEM, {"prompt": "a"}, {**ROW, "rejected": ROW["chosen"]}, ROW]
     data = write(tmp_path, *rows)

@@ -183,7 +183,8 @@ def _runs(
 
     A stop is every id at which generation ends, and a control token that ends an answer.
     """
-    ends = {*encoder.end_ids.values(), *encoder.control & {*side.tokens[-1:]}}
+    last = {*side.tokens[-1:]} if any(side.scored) else set()  # a prompt may end in a header
+    ends = {*encoder.end_ids.values(), *encoder.control & last}
     marked = [
         ("scored" if wanted else unscored, token in ends, number < same)
         for number, (token, wanted) in enumerate(zip(side.tokens, side.scored, strict=True))
