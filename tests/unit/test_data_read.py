@@ -108,6 +108,21 @@ def test_a_missing_number_may_be_nan(tmp_path: Path) -> None:
     assert [f.field for f in load_pairs(path, {}).findings] == ["margin"]
 
 
+def test_an_odd_cell_does_not_cost_the_neighbours_of_its_row(tmp_path: Path) -> None:
+    """Rows of one completion each, of which the neighbours with one prompt become a list."""
+    path = tmp_path / "p.jsonl"
+    cells = [('"가"', "1"), ('"나"', "1e400"), ('"\\ud800"', "2"), ('"다"', "3")]
+    lines = [f'{{"prompt": "?", "response": {text}, "score": {score}}}' for text, score in cells]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    loaded = load_pairs(path, {})
+    assert [(f.code, f.source, f.field) for f in loaded.findings if f.severity == "error"] == [
+        ("json", f"{path}:2", "score"), ("json", f"{path}:3", "response"),
+    ]  # fmt: skip
+    assert [(pair.chosen, pair.rejected) for pair in loaded.pairs] == []
+    path.write_text("\n".join([lines[1], lines[0], lines[3], lines[2]]), encoding="utf-8")
+    assert [(pair.chosen, pair.rejected) for pair in load_pairs(path, {}).pairs] == [("다", "가")]
+
+
 def test_the_name_of_a_column_may_be_odd(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(GOOD[:-1] + b', "\\udfff\\u0000": 1}')

@@ -132,7 +132,7 @@ def test_a_damaged_arrow_file_is_never_read_as_a_short_one(tmp_path: Path) -> No
     """Wherever it is cut: a stream without its end is read by pyarrow as a whole one."""
     path = saved(tmp_path / "saved", ["a.arrow"]) / "a.arrow"
     content = path.read_bytes()
-    for length in range(1, len(content), 8):
+    for length in range(4, len(content), 4):
         path.write_bytes(content[:length])
         found = load_pairs(path, {}).findings
         assert [f.code for f in found if f.severity == "error"] == ["arrow"], length

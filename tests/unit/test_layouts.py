@@ -116,6 +116,14 @@ def test_whole_chats_with_a_label(column: str) -> None:
     assert (pair.prompt, pair.chosen, pair.label) == ((user(ASK),), (bot(GOOD),), True)
 
 
+def test_a_rejected_answer_of_several_turns_answers_the_last_question() -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "날씨", "arguments": {}}}]}
+    result = {"role": "tool", "content": "비"}
+    worse = [call, result, bot(BAD)]
+    pair = the_pair({"messages": [user(ASK), call, result, bot(GOOD)], "rejected_messages": worse})
+    assert sides(pair) == ((user(ASK),), (call, result, bot(GOOD)), tuple(worse))
+
+
 def test_naming_the_messages_as_chosen_works_too() -> None:
     """As the hint on such rows once said, without success."""
     row, expected = LAYOUTS["ms-swift, text"]
@@ -149,6 +157,7 @@ DISPUTED = {
     "prompt": {"prompt": "가", "question": "나", **ANSWERS},
     "a passage": {"question": "가", "context": "나", **ANSWERS},
     "an input of another prompt": {"prompt": "가", "input": "나", **ANSWERS},
+    "a history as text": {"prompt": "가", "history": "나", **ANSWERS},
     "messages": {"prompt": "가", "messages": [user("나")], **ANSWERS},
     "chosen": {"prompt": ASK, "chosen_response": "또", **ANSWERS},
     "rejected": {"prompt": ASK, "rejected_response": "또", **ANSWERS},
@@ -472,6 +481,16 @@ def test_roles_and_keys_of_sharegpt(one: tuple[str, str], other: tuple[str, str]
     row = {"prompt": [turn(other[0], ASK)], "chosen": [turn(other[1], GOOD)],
            "rejected": turn(other[1], BAD)}  # fmt: skip
     assert sides(the_pair(row)) == CHAT
+
+
+def test_messages_stored_by_columns() -> None:
+    """As a ``Sequence`` of messages is stored by `datasets`: an object of lists."""
+    row = {"prompt": {"from": ["human"], "value": [ASK]},
+           "chosen": {"role": ["assistant"], "content": [GOOD], "name": [None]},
+           "rejected": {"role": ["assistant"], "content": [BAD], "name": [None]}}  # fmt: skip
+    assert sides(the_pair(row)) == CHAT
+    row["prompt"]["value"].append("또")
+    assert the_error(row).field == "prompt[0].role"
 
 
 def test_a_turn_of_sharegpt_keeps_its_further_keys() -> None:

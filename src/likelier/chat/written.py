@@ -8,8 +8,10 @@ from likelier.base.findings import Unfit
 from likelier.chat.messages import Chat, Message, as_list, check_end, read_messages, read_text
 
 # The keys of a message that hold what is said; a template is shown all of them.
-SAID = ("role", "content", "name", "tool_calls", "function_call", "tools",
-        "reasoning_content", "reasoning", "thinking", "thoughts")  # fmt: skip
+SAID = frozenset({
+    "role", "content", "name", "tool_calls", "function_call", "tools",
+    "reasoning_content", "reasoning", "thinking", "thoughts",
+})  # fmt: skip
 # What Python prints of a list of messages, or numpy of an array of them.
 _PRINTED = re.compile(r"\s*(array\()?\[\s*\{\s*'\w+'\s*:.*[\])]\s*", re.DOTALL)
 _KEYS_PRINTED = (r"'(role|from)'\s*:", r"'(content|value|tool_calls)'\s*:")
@@ -31,6 +33,10 @@ def turns_in(value: Any, field: str) -> Any:
 
     Any other text is text: answers are JSON in some sets.
     """
+    if isinstance(value, dict) and ({"role", "from"} & value.keys()) and _is_table(value):
+        value = [
+            dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)
+        ]
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "a"):
         if _PRINTED.fullmatch(value) and all(re.search(key, value) for key in _KEYS_PRINTED):
             message = "messages as Python prints them, which is no JSON"
@@ -39,6 +45,12 @@ def turns_in(value: Any, field: str) -> Any:
         if isinstance(turns, list) and turns and all(map(_is_message, turns)):
             value = turns
     return as_list(value)
+
+
+def _is_table(value: dict[str, Any]) -> bool:
+    """Whether an object holds lists of one length, as a ``Sequence`` of ``datasets`` is stored."""
+    lengths = {len(column) if isinstance(column, list) else -1 for column in value.values()}
+    return len(lengths) == 1 and min(lengths) > 0
 
 
 def _is_message(item: Any) -> bool:
@@ -62,7 +74,7 @@ def said_in(turn: Message) -> Message:
     """What of a message is said, so that two can be compared: ids, times and notes beside it are
     not. The ids of calls are names that the parties give them.
     """
-    said = {key: turn[key] for key in SAID if key in turn}
+    said = {key: value for key, value in turn.items() if key in SAID}
     if isinstance(calls := said.get("tool_calls"), list):
         said["tool_calls"] = [
             {key: value for key, value in call.items() if key not in ("id", "index")}
@@ -73,6 +85,9 @@ def said_in(turn: Message) -> Message:
 
 
 def begins_with(chat: Chat, start: Chat) -> bool:
+    """Whether a chat begins with the same messages, by what is said in them."""
+    if chat[0]["role"] != start[0]["role"]:
+        return False
     return [*map(said_in, chat[: len(start)])] == [*map(said_in, start)]
 
 
@@ -86,7 +101,7 @@ def split_chats(chosen: Chat, rejected: Chat) -> tuple[Chat, Chat, Chat]:
     """Cut two conversations after the whole messages that they share."""
     shared = 0
     for one, other in zip(chosen, rejected, strict=False):
-        if said_in(one) != said_in(other):
+        if one != other and said_in(one) != said_in(other):
             break
         shared += 1
     cut = min(shared, len(chosen) - 1, len(rejected) - 1)  # each answer keeps a turn

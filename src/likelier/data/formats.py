@@ -65,7 +65,7 @@ def read_row(row: Row, form: Format) -> list[Pair | Finding]:
         if isinstance(cell := row.record.get(field), Finding):  # what its reader says of it
             return [replace(cell, source=row.source, field=field)]
     try:
-        for name in form.rivals:
+        for name in () if form.all_rivals.isdisjoint(row.record) else form.rivals:
             if name != "prompt":
                 check_rivals(row.record, form, name)
         if form.shape == "pairs":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, groupby, islice
 from typing import Any, Literal
 
@@ -84,6 +85,11 @@ class Format:
     shape: Shape = "pairs"
     style: str = ""
     rivals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def all_rivals(self) -> frozenset[str]:
+        """Every rival, so that a row without one is known at once."""
+        return frozenset(chain.from_iterable(self.rivals.values()))
 
     def describe(self) -> str:
         """What was recognised, in one line."""
@@ -249,10 +255,7 @@ def _rivals(
             continue  # a row without a prompt says so; an input is a rival of the prompt
         if name == "history" and not whole:
             continue  # likewise
-        aliases = COLUMN_ALIASES[name]
-        if name in ("first", "second"):
-            aliases = (*COLUMN_ALIASES["first"], *COLUMN_ALIASES["second"])
-        others = tuple(dict.fromkeys(alias for alias in aliases if alias not in taken))
+        others = tuple(alias for alias in COLUMN_ALIASES[name] if alias not in taken)
         if others:
             rivals[name] = others
     return rivals
@@ -341,7 +344,7 @@ def _grouped(rows: Iterable[Row | Finding], form: Format) -> Iterator[Row | Find
 
 def without_unused(row: Row, form: Format) -> Row:
     """The row without what stands in columns that are never read: it may be anything."""
-    read = {*form.columns.values(), *chain.from_iterable(form.rivals.values())}
+    read = {*form.columns.values(), *form.all_rivals}
     read |= {"prompt", "chosen", "rejected", *map(model_column, COLUMN_ALIASES["first"])}
     read |= {*map(model_column, COLUMN_ALIASES["second"])}
     cells = {key: cell if key in read else None for key, cell in row.record.items()}
@@ -365,6 +368,7 @@ def _undisputed(row: Row | Finding, form: Format) -> Row | Finding:
             raise Unfit("score", form.columns["score"], "ranks of single completions", hint)
     except Unfit as unfit:
         return unfit.at(row.source)
-    cells = (row.record.get(column) for column in form.columns.values())
-    bad = next((cell for cell in cells if isinstance(cell, Finding)), None)
-    return row if bad is None else replace(bad, source=row.source)
+    for column in form.columns.values():
+        if isinstance(cell := row.record.get(column), Finding):
+            return replace(cell, source=row.source, field=column)
+    return row
