@@ -126,3 +126,23 @@ def test_spaces_of_sentencepiece_are_shown() -> None:
 def test_show_needs_no_torch(tmp_path: Path, model: str) -> None:
     code, said, _ = answered("show", write(tmp_path, ROW), "--model", model)
     assert code == 0 and said == ["no torch"]
+
+
+def test_the_advice_to_look_can_be_followed(tmp_path: Path, capsys) -> None:
+    """A finding says to look at the row; that leads to what the template writes of it."""
+    model = str(tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'][:1]")
+    tokenizer.save_pretrained(model)
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "exaone4"}')
+    short = {"prompt": [turn("user", "가")], "chosen": [turn("assistant", "나")],
+             "rejected": [turn("assistant", "다")]}  # fmt: skip
+    data = write(tmp_path, *[short] * 30, {**short, "chosen": [turn("assistant", "나라")]})
+    assert main(["check", data, "--model", model]) == 65
+    lines = capsys.readouterr().out.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("error "))
+    assert "leaves out text of the answer" in lines[place] and "--row" in lines[place + 1]
+    row = lines[place].split(":")[1].split()[0]
+    assert main(["show", data, "--model", model, "--row", row]) == 65
+    said = capsys.readouterr().out
+    assert "pairs.jsonl:31" in said and "<|assistant|>\n나<|end|>" in said

@@ -77,7 +77,7 @@ def prompt_text(encoder: Encoder, prompt: Sequence[Message], tools: Tools = ()) 
     text = texts[0][: shared_start(*texts)]
     if not text.replace(BREAK, "").endswith(begun.lstrip()):
         message = "the template changes the assistant's turn at the end of the prompt"
-        raise Unfit("prefix", "prompt", message, "look at it with `likelier show`")
+        raise Unfit("prefix", "prompt", message, "look at it with `likelier show --row`")
     return text
 
 

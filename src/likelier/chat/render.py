@@ -85,7 +85,7 @@ def lost_text(message: Message, rendered: str) -> Unfit | None:
     if lost is None:
         return None
     if lost[0] == "content":
-        hint = "look at it with `likelier show`"
+        hint = "look at it with `likelier show --row`"
         if message.get("tool_calls"):
             hint = "delete the text beside the call: the template writes the call alone"
         return Unfit("template", None, "the template leaves out text of the answer", hint)

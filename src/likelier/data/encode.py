@@ -231,7 +231,7 @@ class _Ids:
                 stop, *new = self._checked(self.whole, segment.text)
                 if stop != tokens[-1]:
                     message = "a later turn does not begin after the stop of the one before"
-                    raise Unfit("template", None, message, "look at it with `likelier show`")
+                    raise Unfit("template", None, message, "look at it with `likelier show --row`")
             tokens += new
             scored += [segment.scored] * len(new)
         return Completion(self._embedded(tuple(tokens)), tuple(scored))
