@@ -13,8 +13,10 @@ from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import DataError
 from likelier.cli import main
-from likelier.data.formats import SCORE_KEYS, TEXT_KEYS
-from likelier.data.shapes import COLUMN_ALIASES
+from likelier.data import records
+from likelier.data.formats import SCORE_KEYS, TEXT_KEYS, read_row
+from likelier.data.memory import rows_from_memory
+from likelier.data.shapes import COLUMN_ALIASES, Format, recognised, without_unused
 
 Row = dict[str, Any]
 GOOD, BAD = "⊕", "⊖"  # the better answer has the one in it, the worse the other
@@ -213,3 +215,14 @@ def test_undisturbed_rows_are_all_used(layout: str, name: str | None, tmp_path: 
     all_accounted_for(loaded, 4)
     assert len(loaded.pairs) + len(loaded.labelled) == (1 if layout == "scored" else 4)
     assert loaded.left_out == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_many_rows_in_other_processes_are_read_alike(layout: str) -> None:
+    """The rows are sent without what their format does not read."""
+    rows = [LAYOUTS[layout](f"{n}?", f"{n} {GOOD}", f"{n} {BAD}", n % 2 == 0) for n in range(40)]
+    form, items = recognised(rows_from_memory(rows), Format())
+    sent = list(items)
+    for row in sent:
+        assert isinstance(row, records.Row)
+        assert read_row(without_unused(row, form), form) == read_row(row, form)

@@ -88,6 +88,11 @@ def test_a_set_that_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (loaded.rows, loaded.left_out) == (6, 0)
     assert main(["check", str(path)]) == 0
     assert "6 pairs" in capsys.readouterr().out
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{}]}))
+    with pytest.raises(DataError, match="a selection of its rows"):
+        files_of(path)
+    (path / "state.json").write_text(json.dumps(state))
     (path / "data-00001-of-00002.arrow").unlink()
     with pytest.raises(DataError, match=r"lacks data-00001-of-00002\.arrow"):
         files_of(path)

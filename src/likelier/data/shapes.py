@@ -345,7 +345,8 @@ def _grouped(rows: Iterable[Row | Finding], form: Format) -> Iterator[Row | Find
 def without_unused(row: Row, form: Format) -> Row:
     """The row without what stands in columns that are never read: it may be anything."""
     read = {*form.columns.values(), *form.all_rivals}
-    read |= {"prompt", "chosen", "rejected", *map(model_column, COLUMN_ALIASES["first"])}
+    read |= {"prompt", "chosen", "rejected", "completions"}  # also where no column is named so
+    read |= {*map(model_column, COLUMN_ALIASES["first"])}
     read |= {*map(model_column, COLUMN_ALIASES["second"])}
     cells = {key: cell if key in read else None for key, cell in row.record.items()}
     return replace(row, record=cells)

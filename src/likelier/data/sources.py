@@ -205,8 +205,12 @@ def _saved_tables(folder: Path) -> list[str] | None:
     try:
         record = json.loads((folder / "state.json").read_bytes())
         names = [str(table["filename"]) for table in record["_data_files"]]
+        is_selection = bool(record.get("_indices_data_files"))  # as datasets before 2.0 saved
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    if is_selection:
+        hint = "load it with datasets, and save it again"
+        raise DataError("the saved set is a selection of its rows", where=str(folder), hint=hint)
     lost = [name for name in names if not (folder / name).is_file()]
     if lost:
         hint = "save the set again, or copy the whole folder"
