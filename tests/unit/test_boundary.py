@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.support.chat_families import families, generation_of, tokenizer_of
 from tests.support.data import encode_pair
-from tests.support.tokenizers import CHATML, byte_level
+from tests.support.tokenizers import CHATML, EXAONE4, byte_level
 
 from likelier.base.errors import DataError
 from likelier.base.findings import Finding
@@ -214,6 +214,13 @@ def test_reasoning_behind_a_block_that_the_prompt_closed_is_refused() -> None:
     assert refused.hint == "set data.template.enable_thinking: true"
     tokens = encode_pair(family("Qwen3", enable_thinking=True), one)
     assert said(encoder, tokens.chosen).startswith(f"<think>\n{THOUGHT}\n</think>\n\n{SAID}")
+
+
+def test_a_prompt_that_closes_its_block_takes_no_reasoning_that_would_follow_it() -> None:
+    """The template writes the content as it is, behind an empty block: it would think twice."""
+    encoder = build_encoder(byte_level(EXAONE4, eos="[|endofturn|]"))
+    refused = error_of(encoder, pair(f"<think>\n{THOUGHT}\n</think>\n\n{SAID}"))
+    assert refused.code == "reasoning" and "closes the thinking block" in refused.message
 
 
 def test_markers_of_reasoning_are_control_tokens_where_they_begin_an_answer() -> None:
