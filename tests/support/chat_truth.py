@@ -203,6 +203,13 @@ class Oracle:
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _continued(self, text: str) -> tuple[int, ...]:
+        """The ids of a text that continues another: without the space that some put before one."""
+        begun = self._ids("\n")
+        if not self.tokenizer.convert_ids_to_tokens(begun[0]).startswith("▁"):
+            return self._ids(text)
+        return self._ids("\n" + text)[len(begun) :]
+
     def _side(
         self, prompt: Sequence[Turn], answer: Sequence[Turn], tools: Any, one_reasons: bool
     ) -> tuple[tuple[int, bool], ...]:
@@ -217,9 +224,10 @@ class Oracle:
                 shut, said = self._answer(chat, turn, before, tools)
                 if self._thought(turn) not in said:
                     raise NoTruth("the template has no place for the reasoning")
-                found += [(token, one_reasons) for token in self._ids(shut)]
+                found += [(token, one_reasons) for token in self._continued(shut)]
                 stop = self.family.stop_of(turn)
-                found += [(token, True) for token in (*self._ids(said), *self._ids(stop))]
+                end = self.tokenizer.convert_tokens_to_ids(stop)
+                found += [(token, True) for token in (*self._continued(said), end)]
                 done = before + shut + said + stop
             chat.append(turn)
         return tuple(found)
@@ -286,7 +294,8 @@ class Oracle:
 def _with_date(source: str, today: str) -> str:
     """The template with a fixed date in place of today's."""
     day = date.fromisoformat(today)
-    return re.sub(r"strftime_now\('([^']*)'\)", lambda m: repr(day.strftime(m[1])), source)
+    asked = r"""strftime_now\((['"])(.*?)\1\)"""
+    return re.sub(asked, lambda found: repr(day.strftime(found[2])), source)
 
 
 def _decoded(chat: Sequence[Turn], family: ChatFamily) -> list[Turn]:

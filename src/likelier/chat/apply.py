@@ -53,10 +53,22 @@ def apply_template(
     if not getattr(encoder.tokenizer, "chat_template", None):
         hint = "use text columns, or a model with a chat template"
         raise Unfit("template", None, "this tokenizer has no chat template for messages", hint)
+    hint = "use a model whose template knows tools, or delete them"
     if tools and "tools" not in encoder.tool_reads:
-        hint = "use a model whose template knows tools, or delete them"
         raise Unfit("tools", "tools", "the chat template does not read tools", hint)
-    return _render(encoder, in_form(encoder, messages, tools), generate, tools)
+    try:
+        return _render(encoder, in_form(encoder, messages, tools), generate, tools)
+    except Unfit as unfit:
+        if tools and not _takes(encoder, tools):
+            raise Unfit("tools", "tools", f"{unfit.message} (of these tools)", hint) from unfit
+        raise
+
+
+def _takes(encoder: Encoder, tools: Sequence[Message]) -> bool:
+    """Whether the template takes these tools beside a plain question."""
+    with suppress(Unfit):
+        return bool(_render(encoder, [{"role": "user", "content": _SAID}], True, tools))
+    return False
 
 
 def in_form(
