@@ -231,6 +231,27 @@ def test_a_column_that_only_later_rows_have_is_not_lost() -> None:
     assert len(load_memory(rows, format_with({"system": None, "prompt": "prompt"})).pairs) == 203
 
 
+def test_sources_that_are_mixed_may_have_names_of_their_own() -> None:
+    rows = [
+        {"prompt": ASK, **ANSWERS},
+        {"question": ASK, **ANSWERS},
+        {"instruction": ASK, "chosen_response": GOOD, "rejected_response": BAD},
+        {"question": "", "chosen_response": GOOD, "rejected_response": BAD},
+        {"question": ASK, "query": "또", **ANSWERS},
+        {"instruction": ASK, "input": "글", **ANSWERS},
+    ]
+    loaded = load_memory(rows, {})
+    assert [sides(pair) for pair in loaded.pairs] == [(ASK, GOOD, BAD)] * 3
+    errors = [finding for finding in loaded.findings if finding.severity == "error"]
+    assert [(f.code, f.source, f.field) for f in errors] == [
+        ("empty", "train[3]", "question"),
+        ("column", "train[4]", "prompt"),
+        ("column", "train[5]", "prompt"),
+    ]
+    loaded = load_memory(rows, Format({"prompt": "prompt"}))  # the user's word wins
+    assert len(loaded.pairs) == 1
+
+
 def test_null_leaves_a_column_out() -> None:
     wrong = {"prompt": "딴 것", "chosen": [user(ASK), bot(GOOD)], "rejected": [user(ASK), bot(BAD)]}
     found = the_error(wrong)

@@ -38,6 +38,7 @@ from likelier.data.shapes import (
     Format,
     check_rivals,
     counts_down,
+    for_row,
     is_empty,
     model_column,
 )
@@ -64,6 +65,7 @@ def read_row(row: Row, form: Format) -> list[Pair | Finding]:
     for field in form.columns.values() or PAIR_COLUMNS:
         if isinstance(cell := row.record.get(field), Finding):  # what its reader says of it
             return [replace(cell, source=row.source, field=field)]
+    form = for_row(row.record, form)
     try:
         for name in () if form.all_rivals.isdisjoint(row.record) else form.rivals:
             if name != "prompt":

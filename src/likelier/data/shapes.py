@@ -61,6 +61,7 @@ OPTIONAL: dict[Shape, tuple[str, ...]] = {
     "scored": _BESIDE[1:],
 }
 WHOLE_CHATS = ("messages", "conversations", "conversation")  # chosen, where only rejected is named
+CALLED_OTHERWISE = ("prompt", "chosen", "rejected", "completion", "completions", "label", "system")
 RANKS = ("rank", "ranks", "rankings")  # columns in which 1 is the best
 SIGNED = "overall_preference"  # of the numbers that say which answer is better
 
@@ -284,6 +285,19 @@ def check_rivals(record: Mapping[str, Any], form: Format, name: str) -> None:
             hint = "set data.columns.first: {first} and data.columns.second: {second}"
             hint = hint.format_map(form.columns)
         raise Unfit("column", other, message, hint)
+
+
+def for_row(record: Mapping[str, Any], form: Format) -> Format:
+    """The format of a row, which may call a column otherwise than the first rows do: sources that
+    are mixed have names of their own.
+    """
+    other = {
+        name: there[0]
+        for name in CALLED_OTHERWISE
+        if (ours := form.columns.get(name)) is not None and ours not in record
+        and len(there := [alias for alias in form.rivals.get(name, ()) if alias in record]) == 1
+    }  # fmt: skip
+    return replace(form, columns={**form.columns, **other}) if other else form
 
 
 def counts_down(column: str) -> bool:
