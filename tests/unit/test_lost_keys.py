@@ -65,6 +65,8 @@ def test_a_key_may_be_read_in_the_last_turn_only() -> None:
     last = [bot("언어.", mood="y")]
     assert found([pair(moods, last)], LAST) == [("lost", "a:1", "prompt[1].mood")]
     assert found([pair(moods[:1], last)], LAST) == []
+    both = [pair(moods[:1], last), pair(moods, last)]  # what is known of the last is of no other
+    assert found(both, LAST) == found(both[::-1], LAST) == found(both[1:], LAST)
 
 
 def test_a_key_that_the_template_needs_is_read() -> None:

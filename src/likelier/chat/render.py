@@ -66,19 +66,6 @@ def _guard(encoder: Encoder, value: Any) -> Any:
     return value
 
 
-def reads_key(
-    encoder: Encoder, chat: Sequence[Message], number: int, key: str, tools: Sequence[Message] = ()
-) -> bool:
-    """Whether the rendered chat changes where a key of one of its messages is taken away."""
-    bare = {name: value for name, value in chat[number].items() if name != key}
-    without = [*chat[:number], bare, *chat[number + 1 :]]
-    try:
-        whole = render_chat(encoder, chat, False, tools)
-        return whole != render_chat(encoder, without, False, tools)
-    except Unfit:  # the template needs the key
-        return True
-
-
 def lost_text(message: Message, rendered: str) -> Unfit | None:
     """Why a rendered turn cannot be used: the template loses words of it (space may go)."""
     lost = left_out(message, rendered.replace(BREAK, ""))

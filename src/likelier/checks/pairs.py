@@ -10,7 +10,7 @@ import numpy as np
 from likelier.base.findings import Finding, Unfit
 from likelier.chat.boundary import scored_block
 from likelier.chat.messages import ROLES, Chat, Message
-from likelier.chat.render import SAID_KEYS, left_out, reads_key, render_chat, texts_of
+from likelier.chat.render import SAID_KEYS, left_out, render_chat, texts_of
 from likelier.chat.thinking import KEYS
 from likelier.chat.tokenizer import BREAK, Encoder
 from likelier.checks.rules import finding
@@ -168,7 +168,7 @@ def findings_as_rendered(encoder: Encoder, pairs: Sequence[Pair]) -> Iterator[Fi
                 for key in _other_keys(message):
                     place = (key, message["role"], number == len(chat) - 1)
                     if place not in read:
-                        read[place] = reads_key(encoder, chat, number, key, pair.tools)
+                        read[place] = _reads(encoder, pair, chat, number, key)
                     if not read[place]:
                         inside = number - len(pair.prompt)
                         at = f"prompt[{number}]" if inside < 0 else f"{name}[{inside}]"
@@ -186,6 +186,17 @@ def _other_keys(message: Message) -> Iterator[str]:
                 yield key
         elif key not in ("role", *LOOKED_FOR) and value not in ("", [], {}, False):
             yield key
+
+
+def _reads(encoder: Encoder, pair: Pair, chat: Chat, number: int, key: str) -> bool:
+    """Whether the rendered chat changes where a key of one of its messages is taken away."""
+    bare = {name: value for name, value in chat[number].items() if name != key}
+    without = [*chat[:number], bare, *chat[number + 1 :]]
+    try:
+        whole = render_chat(encoder, chat, False, pair.tools)
+        return whole != render_chat(encoder, without, False, pair.tools)
+    except Unfit:  # the template needs the key
+        return True
 
 
 def _wrong_bos(encoder: Encoder, prompt: Sequence[int]) -> str:

@@ -1,7 +1,6 @@
 """Rows that are in memory already, in any of the forms in which programs hold tables."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,7 @@ def rows_from_memory(rows: Any, name: str = "train") -> Iterator[Row | Finding]:
         return _located(_of_columns(rows, name), name)
     if isinstance(rows, (str, Path)):
         return read_data(rows)
-    records = _located(_records_of(rows, name), name)
-    if not _is_table(rows):
-        return records
-    return (
-        replace(row, record=without_gaps(row.record)) if isinstance(row, Row) else row
-        for row in records
-    )
+    return _located(_records_of(rows, name), name, _is_table(rows))
 
 
 def _no_rows(rows: Any, name: str, hint: str) -> DataError:
@@ -94,11 +87,12 @@ def _records_of(rows: Any, name: str) -> Iterable[Any]:
     return rows
 
 
-def _located(records: Iterable[Any], name: str) -> Iterator[Row | Finding]:
+def _located(records: Iterable[Any], name: str, table: bool = False) -> Iterator[Row | Finding]:
     for number, record in enumerate(records):
         source = f"{name}[{number}]"
         if isinstance(record, Mapping):
-            yield Row(source, {str(key): _cell(value) for key, value in record.items()})
+            cells = {str(key): _cell(value) for key, value in record.items()}
+            yield Row(source, without_gaps(cells) if table else cells)
         else:
             message = f"a dict is expected, found {type(record).__name__}"
             yield Finding("type", "error", source, None, message, "make each row a dict")
