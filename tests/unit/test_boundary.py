@@ -175,6 +175,21 @@ def test_the_bytes_that_close_are_the_template_s_own() -> None:
     assert said(family("Nemotron 3"), spaced.chosen, False) == "</think>"
 
 
+OFF = "{% if not (enable_thinking | default(true)) %}{{ '\n</think>\n\n' }}{% endif %}"
+BEHIND = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+
+
+@pytest.mark.parametrize("off, behind", [(OFF, ""), ("", BEHIND)])
+def test_a_block_is_closed_as_the_template_does_it_elsewhere(off: str, behind: str) -> None:
+    """In the prompt with thinking off; or behind a thought. Its plain answers have no block."""
+    template = CHATML.replace("assistant\n{% endif", f"assistant\n<think>\n{off}{{% endif")
+    template = template.replace("{{ m.content }}", behind + "{{ m.content }}")
+    encoder = build_encoder(byte_level(template, eos="<|im_end|>"))
+    tokens = encode_pair(encoder, pair(SAID))
+    assert said(encoder, tokens.chosen, False) == "\n</think>\n\n"
+    assert said(encoder, tokens.chosen) == f"{SAID}<|im_end|>"
+
+
 @pytest.mark.parametrize("name", ["QwQ", "DeepSeek R1", "DeepSeek R1 distilled"])
 def test_a_block_that_nothing_closes_is_refused_with_a_cure_that_works(name: str) -> None:
     encoder = family(name)

@@ -22,6 +22,7 @@ from likelier.chat.messages import Message, shared_start
 from likelier.chat.render import render_chat
 from likelier.chat.tokenizer import BREAK, Encoder
 from likelier.chat.turn import Turn, turn_behind
+from likelier.pages.texts import text as said_in
 
 
 @dataclass(frozen=True)
@@ -167,26 +168,17 @@ def scored_block(
 
 def notes_on(encoder: Encoder, cuts: Sequence[Cut], source: str) -> Iterator[Finding]:
     """What is to be said of how the answers of a pair were put behind their prompt."""
-    notes = {note for cut in cuts for note in cut.notes}
-    if "generation" in notes:
-        message = "the template generates behind another prompt than it writes in a finished chat"
-        hint = "nothing is needed: the answer is put behind the prompt that it is generated behind"
-        yield Finding("generation", "note", source, None, message, hint)
-    if "closed" in notes:
-        scored = any(cut.thinks for cut in cuts)
-        how = "scored, because the other answer reasons" if scored else "read, not scored"
-        message = f"an answer without reasoning closes the thinking block at once; that is {how}"
-        hint = "write the reasoning into the answers, if the model is to learn it"
-        yield Finding("closed", "note", source, None, message, hint)
-    if "continued" in notes:
-        message = "the prompt ends with an assistant's turn; the answers continue it"
-        hint = "end the prompt with a user's turn, if the answers are turns of their own"
-        yield Finding("continued", "note", source, None, message, hint)
-    if "ended" in notes:
-        own = next(text for text, end in encoder.end_ids.items() if end == encoder.stop)
-        message = f"the template does not end the last turn; the tokenizer's end token {own} does"
-        hint = "set eos_token_id in generation_config.json to the token that ends a turn"
-        yield Finding("ended", "note", source, None, message, hint)
+    own = next(text for text, end in encoder.end_ids.items() if end == encoder.stop)
+    how = "scored, as the other side reasons" if any(cut.thinks for cut in cuts) else "only read"
+    messages = {
+        "generation": "the template generates behind another header than it writes in a chat",
+        "closed": f"an answer without reasoning closes the thinking block at once; that is {how}",
+        "continued": "the prompt ends with an assistant's turn; the answers continue it",
+        "ended": f"the template does not end the last turn; the tokenizer's end token {own} does",
+    }
+    noted = {note for cut in cuts for note in cut.notes}
+    for code in (code for code in messages if code in noted):
+        yield Finding(code, "note", source, None, messages[code], said_in(f"findings.{code}.cure"))
 
 
 def learned(completion: Sequence[Message]) -> list[int]:
