@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from likelier.base.errors import StoppedEarly
 from likelier.batching.batch import lay_out
+from likelier.cli import main
 from likelier.model import frozen
 from likelier.model.adapters import attach_lora, checkpoint_activations
 from likelier.model.frozen import StoredEmbedding, StoredLinear, dtype_of, keep_stored, widen
@@ -338,6 +339,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield make_place(tmp_path_factory.mktemp("place"), rows=12, dtype=torch.bfloat16)
 
 
+KEPT = "; weights stay bfloat16 in memory, except in Exaone4RMSNorm\n"
 LORA: dict[str, Any] = {"kind": "lora", "r": 4}
 
 
@@ -347,7 +349,8 @@ def test_a_run_on_a_slow_processor(
     """It computes in float32, says so, passes its preflight, and resumes to the same bytes."""
     monkeypatch.setattr("likelier.model.load.multiplies_bfloat16", lambda device: False)
     whole = train(place.config("whole", adapter=LORA))
-    assert "computing in float32" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "computing in float32" in said and KEPT in said
     record = json.loads((whole.folder / "run.json").read_text("utf-8"))
     assert record["resolved"]["model"]["dtype"] == "float32"
     assert record["preflight"]["unit"] == "an answer"
@@ -361,6 +364,17 @@ def test_a_run_on_a_slow_processor(
         train(place.config("stopped", adapter=LORA), on_step=stop)
     train(place.config("stopped", adapter=LORA))
     assert differing(bytes_of(place.folder / "stopped"), bytes_of(whole.folder)) == []
+
+
+def test_scores_and_references_keep_their_weights_too(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("likelier.model.load.multiplies_bfloat16", lambda device: False)
+    assert main(["score", str(place.data), "--model", str(place.base)]) == 0
+    assert capsys.readouterr().err.count(KEPT) == 1
+    other = {"path": str(place.base)}
+    train(place.config("referred", reference=other, train__steps=1))
+    assert capsys.readouterr().err.count(KEPT) == 1  # the reference; all of the policy is trained
 
 
 def test_full_tuning_has_float32_masters(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
