@@ -2,12 +2,15 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from likelier.base import terminal as progress
+from likelier.base.files import append_lines
 from likelier.base.terminal import bar, say
+from likelier.run import _last_held_out
 
 
 def lines(total: int, done: int, parts: list[int], capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -69,3 +72,11 @@ def test_a_bar_and_its_figures_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyP
     last = plain.splitlines()[-2:]
     assert "12000/12000" in last[0] and "elapsed" in last[0] and "left" in last[0]
     assert "…" not in last[0] and last[1].strip() == text
+
+
+def test_a_run_that_resumes_shows_what_was_held_out_last(tmp_path: Path) -> None:
+    assert _last_held_out(tmp_path) == ""
+    rows = [{"step": 0, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5}, {"step": 1, "loss": 0.6},
+            {"step": 2, "eval_loss": 0.5, "eval_rewards/accuracies": 0.75}, {"step": 2}]  # fmt: skip
+    append_lines(tmp_path / "metrics.jsonl", rows)
+    assert _last_held_out(tmp_path) == "  held out: loss 0.5000  accuracy 75%"
