@@ -76,7 +76,11 @@ def test_a_bar_and_its_figures_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyP
 
 def test_a_run_that_resumes_shows_what_was_held_out_last(tmp_path: Path) -> None:
     assert _last_held_out(tmp_path) == ""
-    rows = [{"step": 0, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5}, {"step": 1, "loss": 0.6},
-            {"step": 2, "eval_loss": 0.5, "eval_rewards/accuracies": 0.75}, {"step": 2}]  # fmt: skip
+    rows = [
+        {"step": 0, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5},
+        {"step": 1, "loss": 0.6},
+        {"step": 2, "eval_loss": 0.5, "eval_rewards/accuracies": 0.75},
+        {"step": 3, "loss": 0.4},
+    ]
     append_lines(tmp_path / "metrics.jsonl", rows)
     assert _last_held_out(tmp_path) == "  held out: loss 0.5000  accuracy 75%"
