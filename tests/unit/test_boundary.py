@@ -215,6 +215,18 @@ def test_reasoning_that_the_template_drops_is_never_called_merged() -> None:
     assert THOUGHT in said(encoder, encode_pair(encoder, cured).chosen)
 
 
+def test_a_thought_may_be_a_part_of_its_marker() -> None:
+    for name in ("QwQ", "DeepSeek V3.1", "Command-R7B"):
+        encoder = replace(family(name), boundary="generation")
+        opens, closes = ("<|START_THINKING|>", "<|END_THINKING|>") if "R7" in name else (
+            "<think>", "</think>")  # fmt: skip
+        if name == "DeepSeek V3.1":
+            encoder = family(name, thinking=True)
+        texts = [f"{opens}\n{thought}\n{closes}\n\n{SAID}" for thought in ("T", "think")]
+        tokens = encode_pair(encoder, pair(*texts))
+        assert f"think\n{closes}\n\n{SAID}" in said(encoder, tokens.rejected)
+
+
 def test_a_short_thought_does_not_pass_for_a_word_of_the_answer() -> None:
     assert (
         error_of(family("Llama 3"), pair(bot("banana", reasoning_content="a"))).code == "reasoning"

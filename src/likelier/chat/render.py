@@ -8,7 +8,7 @@ from typing import Any
 from likelier.base.findings import Unfit
 from likelier.chat.apply import apply_template
 from likelier.chat.messages import Message
-from likelier.chat.thinking import parts_of
+from likelier.chat.thinking import parts_of, with_thought
 from likelier.chat.tokenizer import BREAK, Encoder
 
 SAID_KEYS = ("content", "tool_calls", "function_call")  # what a message says, looked for in a chat
@@ -58,7 +58,7 @@ def _guard(encoder: Encoder, value: Any) -> Any:
         if value.get("role") == "assistant" and (parts := parts_of(value)).head:
             head = parts.head
             if parts.thought:
-                head = head.replace(parts.thought, as_text(encoder, parts.thought), 1)
+                head = with_thought(head, as_text(encoder, parts.thought))
             guarded["content"] = head + as_text(encoder, parts.said)
         return guarded
     if isinstance(value, (list, tuple)):

@@ -30,8 +30,10 @@ SWITCHES: tuple[tuple[str, Any], ...] = (  # of templates that can be told to th
     ("reasoning_effort", "high"),
     ("thinking_budget", -1),
 )
-_OPENS = re.compile(rf"({'|'.join(map(re.escape, MARKERS))})\s*\Z")
-_ENDS = re.compile("|".join(map(re.escape, MARKERS.values())))
+_OPENING, _CLOSING = ("|".join(map(re.escape, some)) for some in (MARKERS, MARKERS.values()))
+_OPENS = re.compile(rf"({_OPENING})\s*\Z")
+_ENDS, _ANY = re.compile(_CLOSING), re.compile(f"{_OPENING}|{_CLOSING}")
+_HEAD = re.compile(rf"(\s*(?:{_OPENING})?\s*).*?(\s*(?:{_CLOSING})\n*)", re.DOTALL)
 _CLOSES = re.compile(rf"({'|'.join(map(re.escape, {*MARKERS.values()} - {'<|end|>'}))})\s*\Z")
 _SHUT = re.compile("|".join(rf"{re.escape(a)}\s*{re.escape(b)}" for a, b in MARKERS.items()))
 _INLINE = {
@@ -150,7 +152,7 @@ def continues(text: str, parts: Parts, block: str) -> bool:
     """Whether ``text``, written behind a prompt, says the thought, and all of it inside its block:
     behind an open one it is not opened again, and none was closed before it.
     """
-    at = text.find(parts.thought)
+    at = _ANY.sub(lambda found: "\0" * len(found[0]), text).find(parts.thought)
     before = text[: max(at, 0)]
     again = bool(block) and block.strip() in before
     return at >= 0 and not again and not any(end in before for end in MARKERS.values())
@@ -168,6 +170,12 @@ def without_empty(text: str, block: str) -> str:
     return re.sub(rf"\A\s*{opens}\s*{closes}\n*", "", text)
 
 
+def with_thought(head: str, thought: str) -> str:
+    """The content that holds a thought, with ``thought`` in its place."""
+    found = _HEAD.fullmatch(head)
+    return found[1] + thought + found[2] if found else head
+
+
 def marked(message: Message, letter: str) -> Message:
     """``message`` with a letter before its thought and its text (or before the names of its calls
     where it has no text), so that two of them part where these begin.
@@ -178,9 +186,8 @@ def marked(message: Message, letter: str) -> Message:
         if isinstance(message.get(key), str) and message[key].strip():
             changed[key] = letter + message[key]
     if isinstance(message.get("content"), str):
-        head = parts.head.replace(parts.thought, letter + parts.thought, 1) if parts.thought else ""
-        said = parts.said and letter + parts.said
-        changed["content"] = (head if parts.head and head else parts.head) + said
+        head = with_thought(parts.head, letter + parts.thought) if parts.thought else parts.head
+        changed["content"] = head + (parts.said and letter + parts.said)
     if not message.get("content") and isinstance(message.get("tool_calls"), (list, tuple)):
         changed["tool_calls"] = [_marked_call(call, letter) for call in message["tool_calls"]]
     return changed

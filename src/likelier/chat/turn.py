@@ -71,7 +71,9 @@ def _reasoned(
                 raise
             continue
         text = thinking.inside(text, block) if block else text
-        if text != silent and thinking.continues(text.replace(BREAK, ""), parts, block):
+        if text.split() != silent.split() and thinking.continues(
+            text.replace(BREAK, ""), parts, block
+        ):
             return form, text, rule
         dropped = dropped or (text, rule)
     if block and dropped:
