@@ -19,17 +19,10 @@ MARKERS = {  # what opens a thinking block, and what closes it
 SILENT = "delete the reasoning from the answer"
 KEYS = ("reasoning_content", "reasoning", "thinking")
 SWITCHES: tuple[tuple[str, Any], ...] = (  # of templates that can be told to think, or not to
-    ("enable_thinking", True),
-    ("enable_thinking", False),
-    ("thinking", True),
-    ("thinking", False),
-    ("skip_think", False),
-    ("skip_reasoning", False),
-    ("force_reasoning", False),
-    ("reasoning", True),
-    ("reasoning_effort", "high"),
-    ("thinking_budget", -1),
-)
+    ("enable_thinking", True), ("enable_thinking", False), ("thinking", True), ("thinking", False),
+    ("skip_think", False), ("skip_reasoning", False), ("force_reasoning", False),
+    ("reasoning", True), ("reasoning_effort", "high"), ("thinking_budget", -1),
+)  # fmt: skip
 _OPENING, _CLOSING = ("|".join(map(re.escape, some)) for some in (MARKERS, MARKERS.values()))
 _OPENS = re.compile(rf"({_OPENING})\s*\Z")
 _ENDS, _ANY = re.compile(_CLOSING), re.compile(f"{_OPENING}|{_CLOSING}")

@@ -110,7 +110,9 @@ def _closing(encoder: Encoder, block: str) -> str:
     thinking off, or else behind a thought. Empty where it writes none of these.
     """
     asked = {"role": "user", "content": _ASKED}
-    before = render_chat(encoder, [asked], True)
+    before = ""
+    with suppress(Unfit):
+        before = render_chat(encoder, [asked], True)
     if thinking.opened(before) != block:
         return ""
     space = rf"(\s*{re.escape(thinking.closing_of(block))}\s*)B"
