@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 11_500  # to come down to 8_000
+MOST_LINES_ON_THE_ROAD = 11_900  # to come down to 8_000
 MOST_LINES = 20_500  # to come down to 14_000
 MOST_MODULES = 116  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 62
@@ -28,12 +28,12 @@ LINES = {
     "api": 230,
     "base": 800,
     "batching": 490,
-    "chat": 2_000,
+    "chat": 2_100,
     "checks": 2_150,
     "cli": 560,
     "commands": 900,
     "config": 1_500,
-    "data": 3_600,
+    "data": 3_650,
     "demo": 750,
     "evaluation": 130,
     "export": 300,
