@@ -14,10 +14,10 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 11_900  # to come down to 8_000
-MOST_LINES = 20_500  # to come down to 14_000
-MOST_MODULES = 116  # with code; packages whose __init__.py holds a docstring only are not counted
-MOST_DATACLASSES = 62
+MOST_LINES_ON_THE_ROAD = 11_600  # to come down to 8_000
+MOST_LINES = 20_350  # to come down to 14_000
+MOST_MODULES = 114  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
 MOST_PARAMETERS_IN_THE_LOOP = 6
@@ -25,27 +25,27 @@ MOST_PARAMETERS_IN_THE_LOOP = 6
 LINES = {
     "__init__": 50,
     "__main__": 10,
-    "api": 230,
-    "base": 800,
-    "batching": 490,
-    "chat": 2_100,
-    "checks": 2_150,
-    "cli": 560,
-    "commands": 900,
-    "config": 1_500,
-    "data": 3_650,
-    "demo": 750,
+    "api": 200,
+    "base": 760,
+    "batching": 480,
+    "chat": 1_920,
+    "checks": 2_090,
+    "cli": 470,
+    "commands": 850,
+    "config": 1_290,
+    "data": 3_550,
+    "demo": 740,
     "evaluation": 130,
-    "export": 300,
-    "generation": 145,
+    "export": 230,
+    "generation": 130,
     "losses": 1_570,
-    "model": 2_100,
-    "pages": 600,
-    "reference": 480,
-    "report": 1_400,
-    "run": 420,
+    "model": 1_930,
+    "pages": 520,
+    "reference": 450,
+    "report": 1_180,
+    "run": 360,
     "testing": 170,
-    "training": 1_400,
+    "training": 1_350,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

@@ -205,8 +205,8 @@ def _count_rows(
     dropped_by = Counter[str]()
     for row, code in reasons.items():
         dropped_by[code] += made_of[row] or 1
-    if rest := dropped - dropped_by.total():  # rows that were gathered into one
-        dropped_by[dropped_by.most_common(1)[0][0] if dropped_by else "unused"] += rest
+    if rest := dropped - dropped_by.total():  # rows that stood in one row with a dropped one
+        dropped_by["grouped"] = rest
     beside: dict[str, Counter[str]] = {}
     for finding in (*others, *found_in_fitting):
         if row_of(finding.source) not in reasons and finding.code != "trimmed":
