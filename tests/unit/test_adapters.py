@@ -108,6 +108,16 @@ def test_no_module_has_such_a_name() -> None:
     assert caught.value.where == "adapter.targets" and "query" in str(caught.value)
 
 
+def test_what_peft_refuses_is_said_and_the_cure_works() -> None:
+    """Kernels of recurrent layers would read some weights beside their adapters."""
+    policy = Policy(tiny_model("falcon-h1", torch.float32), tiny_tokenizer())
+    with pytest.raises(ConfigError, match="'out_proj' is incompatible") as caught:
+        attach_lora(policy, 2, 4, "all-linear", seed=0)
+    assert "name the modules, such as [q_proj, v_proj]" in str(caught.value)
+    fresh = Policy(tiny_model("falcon-h1", torch.float32), tiny_tokenizer())
+    assert attach_lora(fresh, 2, 4, ["q_proj", "v_proj"], seed=0).has_adapter
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_off_is_the_base_bit_for_bit(family: str) -> None:
     base = logits(tiny_model(family, torch.float32).eval())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from likelier.base.errors import ConfigError
+from likelier.base.model_files import first_line
 from likelier.config import Config
 from likelier.model.load import quietly
 from likelier.model.policy import Policy
@@ -85,11 +86,11 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
         try:
             model = peft.get_peft_model(policy.causal_lm, config)
         except ValueError as error:
-            raise ConfigError(
-                f"no module of this model is called {targets}",
-                where="adapter.targets",
-                hint="use all-linear, or names such as [q_proj, v_proj]",
-            ) from error
+            what = f"no module of this model is called {targets}"
+            hint = "use all-linear, or names such as [q_proj, v_proj]"
+            if "not found in the base model" not in str(error):
+                what, hint = first_line(error), "name the modules, such as [q_proj, v_proj]"
+            raise ConfigError(what, where="adapter.targets", hint=hint) from error
     return replace(policy, model=model.train())
 
 
