@@ -8,8 +8,8 @@ The model folder is made here, with random weights. likelier runs with its defau
 its search found on smaller models of the shape: one pair a batch, the reference precomputed, and
 float32 weights where there are no bfloat16 products. Both train the same adapter on the same pairs
 and score the same 20 as the reference, one after the other, because both at once need more memory
-than most machines have. ``likelier score`` is a command of its own, from an empty cache. ``--without-bf16`` keeps oneDNN from bfloat16 instructions and asks for
-float32.
+than most machines have. ``likelier score`` is a command of its own, from an empty cache.
+``--without-bf16`` keeps oneDNN from bfloat16 instructions and asks for float32.
 """
 
 import argparse
