@@ -130,6 +130,7 @@ def big_model(row: Row) -> dict[str, str]:
         "computes in": row["dtype"],
         "tokens a pair": f"{row['tokens_of_a_pair']:.0f}",
         "`score` of 20 pairs": f"{alone['seconds']:.0f} s, {alone['peak_mib']:.0f} MiB",
+        "start-up, s": both("start_up_seconds"),
         "reference of 20 pairs, s": both("reference_seconds"),
         f"a step of {row['pairs_per_step']} pairs, s": " against ".join(steps),
         "peak MiB": both("peak_mib"),
