@@ -27,15 +27,7 @@ FULL = {"kind": "none"}
 CONTINUED = {"kind": "lora"}  # what a run may say of an adapter that it only continues
 COMMIT = "a" * 40
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likelier.run._write_report", lambda out: None)
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 def short_run(place: Place, out: Path, **changes: Any) -> Run:

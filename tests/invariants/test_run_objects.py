@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.runs import Place, bytes_of, differing, make_place, training_rows
+from tests.support.runs import Place, bytes_of, differing, training_rows
 from tests.support.tiny import pair_rows, tiny_model, tiny_tokenizer, write_rows
 
 from likelier.base.errors import ConfigError, DataError, OutputError
@@ -19,15 +19,7 @@ from likelier.training.optimizer import MasterAdamW
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
 TRAIN, HELD = pair_rows(24), pair_rows(30)[24:]
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likelier.run._write_report", lambda out: None)
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 def without(tree: dict, *keys: str) -> dict:

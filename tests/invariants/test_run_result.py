@@ -30,15 +30,7 @@ LORA = {"kind": "lora", "r": 4, "alpha": 8}
 FULL = {"kind": "none"}
 BETA = 0.1
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("likelier.run._write_report", lambda out: None)
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
