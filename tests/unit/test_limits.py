@@ -241,3 +241,24 @@ def test_quantised_weights_are_named(dtype: torch.dtype) -> None:
     layer.config = SimpleNamespace(quantization_config={"quant_method": "gptq"})  # type: ignore[assignment]
     with pytest.raises(DataError, match=r"quantised \(gptq\), the first qweight"):
         must_be_floats(layer, "base")
+
+
+def test_an_adapter_whose_files_are_damaged_is_no_bug(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tf.AutoModelForCausalLM.from_pretrained(save(tmp_path / "base", "llama"))
+    with quietly():
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "sft")
+    check = ["check", str(write_rows(tmp_path / "pairs.jsonl", pair_rows(4))), "--model"]
+    weights, described = (
+        tmp_path / "sft" / f"adapter_{x}" for x in ("model.safetensors", "config.json")
+    )
+    weights.write_bytes(b"no weights")
+    assert main([*check, str(tmp_path / "sft")]) == 65
+    assert "damaged weights" in capsys.readouterr().err
+    weights.unlink()  # only the tokenizer is needed here, and the base has it
+    assert main([*check, str(tmp_path / "sft")]) == 0
+    described.write_text("{")
+    assert main([*check, str(tmp_path / "sft")]) == 65
+    assert "this model cannot be loaded" in capsys.readouterr().err

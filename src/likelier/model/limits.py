@@ -4,7 +4,8 @@ Read from its modules, which hold for a model without weights (on torch's meta d
 that `check` and `train` say the same before anything is computed.
 
 Two kinds of rotary tables depend on the length of a forward: ``longrope`` has one up to the
-original length and one beyond; ``dynamic`` grows with the longest sequence that was ever longer.
+original length and one beyond; ``dynamic`` is constant up to the original length, and beyond it
+grows with the longest sequence that was ever computed.
 """
 
 import re
@@ -17,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, has_file
 
 from likelier.base.errors import DataError
 from likelier.base.terminal import say
@@ -64,6 +65,17 @@ def sizes_of_folder(
     return found | ({"vocabulary": rows} if rows else {})
 
 
+def shapes_in_adapter(where: str, revision: str | None) -> dict[str, list[int]]:
+    """The name and shape of every weight that an adapter brings, without reading them; empty where
+    it has no safetensors file.
+    """
+    if not has_file(where, "adapter_model.safetensors", revision):
+        return {}
+    file = cached_file(where, "adapter_model.safetensors", revision=revision)
+    with safe_open(file, "pt") as tensors:
+        return {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+
+
 def rows_of_adapter(
     model: PreTrainedModel, where: str, revision: str | None
 ) -> tuple[int | None, int | None]:
@@ -71,11 +83,9 @@ def rows_of_adapter(
 
     An adapter that was trained after tokens were added to its model holds both.
     """
-    file = cached_file(where, "adapter_model.safetensors", revision=revision)
     wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
     names = {id(module): name for name, module in model.named_modules()}
-    with safe_open(file, "pt") as tensors:
-        shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
+    shapes = shapes_in_adapter(where, revision)
     keys = [f"base_model.model.{names.get(id(module))}.weight" for module in wanted]
     inputs, outputs = (shapes[key][0] if key in shapes else None for key in keys)
     return inputs, outputs

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
 )
-from transformers.utils import cached_file, has_file, logging
+from transformers.utils import has_file, logging
 
 from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError, InputMissing
@@ -33,7 +32,7 @@ from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
 from likelier.model.frozen import dtype_name, keep_stored, made_in
-from likelier.model.limits import must_be_floats, resize_for, sizes_of_folder
+from likelier.model.limits import must_be_floats, resize_for, shapes_in_adapter, sizes_of_folder
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
@@ -170,9 +169,10 @@ def load_encoder(
 ) -> Encoder:
     """What turns pairs into tokens for a model folder or Hub id, without reading its weights."""
     where = place_of(path, revision)
-    base = base_of_adapter(where, revision)
-    home = base or (where, revision)
-    limits = sizes_of_folder(*home, adapter=(where, revision) if base else None)
+    with in_one_line(where):
+        base = base_of_adapter(where, revision)
+        home = base or (where, revision)
+        limits = sizes_of_folder(*home, adapter=(where, revision) if base else None)
     return build_encoder(*load_tokenizer(path, revision), template, today, **limits)
 
 
@@ -237,11 +237,7 @@ def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> n
 
 def _brings_layers(where: str, revision: str | None) -> bool:
     """Whether an adapter holds weights of the base's own layers, beside those that it adds."""
-    if not has_file(where, "adapter_model.safetensors", revision):
-        return False  # `_with_adapter` says so
-    file = cached_file(where, "adapter_model.safetensors", revision=revision)
-    with safe_open(file, "pt") as tensors:
-        return any("lora_" not in key for key in tensors.keys())  # noqa: SIM118
+    return any("lora_" not in key for key in shapes_in_adapter(where, revision))
 
 
 def parse_dtype(name: str) -> str | torch.dtype:
