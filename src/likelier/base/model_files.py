@@ -77,9 +77,12 @@ def place_of(path: str | Path, revision: str | None = None) -> str:
     return where
 
 
-def describe_files(path: str | Path) -> str:
-    """Which model is loaded from there, its size and its dtype as the files say it, in one line."""
-    where = place_of(path)
+def describe_files(path: str | Path, revision: str | None = None) -> str:
+    """Which model is loaded from there, its size and its dtype as the files say it, in one line.
+
+    Raises as `place_of`.
+    """
+    where = place_of(path, revision)
     folder = Path(where)
     if not folder.is_dir():
         return f"{where}, from the Hub or its cache"

@@ -168,7 +168,7 @@ def scored_block(
 
 def notes_on(encoder: Encoder, cuts: Sequence[Cut], source: str) -> Iterator[Finding]:
     """What is to be said of how the answers of a pair were put behind their prompt."""
-    own = next(text for text, end in encoder.end_ids.items() if end == encoder.stop)
+    own = encoder.stop_text
     how = "scored, as the other side reasons" if any(cut.thinks for cut in cuts) else "only read"
     messages = {
         "generation": "the template generates behind another header than it writes in a chat",

@@ -68,6 +68,11 @@ class Encoder:
     positions: int | None = None
     spent: TemplateTime = field(default_factory=TemplateTime)
 
+    @property
+    def stop_text(self) -> str:
+        """The text of ``stop``."""
+        return next(text for text, end in self.end_ids.items() if end == self.stop)
+
     def at_most(self, max_length: int) -> int:
         """The smaller of ``max_length`` and the positions of the model."""
         return min(max_length, self.positions or max_length)

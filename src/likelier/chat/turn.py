@@ -167,8 +167,7 @@ def _ended(encoder: Encoder, message: Message, parts: Parts, text: str) -> tuple
         what = f"the template ends the turn with {text[-24:]!r}, which is no stop token ({ends})"
         hint = "add the template's end marker to eos_token_id in generation_config.json"
         raise Unfit("stop", None, what, hint)
-    own = next(text for text, end in encoder.end_ids.items() if end == encoder.stop)
-    return text, own, True
+    return text, encoder.stop_text, True
 
 
 @lru_cache(maxsize=64)

@@ -27,8 +27,7 @@ def first_look(config: Config) -> bool:
         must_be_there(name)
     for line in describe_folders(data.train):
         say(visible(line))
-    place_of(config.model.path, config.model.revision)
     if config.reference.path is not None:
         place_of(config.reference.path)
-    say(f"loading {visible(describe_files(config.model.path))}")
+    say(f"loading {visible(describe_files(config.model.path, config.model.revision))}")
     return True
