@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: help demo test real-tokenizers lint format bench bench-environment environment environment-dev
+.PHONY: help demo test real-tokenizers lint format bench faults bench-environment environment environment-dev
 
 help:
 	@echo "make demo   make .venv, train a tiny model offline and say where the report is"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint   style, types and import layers"
 	@echo "make format write the style"
 	@echo "make bench  make .venv-trl too, measure speed and memory against TRL (two hours)"
+	@echo "make faults break runs on purpose and count what then happens (an hour)"
 	@echo "PYTHON=python3.12 chooses the interpreter; ARGS='-k tree -x' goes to pytest"
 
 demo: environment
@@ -52,6 +53,10 @@ bench: environment bench-environment
 	@$(BIN)/python bench/step_memory.py
 	@$(BIN)/python bench/data.py
 	@$(BIN)/python bench/page.py
+
+# Sections can be named: make faults ARGS='kills --stride 10'. Needs a C compiler.
+faults: environment-dev
+	@$(BIN)/python -m faults --workers $(WORKERS) $(ARGS)
 
 # The same torch and transformers as in .venv; the stamp says of what it was made.
 bench-environment:

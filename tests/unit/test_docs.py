@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from faults import SECTIONS
+from faults import page as reliability
 from likelier.cli import app
 from likelier.config import load_config
 
@@ -42,7 +44,7 @@ def test_links_and_file_names_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / target).exists(), target
-    for name in re.findall(r"`((?:src|docs|examples|bench|tests)/[\w./-]+)`", text):
+    for name in re.findall(r"`((?:src|docs|examples|bench|faults|tests)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
 
 
@@ -95,6 +97,12 @@ def test_the_tables_of_the_benchmarks_are_their_results() -> None:
     text = page.PAGE.read_text("utf-8")
     assert text.count("<!-- table ") == len(page.TABLES)
     assert page.page(text) == text, "run: python bench/page.py"
+
+
+def test_the_figures_of_reliability_are_their_results() -> None:
+    text = reliability.PAGE.read_text("utf-8")
+    assert set(re.findall(r"<!-- figures (\w+) -->", text)) == {"all", *SECTIONS}
+    assert reliability.page(text) == text, "run: python -m faults.page"
 
 
 if __name__ == "__main__":  # writes the tree

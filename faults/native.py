@@ -1,0 +1,32 @@
+"""Libraries in C that stand between a process and its file calls, made where they are needed.
+
+safetensors and Arrow call the system without Python, so that only LD_PRELOAD sees what they write.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+
+class NoCompiler(Exception):
+    """There is no C compiler here, so that no file call can be made to fail."""
+
+    def __init__(self) -> None:
+        super().__init__("no C compiler: install one that is called cc, as in: apt install gcc")
+
+
+@cache
+def build(source: str) -> Path:
+    """The shared library of a C file of this folder, made once a process.
+
+    Raises NoCompiler where there is none.
+    """
+    if shutil.which("cc") is None:
+        raise NoCompiler
+    library = Path(tempfile.mkdtemp(prefix="faults-")) / Path(source).with_suffix(".so").name
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
+    code = Path(__file__).with_name(source)
+    subprocess.run(["cc", *options, "-o", library, code, "-ldl"], check=True)
+    return library
