@@ -88,7 +88,7 @@ def train(
     if RunFolder(config).finished():
         return _nothing_to_do(config.out)
 
-    objective = bind(live(config)["loss"], loss)
+    objective = bind(live(config)["loss"], loss, config.train.seed)
     initial = initial_policy(config, _given_policy(config, model, tokenizer))
     encoder = initial.encoder(config.data.template, config.data.today)
     loss, seed = config.loss, config.train.seed

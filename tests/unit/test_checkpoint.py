@@ -1,12 +1,14 @@
 """Checkpoints: which is gone on from, and which are kept."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from likelier.base.errors import RunFailed
+from likelier.base.errors import OutputError, RunFailed
 from likelier.config.schema import OptimConfig
 from likelier.training.checkpoint import (
     latest_checkpoint,
@@ -76,6 +78,15 @@ def test_the_newest_valid_one(tmp_path: Path) -> None:
     assert latest(tmp_path) == (4, tmp_path / "step-00000004")
 
 
+def test_a_copy_that_made_the_older_one_younger(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    for step, seconds in ((2, 2_000_000_000), (4, 1_000_000_000)):
+        os.utime(tmp_path / f"step-{step:08d}", (seconds, seconds))
+    assert latest(tmp_path) == (4, tmp_path / "step-00000004")
+    save(tmp_path, 6)
+    assert steps_saved(tmp_path) == [6, 4]
+
+
 def test_none_valid(tmp_path: Path) -> None:
     save(tmp_path, 2)
     damage(tmp_path, 2)
@@ -110,6 +121,19 @@ def test_names_that_are_none_of_ours(tmp_path: Path) -> None:
 def test_the_newest_are_kept(tmp_path: Path, keep: int, kept: list[int] | None) -> None:
     save(tmp_path, 2, 4, 6, 8, 10, keep=keep)
     assert steps_saved(tmp_path) == (kept or [10, 8, 6, 4, 2])
+
+
+def test_the_old_one_stands_until_the_new_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(tmp_path, 4, keep=1)
+    monkeypatch.setattr("likelier.training.checkpoint.save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        save(tmp_path, 6, keep=1)
+    assert latest(tmp_path) == (4, tmp_path / "step-00000004")
 
 
 def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from likelier.base.errors import ConfigError
+from likelier.data.records import Completion, TokenPair
 from likelier.losses.registry import bind
 from likelier.losses.values import StepValues
+from likelier.reference.cache import NoReference
+from likelier.training.batches import cut_batches
 
 
 def values() -> StepValues:
@@ -85,6 +88,13 @@ def test_dynamic_beta() -> None:
     assert given(loss.held_out(values())) == PLAIN
 
 
+def test_weights_of_pairs_weigh_held_out_pairs_as_well() -> None:
+    options = {"alpha": 0.6, "momentum": 0.9, "keep": 0.67}
+    loss = bind({"name": "sigmoid", "beta": 0.1, "dynamic_beta": options, "pair_weights": True})
+    assert loss.held_out is not None
+    assert [PLAIN[0], 0.0, 2.5 * PLAIN[2]] == given(loss.held_out(values()))
+
+
 def test_dynamic_beta_needs_one_beta() -> None:
     for loss in ({"name": "ipo_sum"}, {"name": "mixture", "parts": [{"name": "exo"}] * 2}):
         with pytest.raises(ConfigError, match="no single beta"):
@@ -143,3 +153,31 @@ def test_no_gradient_enters_the_baseline_of_kto() -> None:
     loss_P = kto.per_pair(replace(values(), policy_R=policy_R, reference_R=lifted, label_P=label_P))
     (grad_R,) = torch.autograd.grad(loss_P.sum(), policy_R)
     assert bool(grad_R[:3].all()) and not bool(grad_R[3:].any())
+
+
+def drawn(seed: int, *answers: int) -> list[list[float]]:
+    """What SamPO counts of the longer answers of some pairs, each of ten tokens to four."""
+    loss = bind({"name": "sigmoid", "tokens": {"kind": "sampo"}}, seed=seed)
+    pairs = [
+        TokenPair(
+            (1, 2),
+            Completion(tuple(range(answer, answer + 10)), (True,) * 10),
+            Completion((3, 4, 5, 6), (True,) * 4),
+            f"train[{answer}]",
+        )
+        for answer in answers
+    ]
+    found = []
+    for pair in pairs:
+        (batch,) = cut_batches([pair], NoReference(), "dense", 100, loss.tokens)
+        assert batch.weight_K is not None
+        weights = [each.tolist() for each in batch.weight_K.split(batch.scored_R.tolist())]
+        assert weights[1] == [1.0] * 4 and sorted(weights[0]) == [0.0] * 6 + [1.0] * 4
+        found.append(weights[0])
+    return found
+
+
+def test_what_sampo_draws_follows_the_pair_and_the_seed() -> None:
+    one, other = drawn(0, 20, 40), drawn(1, 20, 40)
+    assert one == drawn(0, 20, 40)
+    assert one[0] != one[1] and one[0] != other[0]

@@ -16,6 +16,7 @@ from likelier.base.errors import RunFailed
 from likelier.batching.batch import Scored
 from likelier.model.load import quietly
 from likelier.model.policy import Policy
+from likelier.model.scorer import HeadRule
 from likelier.reference import cache
 from likelier.reference.cache import StoredReference, completion_key, fill, load_reference
 from likelier.reference.fingerprint import model_identity, reference_identity, weights_identity
@@ -238,6 +239,41 @@ def test_settings_of_scoring_count() -> None:
     float32 = Policy(tiny(), tokenizer)
     half = Policy(tiny().bfloat16(), tokenizer)
     assert reference_identity(float32, False) != reference_identity(half, False)
+
+
+OF_SCORING = {"dtype": torch.float64, "backend": "dense", "device": torch.device("meta")}
+
+
+@pytest.mark.parametrize("setting", [*OF_SCORING, "head"])
+def test_every_setting_of_scoring_counts(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(tiny(), tiny_tokenizer())
+    before = reference_identity(policy, False)
+    if setting == "head":
+        policy.scorer.rule = HeadRule(use_model_head=True)
+    else:
+        monkeypatch.setattr(Policy, setting, OF_SCORING[setting])
+    assert reference_identity(policy, False) != before
+
+
+def test_values_of_another_torch_or_number_of_threads_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, made_by = Policy(tiny(), tiny_tokenizer()), []
+
+    def noted(identity: str, *rest: Any) -> StoredReference:
+        made_by.append(identity)
+        return StoredReference(identity, {})
+
+    monkeypatch.setattr(cache, "fill", noted)
+    cache.cached_reference(policy, {ONE}, 100)
+    cache.cached_reference(policy, {ONE}, 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "0.0")
+        cache.cached_reference(policy, {ONE}, 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        cache.cached_reference(policy, {ONE}, 100)
+    assert made_by[0] == made_by[1] and len(set(made_by)) == 3
 
 
 def test_one_metadata_entry(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -396,7 +397,10 @@ class _Cache:
     def get(self, batch: Sequence[Item]) -> Chunk | None:
         """What was made of such rows, with the places of these; None where it is not known."""
         try:
-            with np.load(self._path(batch), allow_pickle=False) as stored:
+            with (
+                self._path(batch).open("rb") as file,  # numpy leaves a damaged one open
+                np.load(file, allow_pickle=False) as stored,
+            ):
                 arrays = {name: stored[name] for name in stored.files}
             plain = json.loads(bytes(arrays.pop("chunk")))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
@@ -466,6 +470,7 @@ def _task_key(task: Task) -> bytes:
             dict(encoder.template),
             [encoder.leading, encoder.stop, sorted(encoder.control), encoder.unknown],
             dict(encoder.end_ids),
+            [version(name) for name in ("tokenizers", "transformers", "jinja2")],
         ],
     ]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())

@@ -64,9 +64,12 @@ class BoundLoss:
 
 
 def bind(
-    parameters: Mapping[str, Any], function: Callable[[StepValues], Tensor] | None = None
+    parameters: Mapping[str, Any],
+    function: Callable[[StepValues], Tensor] | None = None,
+    seed: int = 0,
 ) -> BoundLoss:
-    """The loss that a config's ``loss`` section names, or a caller's ``function``.
+    """The loss that a config's ``loss`` section names, or a caller's ``function``. ``seed`` is
+    that of what it draws.
 
     Such a function may look at any pair of the step. The section's ``beta`` then only scales the
     rewards that are logged.
@@ -84,14 +87,14 @@ def bind(
             )
         name, per_pair = getattr(function, "__name__", "own"), partial(_one_a_pair, function)
         whole = BoundLoss(name, per_pair, given.get("beta", 0.1), True, formula=f"{name}(values)")
-        return with_options(whole, options)
+        return with_options(whole, options, seed)
     state: dict[str, float] = {}
     if given["name"] == "mixture":
         losses = [_one(part, state, f"{n}/") for n, part in enumerate(given["parts"])]
         whole = _mixture(losses, [part.get("weight", 1.0) for part in given["parts"]], state)
     else:
         whole = _one(given, state, "")
-    return with_options(whole, options)
+    return with_options(whole, options, seed)
 
 
 def _one(given: Mapping[str, Any], state: dict[str, float], prefix: str) -> BoundLoss:
@@ -164,13 +167,14 @@ def _mixture(
     )
 
 
-def with_options(loss: BoundLoss, options: Mapping[str, Any]) -> BoundLoss:
+def with_options(loss: BoundLoss, options: Mapping[str, Any], seed: int = 0) -> BoundLoss:
     """The loss with what the config adds to any of them, in the order of the formula."""
     if dynamic := options.get("dynamic_beta"):
         loss = _with_dynamic_beta(loss, dynamic)
     if rule := options.get("tokens"):
         how = ", ".join(f"{k} {v}" for k, v in rule.items())
-        loss = replace(loss, tokens=rule, formula=f"{loss.formula}, tokens counted by {how}")
+        tokens = {**rule, "seed": seed}
+        loss = replace(loss, tokens=tokens, formula=f"{loss.formula}, tokens counted by {how}")
     if options.get("wpo"):
         formula = f"w * [{loss.formula}], w = min(1, w_c * w_r)"
         loss = _changed(loss, modifiers.times_wpo_weight, formula)

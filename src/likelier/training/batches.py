@@ -103,7 +103,7 @@ def _weighted(
 ) -> tuple[Weighted, Weighted]:
     if rule is None:
         return (unit[0], None), (unit[1], None)
-    key = f"{rule.get('seed', 0)}/{content_hash([pair])}".encode()
+    key = f"{rule['seed']}/{content_hash([pair])}".encode()
     first, second = token_weights(rule, unit[0].num_scored, unit[1].num_scored, key)
     return (unit[0], first), (unit[1], second)
 

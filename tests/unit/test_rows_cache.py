@@ -1,0 +1,151 @@
+"""What is remembered of rows is found only where all that decided it is the same, and unharmed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.tiny import pair_rows, tiny_tokenizer
+from tokenizers import Tokenizer, models
+
+from likelier.chat.tokenizer import build_encoder
+from likelier.checks.inspector import PairInspector
+from likelier.data import workers
+from likelier.data.records import Row
+from likelier.data.shapes import Format, recognised
+from likelier.data.workers import Chunk, Task, _Cache, _task_key, process_rows
+
+ENCODER = build_encoder(tiny_tokenizer())
+
+
+def rows(file: str) -> list[Row]:
+    """Four rows, of which the third is in error."""
+    records = pair_rows(4)
+    records[2]["chosen"] = records[2]["rejected"]
+    return [Row(f"{file}:{line}", record) for line, record in enumerate(records, start=1)]
+
+
+FORM, _ = recognised(iter(rows("a.jsonl")), Format())
+TASK = Task(FORM, ENCODER, 64, split_seed=1, inspector=PairInspector(), keep_tokens=True)
+
+
+def other_tokenizer() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    return tokenizer
+
+
+# Every entry makes something else of the same rows.
+OF_THE_TASK: dict[str, Any] = {
+    "form": replace(FORM, chat=True),
+    "max_length": 63,
+    "trim": True,
+    "keep_tokens": False,
+    "split_seed": 2,
+    "inspector": PairInspector(statistics=True),
+}
+OF_THE_ENCODER: dict[str, Any] = {
+    "tokenizer": other_tokenizer(),  # its chat template
+    "template": {"enable_thinking": False},
+    "leading": (1,),
+    "stop": 2,
+    "end_ids": {"<|end|>": 1, "<|user|>": 3},
+    "control": frozenset({1}),
+    "unknown": 0,
+    "whole": Tokenizer(models.BPE()),
+    "tail": Tokenizer(models.BPE()),
+    "frozen": "today is 2024-07-27",
+    "tool_frozen": "today is 2024-07-27",
+    "boundary": "history",
+    "turns": "last",
+    "vocabulary": 400,
+    "positions": 60,
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_TASK)
+def test_every_question_is_in_the_key(name: str) -> None:
+    assert _task_key(replace(TASK, **{name: OF_THE_TASK[name]})) != _task_key(TASK)
+
+
+@pytest.mark.parametrize("name", OF_THE_ENCODER)
+def test_everything_that_makes_tokens_is_in_the_key(name: str) -> None:
+    encoder = replace(ENCODER, **{name: OF_THE_ENCODER[name]})
+    assert _task_key(replace(TASK, encoder=encoder)) != _task_key(TASK)
+
+
+@pytest.mark.parametrize("package", ["tokenizers", "transformers", "jinja2"])
+def test_another_version_of_what_makes_tokens_is_another_key(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, version = _task_key(TASK), workers.version
+    monkeypatch.setattr(workers, "version", lambda name: version(name) + "x" * (name == package))
+    assert _task_key(TASK) != before
+
+
+@pytest.mark.parametrize("room", ["data", "chat", "checks"])
+def test_the_code_is_in_the_key(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, code_of = _task_key(TASK), workers._code_of
+    monkeypatch.setattr(
+        workers, "_code_of", lambda folder: code_of(folder) + b"x" * (folder.name == room)
+    )
+    assert _task_key(TASK) != before
+
+
+def test_the_same_rows_elsewhere_have_their_own_places() -> None:
+    cache, there, here = _Cache(TASK), rows("a.jsonl"), rows("b.jsonl")
+    made = process_rows(TASK, there)
+    cache.put(there, made)
+    known, fresh = cache.get(here), process_rows(TASK, here)
+    assert known is not None and known.findings == fresh.findings
+    assert (known.rows, known.sources, known.counts) == (fresh.rows, fresh.sources, fresh.counts)
+    assert {found.source for found in known.findings} >= {"b.jsonl:3"}
+    for name, array in fresh.arrays.items():
+        assert known.arrays[name].tobytes() == array.tobytes(), name
+
+
+def test_a_row_made_of_several_is_another_row() -> None:
+    cache, batch = _Cache(TASK), rows("a.jsonl")
+    cache.put(batch, process_rows(TASK, batch))
+    assert cache.get(batch) is not None
+    assert cache.get([replace(batch[0], count=2), *batch[1:]]) is None
+    assert cache.get([replace(batch[0], source="a.jsonl:1#2"), *batch[1:]]) is None
+
+
+def kept(cache: _Cache, batch: list[Row]) -> Path:
+    cache.put(batch, process_rows(TASK, batch))
+    return cache._path(batch)
+
+
+def test_what_is_damaged_is_not_known() -> None:
+    cache, batch = _Cache(TASK), rows("a.jsonl")
+    path = kept(cache, batch)
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), 97):
+        path.write_bytes(whole[:cut])
+        assert cache.get(batch) is None, f"cut to {cut} bytes"
+
+
+def test_nothing_pickled_is_read() -> None:
+    cache, batch = _Cache(TASK), rows("a.jsonl")
+    path = kept(cache, batch)
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    made: list[Chunk | None] = []
+    for name in arrays:
+        with path.open("wb") as stream:
+            pickled = np.array([Payload()], dtype=object)
+            np.savez(stream, **{**arrays, name: pickled})  # type: ignore[arg-type]
+        made.append(cache.get(batch))
+    assert not any(made) and not Payload.loaded
+
+
+class Payload:
+    loaded = False
+
+    def __setstate__(self, state: object) -> None:
+        Payload.loaded = True
+
+    def __getstate__(self) -> object:
+        return {"a": 1}
