@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.errors import ConfigError, LikelierError
-from likelier.base.files import read_lines, sha256
+from likelier.base.files import read_lines, sha256, sweep
 from likelier.base.terminal import bar, say, visible
 from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
@@ -33,7 +33,8 @@ from likelier.reference.cache import NoReference, reference_of_run
 from likelier.reference.fingerprint import hash_of, model_identity
 from likelier.reference.moving import MovingReference, Reference
 from likelier.training.batches import Batcher
-from likelier.training.checkpoint import resume, save_checkpoint
+from likelier.training.checkpoint import prune, resume, save_checkpoint
+from likelier.training.logs import seals_of
 from likelier.training.memory import without_autos
 from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.order import Order, make_order
@@ -85,8 +86,9 @@ def train(
     good.
     """
     config = config_from(config, _handed_over(model, tokenizer, train, eval))
-    if RunFolder(config).finished():
-        return _nothing_to_do(config.out)
+    if (there := RunFolder(config)).finished() and "pair_texts.jsonl" not in there.lacks():
+        say(f"{config.out} is finished: {there.what_to_do()}")
+        return _result(config.out)
 
     objective = bind(live(config)["loss"], loss, config.train.seed)
     initial = initial_policy(config, _given_policy(config, model, tokenizer))
@@ -107,10 +109,12 @@ def train(
         say(f"using the model's own head, which makes all logits: {policy.scorer.rule.reason}")
 
     with open_folder(config, on_step) as folder, deterministic(config.train.deterministic):
-        if folder.finished():  # by another process, meanwhile
-            return _nothing_to_do(config.out)
         folder.must_hold(**_inputs(config, data, policy, objective))
-        settings = folder.record.get("resolved") or without_autos(config, policy)
+        if folder.finished():  # but for its texts, or by another process meanwhile
+            say(f"{config.out} is finished: {folder.what_to_do()}")
+            _keep_texts(config.out, data, policy)
+            return _result(config.out)
+        settings = folder.settings() or without_autos(config, policy)
         budget: int = settings["train"]["tokens_per_batch"]
         reference: Reference = NoReference()
         if objective.needs("reference"):
@@ -131,10 +135,10 @@ def train(
             with policy.running(), freed_memory_kept():
                 _take_steps(data, order, batcher, optimizer, folder, stop)
             optimizer.must_be_finite()
+            _keep_texts(config.out, data, policy)
             save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
+            prune(folder.path / "checkpoints", config.train.keep, ended=True)
             folder.finish(order.num_steps)
-    _keep_texts(config.out, data, policy)
-    _write_report(config.out)
     return _result(config.out)
 
 
@@ -156,15 +160,14 @@ def _take_steps(
         batcher.reference = moving  # before resuming, which puts its weights back
     pair_log = PairLog(folder.path / "pair_log", loss.beta)
     checkpoints = folder.path / "checkpoints"
-    done = resume(checkpoints, folder.inputs, optimizer, batcher)
-    folder.cut_back(done)  # what was logged after that checkpoint is logged again
-    pair_log.cut_back(done)
+    logs = (folder.metrics, folder.timing, pair_log)
+    # What was logged after the checkpoint is logged again.
+    done, lost = resume(checkpoints, folder.inputs, optimizer, batcher, logs)
+    folder.resumed(done, lost)
 
     def save(step: int) -> None:
         optimizer.must_be_finite()
-        pair_log.write()
-        folder.sync_logs()
-        manifest = {"figures": loss.state, **folder.inputs}
+        manifest = {"figures": loss.state, "logs": seals_of(logs), **folder.inputs}
         keep, reference = config.train.keep, batcher.moved_reference
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
         folder.write_record(step=step)
@@ -321,12 +324,11 @@ def _findings(data: Dataset) -> list[dict[str, Any]]:
     return [kind_as_data(kind, MAX_PLACES_LOGGED) for kind in tally.kinds()]
 
 
-def _nothing_to_do(out: Path) -> Run:
-    say(f"{out} is finished: nothing to do")
-    return _result(out)
-
-
 def _result(out: Path) -> Run:
+    """The finished run, its report written where it is not there."""
+    if not (out / "report.html").exists():
+        sweep(out, alone=False)  # one that was killed while it wrote it
+        _write_report(out)
     return Run(out, read_lines(out / "metrics.jsonl"))
 
 

@@ -135,7 +135,7 @@ def test_while_a_checkpoint_is_saved(tmp_path: Path) -> None:
         whole = [step for step in steps_saved(folder) if is_valid(folder, step)]
         valid.append(whole)
         assert len(whole) >= 2, number
-        path, manifest = latest_checkpoint(folder, {"data": "abc"})
+        path, manifest, _ = latest_checkpoint(folder, {"data": "abc"})
         assert (manifest["step"], path) == (whole[0], path_of(folder, whole[0]))
         if code == 0:
             break

@@ -13,7 +13,7 @@ from tests.support.runs import Place, bytes_of, differing, make_place
 from tests.support.tiny import pair_rows, save_tiny, write_rows
 
 from likelier.base.errors import LikelierError, OutputError, RunFailed
-from likelier.base.files import MANIFEST, read_json, write_json
+from likelier.base.files import MANIFEST, read_json, sealed, write_json
 from likelier.reference.cache import StoredReference, load_reference
 from likelier.run import due, train
 
@@ -30,6 +30,11 @@ def crash_after(step: int) -> Callable[[dict], None]:
     return on_step
 
 
+def stand_in_report(out: Path) -> None:
+    """Reports take longer than these runs."""
+    (out / "report.html").write_text("a report")
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -38,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIKELIER_CACHE", str(cache))
-    monkeypatch.setattr("likelier.run._write_report", lambda out: None)
+    monkeypatch.setattr("likelier.run._write_report", stand_in_report)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Pla
     place = make_place(tmp_path_factory.mktemp("place"), rows=18)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIKELIER_CACHE", str(cache))
-        patch.setattr("likelier.run._write_report", lambda out: None)
+        patch.setattr("likelier.run._write_report", stand_in_report)
         train(place.config("whole"))
         with pytest.raises(Crash):
             train(place.config("crashed"), on_step=crash_after(5))
@@ -330,7 +335,7 @@ def test_other_threads_are_told(
 ) -> None:
     record = json.loads((crashed / "run.json").read_text())
     record["threads"], record["versions"]["torch"] = 7, "2.0.0"
-    (crashed / "run.json").write_text(json.dumps(record))
+    write_json(crashed / "run.json", sealed(record))
     train(place.config(crashed))
     said = capsys.readouterr().err
     assert "the run began with threads 7 and resumes with 1: its last bits may differ\n" in said

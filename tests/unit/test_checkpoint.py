@@ -13,6 +13,7 @@ from likelier.config.schema import OptimConfig
 from likelier.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
+    prune,
     save_checkpoint,
     steps_saved,
 )
@@ -37,7 +38,8 @@ def save(folder: Path, *steps: int, keep: int = 2) -> None:
 def latest(folder: Path) -> tuple[int, Path]:
     found = latest_checkpoint(folder, FACTS)
     assert found is not None
-    path, manifest = found
+    path, manifest, lost = found
+    assert lost == []
     return manifest["step"], path
 
 
@@ -140,10 +142,12 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:
     save(tmp_path, 2, 4, 6, keep=9)
     damage(tmp_path, 6)
     save(tmp_path, 8)
-    assert steps_saved(tmp_path) == [8, 6, 4]
-    assert latest_checkpoint(tmp_path, FACTS) is not None
-    save(tmp_path, 10)
-    assert steps_saved(tmp_path) == [10, 8]
+    assert steps_saved(tmp_path) == [8, 4]
+    damage(tmp_path, 8)
+    prune(tmp_path, 2)
+    assert steps_saved(tmp_path) == [8, 4]  # the run goes on from 4, and may write 8 again
+    prune(tmp_path, 2, ended=True)
+    assert steps_saved(tmp_path) == [4]
 
 
 def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Files and folders that are written whole or not at all."""
 
+import errno
+import fcntl
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +14,22 @@ from likelier.base.errors import OutputError
 from likelier.base.files import (
     MANIFEST,
     append_lines,
+    make_folder,
+    open_own,
+    read_bytes,
     read_json,
     read_lines,
     read_manifest,
+    read_sealed,
     remove_folder,
+    sealed,
+    sha256,
     sweep,
     write_file,
     write_folder,
     write_json,
     write_lines,
+    write_sealed,
     write_text,
 )
 
@@ -123,14 +133,16 @@ def test_content_is_on_the_disk_before_the_name(
     monkeypatch.setattr(os, "rename", logged("name", rename))
     monkeypatch.setattr(os, "replace", logged("name", replace))
     write_folder(tmp_path / "folder", fill, {})
-    temporary = f".folder.{os.getpid()}.tmp"
     assert calls == [
-        "sync a.bin", "sync b.bin", f"sync {MANIFEST}", f"sync {temporary}",
+        "sync a.bin", "sync b.bin", f"sync {MANIFEST}", "sync folder",
         "name folder", f"sync {tmp_path.name}",
     ]  # fmt: skip
     calls.clear()
     write_text(tmp_path / "file", "x")
-    assert calls == [f"sync .file.{os.getpid()}.tmp", "name file", f"sync {tmp_path.name}"]
+    assert calls == ["sync file", "name file", f"sync {tmp_path.name}"]
+    calls.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert calls == [f"sync {tmp_path.name}", "sync a"]
 
 
 def test_removing_leaves_no_half(tmp_path: Path) -> None:
@@ -145,7 +157,7 @@ def test_sweeping(tmp_path: Path) -> None:
     for name in (".a.1.tmp", ".b.2.trash"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text("x")
-    for name in (".c.3.tmp", "kept.tmp", ".lock", "file"):
+    for name in (".c.3.tmp", ".tmpA1b2C3", "kept.tmp", ".lock", "file"):
         (tmp_path / name).write_text("x")
     sweep(tmp_path)
     sweep(tmp_path / "nothing")
@@ -168,6 +180,9 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path, cut: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"step": 1}\n' + cut.encode("latin-1"))
     assert read_lines(path) == [{"step": 1}]
+    append_lines(path, [{"step": 2}])  # behind it, in the same line
+    append_lines(path, [{"step": 3}])
+    assert read_lines(path) == [{"step": 1}, {"step": 3}]
 
 
 def test_records(tmp_path: Path) -> None:
@@ -213,8 +228,8 @@ def test_other_errors_are_not_taken_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
-def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+def test_a_log_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "open_own", lambda path, flags: os.open("/dev/full", os.O_WRONLY))
     with pytest.raises(OutputError, match="No space left"):
         append_lines(tmp_path / "metrics.jsonl", [{"step": 1}])
 
@@ -223,3 +238,207 @@ def test_json_is_plain(tmp_path: Path) -> None:
     write_json(tmp_path / "x", {"a": {"b": 1}})
     assert json.loads((tmp_path / "x").read_text()) == {"a": {"b": 1}}
     assert (tmp_path / "x").read_text().endswith("}\n")
+
+
+# Seals.
+
+
+def flipped(content: bytes) -> Iterator[bytes]:
+    """The content with each of its bytes changed in one bit, one at a time."""
+    for place, byte in enumerate(content):
+        yield content[:place] + bytes([byte ^ 1 << place % 8]) + content[place + 1 :]
+
+
+def test_every_byte_of_a_manifest_counts(tmp_path: Path) -> None:
+    """What the files hold, what they are called, and what was written beside them."""
+    write_folder(tmp_path / "folder", fill, {"figures": {"shift": 0.125}, "step": 3})
+    manifest = tmp_path / "folder" / MANIFEST
+    assert read_manifest(tmp_path / "folder") is not None
+    for content in flipped(manifest.read_bytes()):
+        manifest.write_bytes(content)
+        assert read_manifest(tmp_path / "folder") is None, content
+
+
+def test_a_manifest_without_a_seal_is_none(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", fill, {"format": 1})
+    manifest = tmp_path / "folder" / MANIFEST
+    content = json.loads(manifest.read_text())
+    del content["seal"]
+    write_json(manifest, content)
+    assert read_manifest(tmp_path / "folder") is None
+
+
+def test_every_byte_of_a_record_counts(tmp_path: Path) -> None:
+    record = {"format": 2, "이름": 0.1, "b": [1, None, {"c": -0.25}], "nan": float("nan")}
+    path = tmp_path / "run.json"
+    write_json(path, sealed(record))
+    assert json.dumps(read_json(path)) == json.dumps(sealed(record))
+    for content in flipped(path.read_bytes()):
+        path.write_bytes(content)
+        assert read_json(path) is None, content
+
+
+@pytest.mark.parametrize("record", [{"format": 1, "a": 2}, {"a": 2}])
+def test_records_of_older_versions_have_no_seal(tmp_path: Path, record: dict) -> None:
+    write_json(tmp_path / "run.json", record)
+    assert read_json(tmp_path / "run.json") == record
+    write_json(tmp_path / "run.json", record | {"format": 2})
+    assert read_json(tmp_path / "run.json") is None
+
+
+def test_a_file_of_a_cache_holds_its_key_and_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_sealed(path, "abc", b"content\n\x00")
+    assert read_sealed(path, "abc") == b"content\n\x00"
+    assert read_sealed(path, "abd") is None  # another's, under this name
+    whole = path.read_bytes()
+    for content in (*flipped(whole), b"", whole[:-1], whole + b"x", whole[:5]):
+        path.write_bytes(content)
+        assert read_sealed(path, "abc") is None, content
+    assert read_sealed(tmp_path / "nothing", "abc") is None
+
+
+# What is no file of ours.
+
+
+def folder_there(path: Path) -> None:
+    path.mkdir()
+
+
+def pipe_there(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def vast(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+def itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+NO_FILE = [folder_there, pipe_there, endless, vast, itself]
+
+
+@pytest.mark.parametrize("put", NO_FILE)
+def test_what_is_no_file_of_ours_is_not_read(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    """At once: nothing is waited for, and nothing without an end is read."""
+    put(tmp_path / "file")
+    with pytest.raises(OSError):
+        read_bytes(tmp_path / "file")
+    assert read_json(tmp_path / "file") is None
+    assert read_lines(tmp_path / "file") == []
+    assert read_sealed(tmp_path / "file", "key") is None
+    if put is not vast:
+        with pytest.raises(OSError):
+            sha256(tmp_path / "file")
+
+
+@pytest.mark.parametrize("put", NO_FILE)
+def test_what_is_no_file_breaks_the_seal(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    for name in ("a.bin", MANIFEST):
+        write_folder(tmp_path / name, fill, {})
+        (tmp_path / name / name).unlink()
+        put(tmp_path / name / name)
+        assert read_manifest(tmp_path / name) is None
+
+
+def test_a_manifest_that_leads_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("/dev/zero", "../folder"):
+        seal = {"size": Path("/dev/zero").stat().st_size, "sha256": "0"}
+        write_json(tmp_path / "folder" / MANIFEST, sealed({"files": {name: seal}}))
+        assert read_manifest(tmp_path / "folder") is None
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    """Neither added to nor emptied: what it points to is not ours."""
+    target = tmp_path / "target"
+    target.write_text("theirs")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with pytest.raises(OutputError, match="cannot write"):
+        append_lines(link, [{"a": 1}])
+    with pytest.raises(OSError):
+        open_own(link, os.O_RDWR | os.O_CREAT)
+    write_text(link, "ours")
+    assert (target.read_text(), link.read_text(), link.is_symlink()) == ("theirs", "ours", False)
+    link.unlink()
+    link.symlink_to(tmp_path)
+    (tmp_path / ".link.1.trash").symlink_to(tmp_path)
+    sweep(tmp_path)
+    remove_folder(link)
+    assert names(tmp_path) == {"target"}
+
+
+@pytest.mark.parametrize("put", [folder_there, pipe_there, endless, itself])
+def test_nothing_is_added_to_what_is_no_file(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    put(tmp_path / "metrics.jsonl")
+    with pytest.raises(OutputError, match="cannot write"):
+        append_lines(tmp_path / "metrics.jsonl", [{"step": 1}])
+
+
+def test_a_planted_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    """Whoever may write here could guess it."""
+    target = tmp_path / "target"
+    target.mkdir()
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("x")
+
+    places: list[Path] = []
+    write_file(tmp_path / "file", lambda path: (places.append(path.parent), write(path)))
+    places[0].symlink_to(target)
+    with pytest.raises(OutputError):
+        write_file(tmp_path / "file", write)
+    assert names(target) == set()
+
+
+def test_what_a_library_leaves_is_inside(tmp_path: Path) -> None:
+    """safetensors writes under a name of its own beside the file that it was asked for."""
+    beside: list[Path] = []
+    write_file(tmp_path / "file", lambda path: beside.append(path.parent))
+    assert beside[0].parent == tmp_path and names(tmp_path) == {"file"}
+
+
+def test_sweeping_where_others_write(tmp_path: Path) -> None:
+    """What a living process holds stays, what a dead one left goes."""
+    for name in (".dead.1.2.tmp", ".held.1.3.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+    (tmp_path / ".tmpA1b2C3").write_text("x")
+    held = os.open(tmp_path / ".held.1.3.tmp", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    seen: list[set[str]] = []
+
+    def write(path: Path) -> None:
+        sweep(tmp_path, alone=False)
+        seen.append(names(tmp_path) - {path.parent.name})
+        path.write_text("whole")
+
+    write_file(tmp_path / "file", write)
+    assert seen == [{".held.1.3.tmp"}]
+    assert (tmp_path / "file").read_text() == "whole"
+    os.close(held)
+    sweep(tmp_path, alone=False)
+    assert names(tmp_path) == {"file"}
+
+
+def test_sweeping_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then age decides."""
+    for name in (".old.1.2.tmp", ".new.1.3.tmp"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".old.1.2.tmp", (0, 0))
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    write_text(tmp_path / "file", "x")
+    sweep(tmp_path, alone=False)
+    assert names(tmp_path) == {".new.1.3.tmp", "file"}

@@ -90,7 +90,8 @@ def test_a_folder_in_use_is_known_without_torch(place: Place, tmp_path: Path) ->
 def test_a_finished_run_is_known_without_torch(place: Place, tmp_path: Path) -> None:
     config = place.config(tmp_path / "out")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "report.html").touch()
     record = {"asked": asked(config_from(config)), "status": "finished"}
     (tmp_path / "out" / "run.json").write_text(json.dumps(record))
     code, lines, seconds = answered("train", str(tmp_path / "config.yaml"))

@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 11_600  # to come down to 8_000
-MOST_LINES = 20_350  # to come down to 14_000
-MOST_MODULES = 114  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 11_950  # to come down to 8_000
+MOST_LINES = 20_900  # to come down to 14_000
+MOST_MODULES = 115  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -26,7 +26,7 @@ LINES = {
     "__init__": 50,
     "__main__": 10,
     "api": 200,
-    "base": 760,
+    "base": 930,
     "batching": 480,
     "chat": 1_920,
     "checks": 2_090,
@@ -45,7 +45,7 @@ LINES = {
     "report": 1_180,
     "run": 360,
     "testing": 170,
-    "training": 1_350,
+    "training": 1_680,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

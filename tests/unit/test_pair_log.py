@@ -70,13 +70,47 @@ def test_files_end_where_they_are_written(tmp_path: Path) -> None:
         "steps-00000003-00000004.parquet",
         "steps-00000005-00000005.parquet",
     ]
-    PairLog(tmp_path, beta=0.1).cut_back(4)
-    assert names(tmp_path)[-1] == "steps-00000003-00000004.parquet"
-    PairLog(tmp_path, beta=0.1).cut_back(3)
-    assert names(tmp_path) == ["steps-00000001-00000002.parquet"]
+    assert list(book.seal()) == names(tmp_path)
+    seal = dict(list(book.seal().items())[:2])  # as it stood after step 4
+    resumed = PairLog(tmp_path, beta=0.1)
+    resumed.cut_back(4, seal)
+    assert names(tmp_path) == list(resumed.seal()) == list(seal)
     (tmp_path / "of-a-user.parquet").write_text("")
-    PairLog(tmp_path, beta=0.1).cut_back(0)
+    PairLog(tmp_path, beta=0.1).cut_back(0, {})
     assert names(tmp_path) == ["of-a-user.parquet"]
+
+
+def test_files_that_are_lost(tmp_path: Path) -> None:
+    """They are named, and one that is damaged is not read any more."""
+    book = PairLog(tmp_path, beta=0.1)
+    for step in range(1, 7):
+        book.add(step, [(0, pair(step))], values(0.5))
+        if step % 2 == 0:
+            book.sync()
+    seal = book.seal()
+    assert [file["rows"] for file in seal.values()] == [2, 2, 2]
+    assert book.lost(seal, 6) is None
+    first, second, _ = (tmp_path / name for name in seal)
+    first.unlink()
+    content = second.read_bytes()
+    second.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
+    assert book.lost(seal, 6) == "pair_log: the rows of step 1 to 2, 3 to 4 are lost"
+    resumed = PairLog(tmp_path, beta=0.1)
+    resumed.cut_back(6, seal)
+    assert names(tmp_path) == [f"{second.name}.damaged", list(seal)[2]]
+    assert resumed.lost(resumed.seal(), 6) == book.lost(seal, 6)  # said each time
+
+
+def test_files_that_no_checkpoint_knows_go(tmp_path: Path) -> None:
+    """Such as one that stands under another's name."""
+    book = PairLog(tmp_path, beta=0.1)
+    book.add(1, [(0, pair(1))], values(0.5))
+    book.write()
+    (name,) = book.seal()
+    (tmp_path / "steps-00000001-00000003.parquet").write_bytes((tmp_path / name).read_bytes())
+    (tmp_path / "steps-00000001-00000004.parquet").mkdir()
+    PairLog(tmp_path, beta=0.1).cut_back(4, book.seal())
+    assert names(tmp_path) == [name]
 
 
 def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,5 +124,5 @@ def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_nothing_to_cut(tmp_path: Path) -> None:
-    PairLog(tmp_path / "nothing", beta=0.1).cut_back(5)
+    PairLog(tmp_path / "nothing", beta=0.1).cut_back(5, {})
     assert not (tmp_path / "nothing").exists()

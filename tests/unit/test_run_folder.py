@@ -9,8 +9,9 @@ import yaml
 from tests.support.runs import Place
 
 from likelier.base.errors import OutputError
-from likelier.base.files import append_lines, read_json, read_lines, write_json
+from likelier.base.files import read_json, read_lines, sealed, write_json
 from likelier.config import config_from
+from likelier.training.logs import Log
 from likelier.training.run_folder import RunFolder, asked, open_folder
 
 
@@ -21,7 +22,8 @@ def config(tmp_path: Path, out: str = "out", **changes: object):
 def began(tmp_path: Path, **record: object) -> RunFolder:
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
-    write_json(out / "run.json", {"asked": asked(config(tmp_path)), "status": "running"} | record)
+    content = {"asked": asked(config(tmp_path)), "status": "running", "format": 2}
+    write_json(out / "run.json", sealed(content | record))
     return RunFolder(config(tmp_path))
 
 
@@ -56,11 +58,14 @@ def test_a_file_in_its_place(tmp_path: Path) -> None:
 def test_the_same_config_resumes_or_is_finished(tmp_path: Path) -> None:
     assert began(tmp_path).resumes
     assert not began(tmp_path).finished()
+    (tmp_path / "out" / "model").mkdir()
     assert began(tmp_path, status="finished").finished()
+    assert not began(tmp_path, status="running").finished()
 
 
 def test_where_it_lies_is_no_part_of_it(tmp_path: Path) -> None:
     began(tmp_path, status="finished")
+    (tmp_path / "out" / "adapter").mkdir()
     (tmp_path / "out").rename(tmp_path / "moved")
     assert RunFolder(config(tmp_path, "moved")).finished()
 
@@ -136,7 +141,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_a_file_on_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(OutputError, match="cannot be written: Not a directory"),
+        pytest.raises(OutputError, match=r"cannot be written: .*file is no folder"),
         open_folder(config(tmp_path, "file/out")),
     ):
         pass
@@ -145,11 +150,12 @@ def test_a_file_on_the_way(tmp_path: Path) -> None:
 def test_logs_are_cut_back(tmp_path: Path) -> None:
     """To nothing where there is no checkpoint."""
     folder = began(tmp_path)
-    append_lines(folder.path / "metrics.jsonl", [{"step": 0}, {"step": 1, "loss": 0.5}])
-    append_lines(folder.path / "timing.jsonl", [{"step": 1}])
-    folder.cut_back(0)
-    assert read_lines(folder.path / "metrics.jsonl") == []
-    assert read_lines(folder.path / "timing.jsonl") == []
+    for log in (folder.metrics, folder.timing):
+        log.append({"step": 0})
+        log.append({"step": 1, "loss": 0.5})
+        log.cut_back(0, {})
+        assert read_lines(log.path) == []
+        assert log.seal() == Log(log.path).seal()
 
 
 def test_the_record_grows(tmp_path: Path) -> None:

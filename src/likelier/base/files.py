@@ -1,18 +1,32 @@
-"""Files written whole or not at all: temporary name, fsync, rename, fsync of the folder."""
+"""Files written whole or not at all, sealed with a hash, and read back only where they are ours.
 
+Written: in a temporary folder, fsync, rename, fsync of the folder; a link at the end of a path is
+not followed. Read: regular files of a bounded size, so that no pipe is waited for, no device read.
+"""
+
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from likelier.base.errors import DISK_HINT, OutputError
 
 MANIFEST = "MANIFEST.json"
+MAX_RECORD_BYTES = 64 * 2**20  # of a JSON object of ours
+MAX_FILE_BYTES = 4 * 2**30  # of a log, or of a file of the cache that is read whole
+_LEFT = re.compile(r"\..+\.(tmp|trash)|\.tmp\w{6}")  # the last is what safetensors writes
+_A_DAY = 86_400  # seconds
 # safetensors and tokenizers are written in Rust, and raise classes of their own for a full disk.
 _RUST_OS_ERROR = re.compile(r"(?P<what>[^:]*) \(os error \d+\)")
 
@@ -26,7 +40,7 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
     """Turn what a full or failing disk raises into an OutputError of one line."""
     try:
         yield
@@ -55,23 +69,56 @@ def _set_mode(path: Path, mode: int) -> None:
         path.chmod(mode)
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A folder beside ``path``, locked while it is used: all that a kill, here or in a library, can
+    leave half written is in it, and `sweep` tells by the lock whether anybody still writes there.
+    """
+    folder = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(held, fcntl.LOCK_SH)
+        yield folder
+    finally:
+        os.close(held)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each of them known to the disk.
+
+    Raises OutputError where it cannot be made.
+    """
+    with output_errors(path):
+        if path.is_dir():
+            return
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        with suppress(PermissionError):  # a folder that may be written, but not read
+            sync(path.parent)
+
+
+def write_file(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
     """Let ``write`` make a file under a temporary name, then put it in place of ``path``.
+
+    Not ``durable``: whole for every process, but perhaps not there after a power cut.
 
     Raises OutputError where the disk refuses; what stood at ``path`` then still stands.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _output_errors(path):
-        try:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            write(temporary)
-            _set_mode(temporary, mode)
+    with output_errors(path), _workplace(path) as folder:
+        temporary = folder / path.name
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        _set_mode(temporary, mode)
+        if durable:
             sync(temporary)
-            os.replace(temporary, path)
+        os.replace(temporary, path)
+        if durable:
             sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -90,10 +137,28 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows to the end of a JSONL file, in one write."""
+    """Add rows to the end of a JSONL file, in one write.
+
+    Raises OutputError where the disk refuses, and where a link or no regular file stands there.
+    """
     text = _as_lines(rows)  # before the file is opened: half a row is never written
-    with _output_errors(path), path.open("a", encoding="utf-8") as stream:
-        stream.write(text)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with output_errors(path), os.fdopen(open_own(path, flags), "ab") as stream:
+        stream.write(text.encode())
+
+
+def open_own(path: Path, flags: int) -> int:
+    """An open descriptor of a file of ours, of which a pipe, a device or a folder is none.
+
+    To write, a link is refused as well: what it points to is not ours. Raises OSError.
+    """
+    if flags & (os.O_WRONLY | os.O_RDWR):
+        flags |= os.O_NOFOLLOW
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)  # waits for no pipe
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return descriptor
 
 
 def _as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -107,93 +172,188 @@ def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, 
 
     Raises OutputError where the disk refuses; ``path`` then still does not exist.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _output_errors(path):
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            write(temporary)
-            files = sorted(p for p in temporary.rglob("*") if p.is_file())
-            seals = {
-                str(file.relative_to(temporary)): {
-                    "size": file.stat().st_size,
-                    "sha256": sha256(file),
-                }
-                for file in files
-            }
-            manifest = json.dumps({**facts, "files": seals}, indent=2) + "\n"
-            (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
-            for file in [*files, temporary / MANIFEST]:
-                _set_mode(file, (temporary / MANIFEST).stat().st_mode)
-                sync(file)
-            sync(temporary)
-            os.rename(temporary, path)
-            sync(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(path.parent)
+    with output_errors(path), _workplace(path) as place:
+        temporary = place / path.name
+        temporary.mkdir()
+        write(temporary)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        seals = {
+            str(file.relative_to(temporary)): {"size": file.stat().st_size, "sha256": sha256(file)}
+            for file in files
+        }
+        manifest = json.dumps(sealed({**facts, "files": seals}), indent=2) + "\n"
+        (temporary / MANIFEST).write_text(manifest, encoding="utf-8")
+        for file in [*files, temporary / MANIFEST]:
+            _set_mode(file, (temporary / MANIFEST).stat().st_mode)
+            sync(file)
+        sync(temporary)
+        os.rename(temporary, path)
+        sync(path.parent)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed processes left half written; no other process may be writing there now."""
-    for left in [*folder.glob(".*.tmp"), *folder.glob(".*.trash")]:
-        _delete(left)
+def sweep(folder: Path, alone: bool = True) -> None:
+    """Delete what killed processes left half written in a folder.
+
+    ``alone``: nobody else may be writing there now. Otherwise what somebody holds stays; where the
+    file system knows no locks, what was touched within a day.
+    """
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if _LEFT.fullmatch(name) and (alone or not _is_held(folder / name)):
+                with suppress(OSError):
+                    _delete(folder / name)
+
+
+def _is_held(path: Path) -> bool:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError:  # a link, or gone meanwhile
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return is_locked(error) or time.time() - os.fstat(descriptor).st_mtime < _A_DAY
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(error: OSError) -> bool:
+    """Whether a lock failed because somebody has it; otherwise the file system knows no locks."""
+    return error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, or a file of this name, so that no half of it keeps the name."""
+    """Delete a folder, or a file of this name, so that no half of it keeps the name.
+
+    Raises OutputError where the disk refuses.
+    """
     trash = path.with_name(f".{path.name}.{os.getpid()}.trash")
-    os.rename(path, trash)
-    _delete(trash)
+    with output_errors(path):
+        os.rename(path, trash)
+        _delete(trash)
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
+# ---- seals ---------------------------------------------------------------------------------
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a hash over all of it, as `read_json` wants it."""
+    return {**content, "seal": _seal(content)}
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(path: Path, key: str, content: bytes) -> None:
+    """Replace a file of a cache: one line with its key and the hash of the content, the content.
+
+    Raises OutputError where the disk refuses. It is not synced: what a power cut leaves of it is
+    known by its hash.
+    """
+    head = f"{key} {hashlib.sha256(content).hexdigest()}\n".encode()
+    write_file(path, lambda temporary: temporary.write_bytes(head + content), durable=False)
+
+
+def read_sealed(path: Path, key: str) -> bytes | None:
+    """What `write_sealed` wrote under this key; None where it is missing, damaged or another's."""
+    try:
+        head, _, content = read_bytes(path).partition(b"\n")
+    except OSError:
+        return None
+    whole = head == f"{key} {hashlib.sha256(content).hexdigest()}".encode()
+    return content if whole else None
+
+
 # ---- reading -------------------------------------------------------------------------------
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file of ours to read it.
+
+    Raises OSError where it is missing, unreadable or no regular file.
+    """
+    return os.fdopen(open_own(path, os.O_RDONLY), "rb")
+
+
+def read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """The content of a file of ours.
+
+    Raises OSError as `open_regular`, and where it has more than ``most`` bytes.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, "Larger than any file of ours", str(path))
+        return stream.read(size)
+
+
 def sha256(path: Path) -> str:
-    """Hash of a file's content, in hex."""
-    with path.open("rb") as stream:
+    """Hash of a file's content, in hex. Raises OSError as `open_regular`."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder whose every file is there and unchanged; otherwise None."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        whole = bool(files) and all(
-            (folder / name).stat().st_size == seal["size"]
-            and sha256(folder / name) == seal["sha256"]
-            for name, seal in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    """The manifest of a folder where it is sealed and every file is unchanged; otherwise None."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None or not manifest.get("seal"):
         return None
+    files = manifest.get("files")
+    whole = isinstance(files, dict) and files and not changed_files(folder, files)
     return manifest if whole else None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object of ours, or None where the file is missing or damaged."""
+def changed_files(folder: Path, files: Mapping[str, Any]) -> list[str]:
+    """Those files of a manifest that are not there any more as it says."""
+    return [name for name, seal in files.items() if not _is_whole(folder / name, seal)]
+
+
+def _is_whole(file: Path, seal: Any) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return bool(file.stat().st_size == seal["size"] and sha256(file) == seal["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of ours, or None where the file is missing, unreadable or damaged.
+
+    Damaged is one whose seal is broken. Objects of format 1 and those without a format have none.
+    """
+    try:
+        content = json.loads(read_bytes(path, MAX_RECORD_BYTES).decode())
+        if not isinstance(content, dict):
+            return None
+        old = "seal" not in content and content.get("format", 1) == 1
+        return content if old or content["seal"] == _seal(content) else None
+    except (OSError, ValueError, KeyError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file of ours; a last line cut short by a kill is left out."""
-    if not path.exists():
+    """The rows of a JSONL file of ours; a line cut short by a kill, or damaged, is left out."""
+    try:
+        lines = read_bytes(path).split(b"\n")[:-1]  # the rest is empty, or a line cut short
+    except OSError:
         return []
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # the rest is empty, or a line cut short
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    parsed = [_parse(line) for line in lines]
+    return [row for row in parsed if isinstance(row, dict)]
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

@@ -17,9 +17,11 @@ def first_look(config: Config) -> bool:
     Raises InputMissing for data or a model that are not there, DataError for files that cannot be
     read, and OutputError where the run folder holds something else or is in use.
     """
-    if RunFolder(config).finished():
-        say(f"{config.out} is finished: nothing to do")
-        return False
+    folder = RunFolder(config)
+    if folder.finished():
+        if not folder.lacks():
+            say(f"{config.out} is finished: {folder.what_to_do()}")
+        return bool(folder.lacks())
     must_be_free(config.out)
     data = config.data
     names = list(data.train) if isinstance(data.train, Mapping) else [data.train]

@@ -13,7 +13,6 @@ import pickle
 import re
 import subprocess
 import sys
-import threading
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,16 +20,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 
-from likelier.base.errors import RunFailed
-from likelier.base.files import cache_dir
+from likelier.base.errors import OutputError, RunFailed
+from likelier.base.files import cache_dir, make_folder, read_sealed, sweep, write_sealed
 from likelier.base.findings import Finding
 from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
@@ -393,18 +392,17 @@ class _Cache:
     def __init__(self, task: Task):
         self._folder = cache_dir() / "data"
         self._task = _task_key(task)
+        sweep(self._folder, alone=False)
 
     def get(self, batch: Sequence[Item]) -> Chunk | None:
         """What was made of such rows, with the places of these; None where it is not known."""
-        try:
-            with (
-                self._path(batch).open("rb") as file,  # numpy leaves a damaged one open
-                np.load(file, allow_pickle=False) as stored,
-            ):
-                arrays = {name: stored[name] for name in stored.files}
-            plain = json.loads(bytes(arrays.pop("chunk")))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        key = self._key(batch)
+        content = read_sealed(self._folder / f"{key}.npz", key)
+        if content is None:
             return None
+        with np.load(BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        plain = json.loads(bytes(arrays.pop("chunk")))
         places = [item.source for item in batch]
         return Chunk(
             rows=plain["rows"],
@@ -430,21 +428,19 @@ class _Cache:
             "counts": chunk.counts,
         }
         arrays = {**chunk.arrays, "chunk": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
-        path = self._path(batch)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        with suppress(OSError):  # not synced to disk: what a crash leaves is known by its checksum
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
+        key, content = self._key(batch), BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        with suppress(OSError, OutputError):
+            make_folder(self._folder)
+            write_sealed(self._folder / f"{key}.npz", key, content.getvalue())
 
-    def _path(self, batch: Sequence[Item]) -> Path:
+    def _key(self, batch: Sequence[Item]) -> str:
         digest = hashlib.sha256(self._task)
         for item in batch:
             content = item.record if isinstance(item, Row) else {**asdict(item), "source": ""}
             plain = json.dumps([_count(item), content], ensure_ascii=False, default=repr)
             digest.update(plain.encode(errors="surrogatepass") + b"\n")
-        return self._folder / f"{digest.hexdigest()}.npz"
+        return digest.hexdigest()
 
 
 def _found(stored: list[Any], places: Sequence[str]) -> Finding:

@@ -20,8 +20,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from likelier.base.errors import OutputError
-from likelier.base.files import cache_dir, read_manifest, remove_folder, write_folder
+from likelier.base.files import (
+    cache_dir,
+    make_folder,
+    read_manifest,
+    remove_folder,
+    write_folder,
+)
 from likelier.base.terminal import bar, say
 from likelier.batching.batch import Scored, tree_batch
 from likelier.config.schema import OptimConfig
@@ -113,15 +118,6 @@ def base_folder(recipe: Recipe, parent: Path | None = None) -> Path:
     content = json.dumps([asdict(recipe), corpus(recipe.rounds, recipe.seed)])
     name = f"base-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     return (parent or cache_dir() / "demo") / name
-
-
-def make_folder(path: Path) -> Path:
-    """``path``, made where it is missing. Raises OutputError where it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot be made: {error.strerror}", where=str(path)) from error
-    return path
 
 
 def make_tokenizer(examples: Sequence[tuple[str, str]], vocabulary: int) -> PreTrainedTokenizerFast:

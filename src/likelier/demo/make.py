@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from likelier.base.files import read_lines, write_json, write_lines
+from likelier.base.files import make_folder, read_lines, write_json, write_lines
 from likelier.base.terminal import say
 from likelier.config import config_from
-from likelier.demo.base import Recipe, base_folder, base_model, make_folder
+from likelier.demo.base import Recipe, base_folder, base_model
 from likelier.demo.evidence import interrogate, outcome
 from likelier.demo.world import PairText, Split, pairs
 from likelier.report.page import write_report

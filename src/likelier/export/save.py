@@ -44,7 +44,7 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
             card = model_card(policy, run)
         (target / "README.md").write_text(card, encoding="utf-8")  # in the place of peft's
 
-    write_folder(path, write, {"format": 1})
+    write_folder(path, write, {"format": 2})
 
 
 def _name_base(config: Any, base: str | None) -> None:

@@ -10,7 +10,7 @@ whole and never changed; one that cannot be read is skipped.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from likelier.base.errors import OutputError, RunFailed
-from likelier.base.files import cache_dir, write_file
+from likelier.base.files import cache_dir, make_folder, open_regular, sweep, write_file
 from likelier.base.terminal import bar
 from likelier.batching.batch import Scored, completions_of
 from likelier.batching.pack import pack
@@ -110,6 +110,7 @@ class NoReference:
 def load_reference(path: Path, identity: str | None = None) -> StoredReference | None:
     """Read stored log-probs; None where the file is damaged or belongs to another identity."""
     try:
+        open_regular(path).close()  # a pipe would be waited for
         with safe_open(path, framework="pt") as file:
             of, _, seal = (file.metadata() or {}).get("identity", "").partition(" ")
             if identity is not None and of != identity:
@@ -119,10 +120,10 @@ def load_reference(path: Path, identity: str | None = None) -> StoredReference |
             return None
         flat = tensors["keys"].numpy().tobytes()
         values = tensors["values"].split(tensors["lengths"].tolist())
-    except (SafetensorError, OSError, RuntimeError, ValueError):
+        keys = [flat[i : i + KEY_BYTES] for i in range(0, len(flat), KEY_BYTES)]
+        return StoredReference(of, dict(zip(keys, values, strict=True)))
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError):
         return None
-    keys = [flat[i : i + KEY_BYTES] for i in range(0, len(flat), KEY_BYTES)]
-    return StoredReference(of, dict(zip(keys, values, strict=True)))
 
 
 def _seal(tensors: Mapping[str, Tensor]) -> str:
@@ -191,10 +192,12 @@ def cached_reference(
 def cached_values(identity: str) -> dict[bytes, Tensor]:
     """All values that the cache holds for an identity."""
     values: dict[bytes, Tensor] = {}
-    for file in sorted(_folder(identity).glob("*.safetensors")):
-        stored = load_reference(file, identity)
-        if stored is not None:
-            values.update(stored.values)
+    sweep(_folder(identity), alone=False)
+    with suppress(OSError):  # a folder that cannot be read holds none
+        for file in sorted(_folder(identity).glob("*.safetensors")):
+            stored = load_reference(file, identity)
+            if stored is not None:
+                values.update(stored.values)
     return values
 
 
@@ -263,7 +266,7 @@ def _keep(stored: StoredReference) -> None:
     name = hashlib.sha256(b"".join(sorted(stored.values))).hexdigest()[:32]
     folder = _folder(stored.identity)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         stored.save(folder / f"{name}.safetensors")
     except (OSError, OutputError):
         return

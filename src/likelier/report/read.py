@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from likelier.base.errors import InputMissing
-from likelier.base.files import read_json
+from likelier.base.files import MAX_RECORD_BYTES, open_regular, read_bytes, read_json
 from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import text
 
@@ -103,13 +103,15 @@ def read_run(path: Path) -> RunFiles:
         InputMissing: there is no such folder, or no complete run.json in it.
     """
     record = read_record(path)
-    lost = {
+    sentences = {
         "config.yaml": text("report.gaps.no_config"),
         "metrics.jsonl": text("report.gaps.no_metrics"),
         "timing.jsonl": text("report.gaps.no_timing"),
     }
-    gaps = [sentence for name, sentence in lost.items() if not (path / name).exists()]
+    gaps = [sentence for name, sentence in sentences.items() if not (path / name).exists()]
     config, config_text = _read_config(path / "config.yaml", gaps)
+    lost = record.get("lost")
+    gaps += [f"{line}." for line in lost] if isinstance(lost, list) else []
     metrics = _read_rows(path / "metrics.jsonl", gaps)
     if metrics and "loss" not in record:
         gaps.append(text("report.gaps.no_loss"))
@@ -154,7 +156,7 @@ def read_jsonl(path: Path, gaps: list[str]) -> list[dict[str, Any]]:
     A last line cut short is no gap: a run that has not ended may be writing it.
     """
     try:
-        lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        lines = read_bytes(path).decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -260,7 +262,7 @@ def _one_a_step(rows: Iterable[LogRow]) -> tuple[LogRow, ...]:
 def _read_config(path: Path, gaps: list[str]) -> tuple[dict[str, Any], str | None]:
     written = config = None
     try:
-        written = path.read_text(encoding="utf-8", errors="replace")
+        written = read_bytes(path, MAX_RECORD_BYTES).decode("utf-8", errors="replace")
         config = yaml.safe_load(written)
     except FileNotFoundError:
         return {}, None
@@ -335,7 +337,7 @@ def read_pair_log(folder: Path, gaps: list[str]) -> ExtremePairs | None:
 def _read_visits(file: Path, gaps: list[str]) -> pa.Table | None:
     name = f"{file.parent.name}/{file.name}"
     try:
-        with pq.ParquetFile(file) as parquet:
+        with open_regular(file) as stream, pq.ParquetFile(stream) as parquet:
             lacking = [name for name in VISIT.names if name not in parquet.schema_arrow.names]
             if lacking:
                 gaps.append(text("report.gaps.pair_log_column", file=name, column=lacking[0]))

@@ -6,27 +6,42 @@ A checkpoint is a folder, ``step-00000040``, that holds
 - ``exp_avg.safetensors``, ``exp_avg_sq.safetensors``, ``count.safetensors``: AdamW's averages and
   its count of steps, by the same names;
 - ``reference.safetensors``: the weights of a reference that moves, once it has moved;
-- ``MANIFEST.json``: the step, the hashes of what the run reads, the loss's own figures, and the
-  size and hash of every file.
+- ``MANIFEST.json``: the step, the hashes of what the run reads, the loss's own figures, the seals
+  of the run's logs as they stood (`likelier.training.logs`), the size and hash of every file, and
+  a hash over all of this.
 
-It is valid only where every hash holds; a run resumes from the newest valid one.
+It is valid only where every hash holds. A run resumes from the newest valid one whose logs still
+hold what they held, so that lost rows are made again; where none is left, from the newest valid
+one, and says what is lost. Checkpoints of format 1 had no hash over all: they are refused, because
+a damaged manifest of that format cannot be told from a whole one.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from likelier.base.errors import RunFailed
-from likelier.base.files import read_manifest, remove_folder, write_folder
+from likelier.base.errors import OutputError, RunFailed
+from likelier.base.files import (
+    MANIFEST,
+    make_folder,
+    read_json,
+    read_manifest,
+    remove_folder,
+    write_folder,
+)
 from likelier.base.terminal import say
 from likelier.reference.moving import MovingReference
 from likelier.training.batches import Batcher
+from likelier.training.logs import Sealed, lost_rows
 from likelier.training.optimizer import MasterAdamW
 
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8})")
+_PARTS = ("masters", "exp_avg", "exp_avg_sq", "count")
 
 
 def save_checkpoint(
@@ -51,11 +66,11 @@ def save_checkpoint(
         for name, tensors in state.items():
             save_file(tensors, target / f"{name}.safetensors")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():  # a damaged one: the run would have resumed from a valid one
+    make_folder(folder)
+    if path.exists():  # one that is damaged, or whose logs are
         remove_folder(path)
-    write_folder(path, write, {"format": 1, "step": step, **facts})
-    _prune(folder, keep)
+    write_folder(path, write, {"format": FORMAT, "step": step, **facts})
+    prune(folder, keep)
     return path
 
 
@@ -65,22 +80,37 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def steps_saved(folder: Path) -> list[int]:
-    """The steps that checkpoints, valid or not, stand there for, the newest first."""
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    """The steps that checkpoints, valid or not, stand there for, the newest first.
+
+    Raises OutputError where the folder cannot be read.
+    """
+    try:
+        names = [p.name for p in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError(f"cannot be read: {error.strerror}", where=str(folder)) from error
     return sorted((int(m[1]) for name in names if (m := _NAME.fullmatch(name))), reverse=True)
 
 
-def latest_checkpoint(folder: Path, facts: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest valid checkpoint with its manifest, or None where there is no checkpoint at all.
+def latest_checkpoint(
+    folder: Path, facts: dict[str, Any], logs: Sequence[Sealed] = ()
+) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The checkpoint to resume from, its manifest, and what of the logs is lost, a line each.
 
-    Raises RunFailed where checkpoints stand there but none is valid, or where the newest valid
-    one was made with other ``facts``.
+    It is the newest valid one whose ``logs`` hold what they held; where there is none, the newest
+    valid one. None where there is no checkpoint at all.
+
+    Raises RunFailed where checkpoints stand there but none is valid, or where one was made with
+    other ``facts`` or by an older version.
     """
     steps = steps_saved(folder)
+    newest: tuple[Path, dict[str, Any], list[str]] | None = None
     for step in steps:
         path = folder / f"step-{step:08d}"
-        manifest = read_manifest(path)
-        if manifest is None or manifest.get("step") != step:
+        manifest = _manifest(path, step)
+        if manifest is None:
+            say(f"{path} is damaged: passed over")
             continue
         different = [name for name, value in facts.items() if manifest.get(name) != value]
         if different:
@@ -89,47 +119,97 @@ def latest_checkpoint(folder: Path, facts: dict[str, Any]) -> tuple[Path, dict[s
                 where=str(path),
                 hint="start again with another out folder",
             )
-        return path, manifest
-    if steps:
+        lost = lost_rows(logs, manifest.get("logs", {}), step)
+        if not lost:
+            return path, manifest, []
+        newest = newest or (path, manifest, lost)
+    if steps and newest is None:
         raise RunFailed(
             f"none of the {len(steps)} checkpoints is whole",
             where=str(folder),
             hint="delete the folder to start again",
         )
+    return newest
+
+
+def _manifest(path: Path, step: int) -> dict[str, Any] | None:
+    """The manifest of a valid checkpoint; None where it is damaged, or another step's.
+
+    Raises RunFailed where an older version made it.
+    """
+    manifest = read_manifest(path)
+    if manifest is not None and _is_of(manifest, step):
+        return manifest
+    written = read_json(path / MANIFEST) or {}
+    if written.get("format") == 1 and "seal" not in written:
+        raise RunFailed(
+            "the checkpoint was made by an older version, which sealed no manifest",
+            where=str(path),
+            hint="finish the run with that version, or start again with another out folder",
+        )
     return None
+
+
+def _is_of(manifest: dict[str, Any], step: int) -> bool:
+    """Whether a manifest says what that of a checkpoint of a step does, in the types it should."""
+    figures, logs = manifest.get("figures", {}), manifest.get("logs", {})
+    return (
+        (manifest.get("format"), manifest.get("step")) == (FORMAT, step)
+        and all(f"{name}.safetensors" in manifest["files"] for name in _PARTS)
+        and isinstance(figures, dict)
+        and all(isinstance(value, int | float) for value in figures.values())
+        and isinstance(logs, dict)
+        and all(isinstance(seal, dict) for seal in logs.values())
+    )
 
 
 def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
     """Put a checkpoint's state into the optimizer and the model whose parameters it trains."""
-    names = ("masters", "exp_avg", "exp_avg_sq", "count")
-    optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in names})
+    optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in _PARTS})
 
 
-def resume(folder: Path, facts: dict[str, Any], optimizer: MasterAdamW, batcher: Batcher) -> int:
-    """Load the newest valid checkpoint: optimizer, model, the loss's own figures, the reference.
+def resume(
+    folder: Path,
+    facts: dict[str, Any],
+    optimizer: MasterAdamW,
+    batcher: Batcher,
+    logs: Sequence[Sealed],
+) -> tuple[int, list[str]]:
+    """Load the checkpoint to resume from: optimizer, model, the loss's own figures, the reference;
+    and cut the logs back to it.
 
-    Returns its step, 0 where there is no checkpoint at all. Raises as `latest_checkpoint`.
+    Returns its step, 0 where there is no checkpoint at all, and what of the logs is lost, a line
+    each. Raises as `latest_checkpoint`.
     """
-    found = latest_checkpoint(folder, facts)
+    found = latest_checkpoint(folder, facts, logs)
     if found is None:
-        return 0
-    path, manifest = found
+        for log in logs:
+            log.cut_back(0, {})
+        return 0, []
+    path, manifest, lost = found
     step: int = manifest["step"]
     load_checkpoint(path, optimizer)
     batcher.loss.state.update(manifest.get("figures", {}))
-    moved = path / "reference.safetensors"  # not there before it first moved
-    if isinstance(batcher.reference, MovingReference) and moved.exists():
-        batcher.reference.restore(load_file(moved))
+    moved = "reference.safetensors"  # not there before it first moved
+    if isinstance(batcher.reference, MovingReference) and moved in manifest["files"]:
+        batcher.reference.restore(load_file(path / moved))
+    for log in logs:
+        log.cut_back(step, manifest.get("logs", {}).get(log.name, {}))
     say(f"resuming from step {step}")
-    return step
+    for line in lost:
+        say(f"{line}; no checkpoint is left to make them again from")
+    return step, lost
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Delete every checkpoint older than the newest ``keep`` valid ones."""
+def prune(folder: Path, keep: int, ended: bool = False) -> None:
+    """Delete every checkpoint but the newest ``keep`` valid ones.
+
+    Until a run has ``ended``, one that cannot be read now stays where it is newer than these.
+    """
     valid = 0
     for step in steps_saved(folder):
         path = folder / f"step-{step:08d}"
-        if valid >= keep:
-            remove_folder(path)
-        elif read_manifest(path) is not None:
+        if valid < keep and read_manifest(path) is not None:
             valid += 1
+        elif valid or ended:
+            remove_folder(path)

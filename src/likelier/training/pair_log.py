@@ -1,5 +1,9 @@
-"""The pair log: one row for each pair and visit, in Parquet files that end where checkpoints do."""
+"""The pair log: one row for each pair and visit, in Parquet files that end where checkpoints do.
 
+A file that is not as it was written is kept as ``….parquet.damaged``, and its rows are lost.
+"""
+
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from likelier.base.files import write_file
+from likelier.base.files import make_folder, output_errors, remove_folder, sha256, write_file
 from likelier.data.records import TokenPair
 from likelier.losses.values import StepValues
+from likelier.training.logs import Seal
 
 _NAME = re.compile(r"steps-(\d{8})-(\d{8})\.parquet")
 
@@ -20,9 +25,12 @@ MAX_STEPS_IN_MEMORY = 1000  # where there are no checkpoints
 class PairLog:
     """Rows wait in memory until the next checkpoint, or for ``MAX_STEPS_IN_MEMORY`` steps."""
 
+    name = "pair_log"
+
     def __init__(self, folder: Path, beta: float):
         self.folder, self.beta = folder, beta
         self.rows: list[dict[str, Any]] = []
+        self._seals: Seal = {}
 
     def add(self, step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues) -> None:
         """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``.
@@ -58,15 +66,39 @@ class PairLog:
         """Write the waiting rows as one file, whole or not at all."""
         if not self.rows:
             return
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         name = f"steps-{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}.parquet"
         table = pa.Table.from_pylist(self.rows)
         write_file(self.folder / name, lambda file: pq.write_table(table, file))
+        self._seals[name] = {"rows": len(self.rows), "sha256": sha256(self.folder / name)}
         self.rows = []
 
-    def cut_back(self, step: int) -> None:
-        """Delete files that reach past a step."""
+    sync = write
+
+    def seal(self) -> Seal:
+        """The rows and the hash of every file."""
+        return dict(self._seals)
+
+    def lost(self, seal: Seal, step: int) -> str | None:
+        """The rows of files that are not there, or not as they were."""
+        ends = [_NAME.fullmatch(name) for name in seal if not self._is_whole(name, seal)]
+        spans = ", ".join(f"{int(found[1])} to {int(found[2])}" for found in ends if found)
+        return f"{self.name}: the rows of step {spans} are lost" if ends else None
+
+    def _is_whole(self, name: str, seal: Seal) -> bool:
+        try:
+            return bool(sha256(self.folder / name) == seal[name]["sha256"])
+        except (OSError, KeyError, TypeError):
+            return False
+
+    def cut_back(self, step: int, seal: Seal) -> None:
+        """Delete the files that are not in the seal, and set aside those that are damaged."""
+        self._seals = dict(seal)
         for file in self.folder.glob("*.parquet"):
-            named = _NAME.fullmatch(file.name)
-            if named and int(named[2]) > step:
-                file.unlink()
+            if not _NAME.fullmatch(file.name):
+                continue
+            if file.name not in seal:
+                remove_folder(file)
+            elif not self._is_whole(file.name, seal):
+                with output_errors(file):
+                    os.replace(file, file.with_name(f"{file.name}.damaged"))

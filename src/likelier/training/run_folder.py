@@ -10,29 +10,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from likelier import __version__
 from likelier.base.environment import packages
-from likelier.base.errors import OutputError
+from likelier.base.errors import OutputError, RunFailed
 from likelier.base.files import (
-    append_lines,
+    MANIFEST,
+    changed_files,
+    is_locked,
+    make_folder,
+    open_own,
+    open_regular,
+    output_errors,
     read_json,
     read_lines,
+    sealed,
     sweep,
-    sync,
     write_json,
-    write_lines,
     write_text,
 )
 from likelier.base.terminal import say
 from likelier.config import Config, difference, dump, live
 from likelier.data.records import TokenPair
+from likelier.training.logs import Log
 
 if TYPE_CHECKING:
     from likelier.batching.batch import Batch  # imports torch
 
 OnRow = Callable[[dict[str, float]], None]
+_MODELS = ("model", "adapter")
 _FILES_OF_MODELS = ("config.json", "adapter_config.json", "tokenizer.json")
-_LOGS = ("metrics.jsonl", "timing.jsonl")
+_FOLDERS = ("checkpoints", "pair_log")
+_FORMAT = 2  # of run.json; that of format 1 has no seal
+_SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "step": int}
 
 
 def asked(config: Config) -> dict[str, Any]:
@@ -41,16 +52,19 @@ def asked(config: Config) -> dict[str, Any]:
 
 
 class RunFolder:
-    """The files of the run of a config. ``record`` is the content of ``run.json``, or empty.
+    """The files of the run of a config. ``record`` is the content of ``run.json``, empty where it
+    is missing or damaged.
 
     ``inputs`` are hashes of the content behind the run, which every checkpoint must agree with.
-    ``on_row`` hears every row of the log.
+    ``on_row`` hears every row of the log. Raises OutputError where ``run.json`` cannot be read.
     """
 
     def __init__(self, config: Config, on_row: OnRow | None = None):
         self.config, self.path, self.on_row = config, config.out, on_row
-        self.record: dict[str, Any] = read_json(self.path / "run.json") or {}
+        self.record = _read_record(self.path / "run.json")
         self.inputs: dict[str, str] = {}
+        self.metrics = Log(self.path / "metrics.jsonl", config.train.log_every)
+        self.timing = Log(self.path / "timing.jsonl", clock=("seconds",))
 
     @property
     def resumes(self) -> bool:
@@ -60,18 +74,19 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run reached its last step here and its model is saved.
 
-        Raises OutputError where the folder holds a run of another config, or something else.
+        Raises OutputError where the folder holds a run of another config, or something else, and
+        RunFailed where the model is not what was saved, or is gone and cannot be made again.
         """
         if self.resumes:
-            changed = difference(self.record.get("asked", {}), asked(self.config))
-            if changed:
-                more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            different = difference(self.record.get("asked", {}), asked(self.config))
+            if different:
+                more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
                 raise OutputError(
-                    f"this folder holds another run: {changed[0]}{more}",
+                    f"this folder holds another run: {different[0]}{more}",
                     where=f"out: {self.path}",
                     hint="give another out folder, or the config of this run",
                 )
-            return self.record.get("status") == "finished"
+            return self.record.get("status") == "finished" and self._model_stands()
         other = [name for name in _FILES_OF_MODELS if (self.path / name).exists()]
         if other or (self.path.exists() and not self.path.is_dir()):
             raise OutputError(
@@ -80,6 +95,52 @@ class RunFolder:
                 hint="give a folder that does not exist yet",
             )
         return False
+
+    def _model_stands(self) -> bool:
+        """Whether the saved model is there; its card may have been edited since."""
+        folder = next((f for name in _MODELS if (f := self.path / name).is_dir()), None)
+        if folder is None:
+            if any((self.path / "checkpoints").glob("step-*")):
+                return False  # it is made again
+            raise RunFailed(
+                "this run is finished, but its model is gone, and so are its checkpoints",
+                where=f"out: {self.path}",
+                hint="put the model back, or delete the folder to train again",
+            )
+        if not (folder / MANIFEST).exists():  # taken away, as before an upload
+            return True
+        manifest = read_json(folder / MANIFEST)
+        files = (manifest or {MANIFEST: None}).get("files")
+        damaged = changed_files(folder, files) if isinstance(files, dict) else [MANIFEST]
+        if damaged := [name for name in damaged if name != "README.md"]:
+            raise RunFailed(
+                f"not as it was saved: {damaged[0]}",
+                where=str(folder),
+                hint="put it back, or delete this folder and run the same command again: "
+                "the last checkpoint gives it once more",
+            )
+        return True
+
+    def lacks(self) -> list[str]:
+        """What a finished run ends with and is not there: it was killed, or somebody deleted it."""
+        last = ["report.html"]
+        if self.record.get("format") == _FORMAT:
+            last.append("pair_texts.jsonl")
+        return [name for name in last if not (self.path / name).exists()]
+
+    def what_to_do(self) -> str:
+        """What is left to do of a finished run, in words."""
+        lacking = self.lacks()
+        return f"{' and '.join(lacking)} to be written" if lacking else "nothing to do"
+
+    def settings(self) -> dict[str, Any] | None:
+        """The config as it was resolved when the run began; None where that is not known."""
+        try:
+            Config.model_validate(self.record.get("resolved"))
+        except ValidationError:
+            return None
+        resolved: dict[str, Any] = self.record["resolved"]
+        return resolved
 
     def must_hold(self, **inputs: str) -> None:
         """Note hashes of the content behind the run.
@@ -100,12 +161,14 @@ class RunFolder:
         """Write down what the run is: its ``settings``, without any ``auto``, and ``facts``."""
         import torch  # not above: a folder of another run is answered without it
 
+        if self.record.get("status") == "finished":
+            say(f"the model of {self.path} is gone: the last checkpoint gives it once more")
         versions = {package.name: package.installed for package in packages()}
         threads = torch.get_num_threads()
         self._say_if_bits_may_differ({"threads": threads, **versions})
         write_text(self.path / "config.yaml", dump(settings))
         self.write_record(
-            format=1,
+            format=_FORMAT,
             likelier=__version__,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             status="running",
@@ -128,29 +191,26 @@ class RunFolder:
                     "its last bits may differ"
                 )
 
-    def cut_back(self, step: int) -> None:
-        """Forget what was logged after a step."""
-        for name in _LOGS:
-            rows = [row for row in read_lines(self.path / name) if step and row["step"] <= step]
-            write_lines(self.path / name, rows)
-        self.write_record(step=step)
-
-    def sync_logs(self) -> None:
-        """Have the logs on disk; called before a checkpoint says that the run got this far."""
-        for name in _LOGS:
-            sync(self.path / name)
+    def resumed(self, step: int, lost: Sequence[str]) -> None:
+        """Note the step that the run resumes from, and what of its logs is lost for good."""
+        known = self.record.get("lost", []) if step else []
+        self.write_record(step=step, lost=list(dict.fromkeys([*known, *lost])))
 
     def finish(self, step: int) -> None:
-        """The model is saved: this run is done."""
+        """The model is saved: this run is done. A report of before its end goes."""
         rows = read_lines(self.path / "timing.jsonl")
-        plain, tree = (sum(row[name] for row in rows) for name in ("plain_tokens", "tokens"))
-        over = sum(row.get("over_budget", 0) for row in rows)
-        tokens = {"plain": plain, "tree": tree, "batches_over_budget": over}
+        names = {"plain": "plain_tokens", "tree": "tokens", "batches_over_budget": "over_budget"}
+        tokens = {
+            name: sum(row[column] for row in rows if type(row.get(column)) is int)
+            for name, column in names.items()
+        }
+        with output_errors(self.path):
+            (self.path / "report.html").unlink(missing_ok=True)
         self.write_record(status="finished", step=step, tokens=tokens)
 
     def log(self, row: dict[str, float]) -> None:
         """Append a row to ``metrics.jsonl`` and tell whoever listens."""
-        append_lines(self.path / "metrics.jsonl", [row])
+        self.metrics.append(row)
         if self.on_row is not None:
             self.on_row(row)
 
@@ -169,12 +229,28 @@ class RunFolder:
         over = sum(batch.num_tokens > budget for batch in batches)
         if over:  # a pair is never cut: these went alone
             row["over_budget"] = over
-        append_lines(self.path / "timing.jsonl", [row])
+        self.timing.append(row)
 
     def write_record(self, **facts: Any) -> None:
         """Add facts to ``run.json``, whole or not at all."""
         self.record = {**self.record, **facts}
-        write_json(self.path / "run.json", self.record)
+        write_json(self.path / "run.json", sealed(self.record))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """``run.json``; empty where it is missing, damaged, or says what it cannot mean.
+
+    Raises OutputError where it cannot be read: a run that began there is never taken for none.
+    """
+    try:
+        open_regular(path).close()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise OutputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    record = read_json(path) or {}
+    fits = all(isinstance(record.get(name, kind()), kind) for name, kind in _SHAPE.items())
+    return record if fits else {}
 
 
 def must_be_free(path: Path) -> None:
@@ -182,22 +258,44 @@ def must_be_free(path: Path) -> None:
 
     Raises OutputError where another process works in it, or where nothing can be written.
     """
+    with _cannot_be_written(path):
+        _must_be_writable(path)
+        if os.path.lexists(path / ".lock"):
+            lock = open_own(path / ".lock", os.O_RDWR)
+            try:
+                _hold(lock, path)
+            finally:
+                os.close(lock)
+
+
+@contextmanager
+def _cannot_be_written(path: Path) -> Iterator[None]:
+    """Turn what a folder refuses into an OutputError that names the key."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=f"out: {path}") from error
+
+
+def _must_be_writable(path: Path) -> None:
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK):
-        raise OutputError(f"cannot be written: {there} is not writable", where=f"out: {path}")
-    if (path / ".lock").exists():
-        lock = os.open(path / ".lock", os.O_RDWR)
-        try:
-            _hold(lock, path)
-        finally:
-            os.close(lock)
+    folders = [there, *(path / name for name in _FOLDERS if (path / name).exists())]
+    for folder in folders:
+        if not folder.is_dir():
+            raise OutputError(f"cannot be written: {folder} is no folder", where=f"out: {path}")
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            what = f"cannot be written: {folder} is not writable"
+            raise OutputError(what, where=f"out: {path}")
 
 
-def _hold(lock: int, path: Path) -> None:
-    """Hold a folder by its open lock file until that is closed."""
+def _hold(lock: int, path: Path) -> bool:
+    """Hold a folder by its open lock file until that is closed; whether there are locks at all."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
     except OSError as error:
+        if not is_locked(error):
+            return False
         holder = os.read(lock, 200).decode(errors="replace").strip()
         raise OutputError(
             f"another process works in this folder ({holder})", where=f"out: {path}"
@@ -211,16 +309,17 @@ def open_folder(config: Config, on_row: OnRow | None = None) -> Iterator[RunFold
     Raises OutputError where it cannot be made or another process works in it.
     """
     path = config.out
+    with _cannot_be_written(path):
+        _must_be_writable(path)
+        make_folder(path)
+        lock = open_own(path / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", where=f"out: {path}") from error
-    try:
-        _hold(lock, path)
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        for folder in (path, path / "checkpoints", path / "pair_log"):
+        if not _hold(lock, path):
+            say(f"{path}: this file system has no locks: nothing keeps a second process out")
+        with _cannot_be_written(path):
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        for folder in (path, *(path / name for name in _FOLDERS)):
             sweep(folder)
         yield RunFolder(config, on_row)
     finally:
