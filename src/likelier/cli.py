@@ -18,8 +18,8 @@ from likelier.base.errors import (
     ConfigError,
     StoppedEarly,
     describe_error,
-    without_secrets,
 )
+from likelier.base.foreign import WRITTEN_OUT, harmless, harmless_streams
 
 if TYPE_CHECKING:
     from likelier.config import Config
@@ -383,7 +383,11 @@ def _named(words: Sequence[str] | None, option: str, form: str) -> dict[str, str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; every error becomes a line on stderr."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with harmless_streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(words: list[str]) -> int:
     debug = "--debug" in words
     try:
         code = _run([word for word in words if word != "--debug"] or ["--help"])
@@ -393,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "likelier"
         hint = _key_instead(error, words) or f"see `{command} --help`"
-        return _print_error(error.format_message(), hint, error.exit_code)
+        return _print_error(harmless(error.format_message()), hint, error.exit_code)
     except BrokenPipeError:
         return CLOSED_PIPE
     except SystemExit as stop:  # rich ends the process where its reader has gone
@@ -406,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_end(str(stop), stop.exit_code)
     except Exception as error:
         if debug:
-            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            print(traceback.format_exc(), end="", file=sys.stderr)
         return _print_error(*describe_error(error))
 
 
@@ -430,7 +434,7 @@ def _print_error(what: str, hint: str | None, code: int) -> int:
 
 
 def _print_end(message: str, code: int) -> int:
-    print(without_secrets(message), file=sys.stderr)
+    print(message, file=sys.stderr)
     return code
 
 
@@ -438,7 +442,7 @@ def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not under every embedding
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=WRITTEN_OUT)
     if sys.argv[1:2] == ["show"]:
         _hide_torch()
     code = main()

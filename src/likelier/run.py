@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_lines, sha256, sweep
-from likelier.base.terminal import bar, say, visible
+from likelier.base.terminal import bar, say
 from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
 from likelier.checks.pairs import template_finding
@@ -97,7 +97,7 @@ def train(
     data = load(config.data, encoder, loss, seed, train, eval, PairInspector())
     data = _with_template_finding(data, encoder)
     for line in (*describe_example(data.example, data.form), data.describe()):
-        say(visible(line))
+        say(line)
     say_limits(initial.causal_lm, config.data.max_length, data.pairs)
     say(f"loss: {objective.formula}")
     reference_model = reference_policy(config, initial)  # None: the initial policy is its own

@@ -15,9 +15,8 @@ import yaml
 from tests.support.tiny import tiny_tokenizer
 
 from likelier.base import errors
-from likelier.base.errors import without_secrets
 from likelier.base.findings import Finding
-from likelier.base.terminal import visible
+from likelier.base.foreign import visible, without_secrets
 from likelier.checks.summary import Kind, print_kinds
 from likelier.cli import app, main
 from likelier.config import json_schema, load_config

@@ -50,7 +50,7 @@ def test_results_can_be_piped(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=120)
-    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    monkeypatch.setattr(progress, "console", lambda stderr: console)
     with bar("train", 4, 1) as advance:
         advance(1, "loss 0.5")
         advance(2, "loss 0.4")
@@ -64,7 +64,7 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bar_and_its_figures_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=80)
-    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    monkeypatch.setattr(progress, "console", lambda stderr: console)
     text = "loss 0.6931  margin -12.345  held out: loss 0.6931  accuracy 100%"
     with bar("train", 12_000, 11_999) as advance:
         advance(1, text)

@@ -1,7 +1,8 @@
 """What can go wrong for a user: one class per exit code, one clear message each."""
 
 import errno
-import re
+
+from likelier.base.foreign import harmless
 
 BUG = 70
 CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
@@ -9,12 +10,11 @@ INTERRUPTED = 130
 UNWRITABLE = 73
 DISK_HINT = "make room or choose another folder; what was complete is kept"
 
-# Hub tokens, and passwords inside URLs, that a library may have put into its message.
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
-
 
 class LikelierError(Exception):
     """Anything that ends a command with a message and no traceback.
+
+    What a foreign file or the user put into the message neither drives a terminal nor is secret.
 
     Args:
         what: what is wrong, in one line.
@@ -25,9 +25,11 @@ class LikelierError(Exception):
     exit_code = 1  # each kind of error has its own, and keeps it
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None):
-        self.what, self.where, self.hint = what, where, hint
-        located = f"{where}: {what}" if where else what
-        super().__init__(f"{located}\n  {hint}" if hint else located)
+        self.what = harmless(what)
+        self.where = where and harmless(where)
+        self.hint = hint and harmless(hint, keep="\n")
+        located = f"{self.where}: {self.what}" if where else self.what
+        super().__init__(f"{located}\n  {self.hint}" if hint else located)
 
 
 class RunFailed(LikelierError):
@@ -82,13 +84,8 @@ def describe_error(error: Exception) -> tuple[str, str | None, int]:
         return str(error), None, error.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         what = f"{error.filename or 'output'}: {error.strerror}"
-        return what, DISK_HINT, UNWRITABLE
-    first_line = next(iter(str(error).splitlines()), "")
+        return harmless(what), DISK_HINT, UNWRITABLE
+    first_line = harmless(str(error).partition("\n")[0])
     what = f"{type(error).__name__}: {first_line}".removesuffix(": ")
     hint = "this is a bug of ours: run again with --debug and report what it shows"
     return what, hint, BUG
-
-
-def without_secrets(text: str) -> str:
-    """The text, its Hub tokens and passwords replaced by stars."""
-    return _SECRET.sub("***", text)

@@ -1,9 +1,9 @@
-"""What a person sees in a terminal: a line, a progress bar, foreign text made harmless."""
+"""What a person sees in a terminal: a line, a progress bar, styled text."""
 
 import sys
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,14 +15,32 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
+
+from likelier.base.foreign import HarmlessStream, harmless, harmless_streams
 
 PLAIN_LINES = 20  # that stand for a whole bar where there is no terminal
 
 
 def say(line: str) -> None:
     """Print one line for the person who waits, to stderr, so that results can be piped."""
-    print(line, file=sys.stderr, flush=True)
+    print(harmless(line), file=sys.stderr, flush=True)
+
+
+class _Console(Console):
+    """A console whose own styles and movements reach the terminal, and none of the text's."""
+
+    def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
+        for part in super().render(*args, **kwargs):
+            yield part if part.control else Segment(harmless(part.text, keep="\n"), part.style)
+
+
+def console(stderr: bool = False) -> Console:
+    """Where styled text is printed: all of it as it is, no markup in it, foreign text harmless."""
+    stream = sys.stderr if stderr else sys.stdout
+    behind = stream.behind if isinstance(stream, HarmlessStream) else stream
+    return _Console(file=behind, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
@@ -31,23 +49,24 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
 
     Yields ``advance(steps, text)``, to call with the steps just done and a text for under the bar.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal or total == 0:
+    terminal = console(stderr=True)
+    if not terminal.is_terminal or total == 0:
         yield _plain_lines(label, total, done)
         return
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("elapsed"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console,
+        console=terminal,
         expand=True,
     )
     below = Text()
-    with Live(Group(progress, below), console=console):
+    # Lines printed meanwhile go through the display, which would read colours out of them.
+    with Live(Group(progress, below), console=terminal), harmless_streams():
         task = progress.add_task(label, total=total, completed=done)
 
         def advance(steps: int, text: str = "") -> None:
@@ -70,18 +89,19 @@ def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None
 @contextmanager
 def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
     """Show how many rows are done of an unknown number. Yields ``advance(rows)``."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    terminal = console(stderr=True)
+    if not terminal.is_terminal:
         yield lambda rows: None
         return
-    with Progress(
-        TextColumn("{task.description}"),
+    bars = Progress(
+        TextColumn("{task.description}", markup=False),
         TextColumn("{task.completed:.0f} rows"),
         TextColumn("{task.fields[speed]}"),
         TimeElapsedColumn(),
-        console=console,
+        console=terminal,
         transient=True,
-    ) as shown:
+    )
+    with bars as shown, harmless_streams():
         task = shown.add_task(f"{label} {name}", total=None, speed="")
 
         def advance(rows: int) -> None:
@@ -91,13 +111,3 @@ def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
                 shown.update(task, speed=f"{current.completed / current.elapsed:.0f} a second")
 
         yield advance
-
-
-def visible(text: str) -> str:
-    """The text, control and reordering characters escaped: data must not drive a terminal."""
-    return "".join(
-        letter
-        if not unicodedata.category(letter).startswith("C") or letter == "\u200d"
-        else letter.encode("unicode_escape", "surrogatepass").decode()
-        for letter in text
-    )

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from likelier.base.findings import Finding
-from likelier.base.terminal import visible
+from likelier.base.foreign import visible
+from likelier.base.terminal import console
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Estimate, Lengths, Probe
 from likelier.data.records import Pair
@@ -271,24 +271,24 @@ def print_kinds(
     """Print a table of the kinds of findings, the first ``most`` findings of each (None: all that
     are kept), and how many rows are usable.
     """
-    console = Console(highlight=False, markup=False, emoji=False)
+    terminal = console()
     if kinds:
         table = Table("code", "severity", "count", "why it matters", title_justify="left")
         table.columns[2].justify = "right"
         for kind in kinds:
             table.add_row(visible(kind.code), kind.severity, str(kind.count), why(kind.code))
-        console.print(table)
+        terminal.print(table)
     for kind in kinds:
         shown = kind.first[:most]
         for number, finding in enumerate(shown):
             # Not wrapped: a location must stay one piece, for editors and grep.
             colour = COLOURS[finding.severity]
-            console.print(finding.severity, style=colour, end=" ", soft_wrap=True)
-            console.print(visible(f"{finding.where}: {finding.message}"), soft_wrap=True)
+            terminal.print(finding.severity, style=colour, end=" ", soft_wrap=True)
+            terminal.print(visible(f"{finding.where}: {finding.message}"), soft_wrap=True)
             following = shown[number + 1 : number + 2]
             if finding.hint and all(other.hint != finding.hint for other in following):
-                console.print(visible(f"  {finding.hint}"), style="dim", soft_wrap=True)
+                terminal.print(visible(f"  {finding.hint}"), style="dim", soft_wrap=True)
         if hidden := kind.count - len(shown):
             rest = "" if most is None else "; --all shows them"
-            console.print(f"  and {hidden} more {visible(kind.code)}{rest}", soft_wrap=True)
-    console.print(text("check.usable", usable=usable, rows=rows))
+            terminal.print(f"  and {hidden} more {visible(kind.code)}{rest}", soft_wrap=True)
+    terminal.print(text("check.usable", usable=usable, rows=rows))

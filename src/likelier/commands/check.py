@@ -4,9 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from likelier.base.terminal import say, visible
+from likelier.base.foreign import visible
+from likelier.base.terminal import console, say
 from likelier.checks.examine import Question, examine
 from likelier.checks.fix import fix
 from likelier.checks.gates import enforce_gates, read_gate
@@ -36,7 +35,7 @@ def check(
     """
     limits = [read_gate(gate) for gate in gates]
     for line in describe_folders(question.data):
-        say(visible(line))
+        say(line)
     found = examine(question)
     if question.score:
         from likelier.checks.model_view import add_model_view  # loads weights
@@ -48,7 +47,7 @@ def check(
         _print(found, None if question.all_places else SHOWN_LOCATIONS)
     if html is not None:
         write_page(found, question, html)
-        say(f"page: {visible(str(html))}")
+        say(f"page: {html}")
     if out is not None:
         written, changes_file, changes = fix(question, out)
         counts = ", ".join(f"{count} {code}" for code, count in changes.items()) or "no changes"
@@ -60,9 +59,9 @@ def check(
 
 
 def _print(found: Examination, most: int | None) -> None:
-    console = Console(highlight=False, markup=False, emoji=False)
+    terminal = console()
     for line in describe_example(found.example, found.form):
-        console.print(visible(line), soft_wrap=True, style="dim")
+        terminal.print(visible(line), soft_wrap=True, style="dim")
     for line in describe(found):
-        console.print(visible(line), soft_wrap=True)
+        terminal.print(visible(line), soft_wrap=True)
     print_kinds(found.kinds, found.rows, found.usable, most)

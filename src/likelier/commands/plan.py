@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from likelier.base.errors import ConfigError
-from likelier.base.terminal import say
+from likelier.base.terminal import console, say
 from likelier.batching.batch import Batch, Scored, completions_of, lay_out
 from likelier.batching.pack import pack
 from likelier.config import Config, live
@@ -280,7 +279,7 @@ def print_plan(planned: Plan, as_json: bool) -> None:
     table = Table(show_header=False)
     for name, text in rows:
         table.add_row(name, text)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    console().print(table)
     say("measured on two steps; nothing was written")
 
 

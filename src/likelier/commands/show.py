@@ -10,14 +10,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from likelier.base.errors import InputMissing
 from likelier.base.files import write_text
 from likelier.base.findings import Finding, Unfit
+from likelier.base.foreign import harmless, visible
 from likelier.base.model_files import load_tokenizer
-from likelier.base.terminal import say, visible
+from likelier.base.terminal import console, say
 from likelier.chat.render import render_chat
 from likelier.chat.tokenizer import BREAK, Encoder, build_encoder
 from likelier.data.encode import encode_pairs
@@ -57,12 +57,12 @@ def show(
     if html is not None:
         page = render_page("show.html", ["page.css"], name=str(data), pairs=shown)
         write_text(html, page)
-        say(f"page: {visible(str(html))}")
+        say(f"page: {html}")
     else:
-        console = Console(soft_wrap=True, highlight=False)
-        console.print(_legend())
+        terminal = console()
+        terminal.print(_legend(), soft_wrap=True)
         for one in shown:
-            console.print(_in_terminal(one))
+            terminal.print(_in_terminal(one), soft_wrap=True)
     return 65 if all("refused" in one for one in shown) else 0
 
 
@@ -75,7 +75,7 @@ def _first(
     count = 0
     for item in rows:
         count += 1
-        if row is not None and not _is_at(item.source, row):
+        if row is not None and not _is_at(item.source, harmless(row)):
             continue
         for one in read_row(item, form) if isinstance(item, Row) else [item]:
             if isinstance(one, Pair):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from likelier.base.model_files import describe_files, place_of
-from likelier.base.terminal import say, visible
+from likelier.base.terminal import say
 from likelier.config import Config
 from likelier.data.sources import describe_folders, must_be_there
 from likelier.training.run_folder import RunFolder, must_be_free
@@ -28,8 +28,8 @@ def first_look(config: Config) -> bool:
     for name in (*names, *([data.eval_path] if data.eval_path else [])):
         must_be_there(name)
     for line in describe_folders(data.train):
-        say(visible(line))
+        say(line)
     if config.reference.path is not None:
         place_of(config.reference.path)
-    say(f"loading {visible(describe_files(config.model.path, config.model.revision))}")
+    say(f"loading {describe_files(config.model.path, config.model.revision)}")
     return True

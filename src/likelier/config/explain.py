@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from likelier.base.errors import ConfigError
+from likelier.base.foreign import without_secrets
 from likelier.config.other_trainers import NEEDLESS, RENAMED, hint_for_key, trainer_of
 from likelier.config.schema import json_schema
 from likelier.config.strict_yaml import flow
@@ -54,6 +55,7 @@ def _short(value: Any) -> str:
         shown = flow(value)
     except Exception:  # an object that YAML cannot write: only Python callers can get here
         shown = repr(value)
+    shown = without_secrets(shown)  # before it is cut: half a secret has no form
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 

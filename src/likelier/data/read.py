@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.base.findings import Finding
+from likelier.base.foreign import harmless
 from likelier.chat.messages import odd_character
 from likelier.chat.written import without_gaps
 from likelier.data.records import Row
@@ -487,7 +488,7 @@ def _read(path: Path, before: os.stat_result) -> Iterator[Row | Finding]:
         yield from _read_gzip(path, reader)
     else:
         with open(path, "rb") as file:
-            yield from reader(file, str(path))
+            yield from reader(file, harmless(str(path)))
     after = os.stat(path)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         hint = "wait until nobody writes to it, then run again"
@@ -495,7 +496,8 @@ def _read(path: Path, before: os.stat_result) -> Iterator[Row | Finding]:
 
 
 def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
-    last = f"{path}:1"
+    name = harmless(str(path))
+    last = f"{name}:1"
     try:
         with gzip.open(path, "rb") as packed, tempfile.TemporaryFile() as whole:
             file = cast(BinaryIO, packed)
@@ -503,7 +505,7 @@ def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
                 shutil.copyfileobj(packed, whole)
                 whole.seek(0)
                 file = cast(BinaryIO, whole)
-            for row in reader(file, str(path)):
+            for row in reader(file, name):
                 last = row.source
                 yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

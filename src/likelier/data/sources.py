@@ -10,6 +10,7 @@ from pathlib import Path
 
 from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.base.findings import Finding
+from likelier.base.foreign import without_secrets
 from likelier.data.read import READERS, kind_of, read_rows
 from likelier.data.records import Row
 from likelier.data.shapes import COLUMN_ALIASES
@@ -238,6 +239,6 @@ def _download(repository: str) -> Path:
         hint = "check the path; for a Hub id, download it where there is a network"
         raise InputMissing(what, where=repository, hint=hint) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = without_secrets(" ".join(str(error).split()))[:120]
         what = f"there is no such file or folder, and the Hub says: {reason}"
         raise InputMissing(what, where=repository, hint="check the name") from error

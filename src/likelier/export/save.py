@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from likelier.base.files import remove_folder, write_folder, write_json
+from likelier.base.foreign import without_secrets
 from likelier.export.card import adapters_of, model_card
 from likelier.model.frozen import dtype_name
 from likelier.model.load import quietly
@@ -36,12 +37,13 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
                 for config in adapters_of(policy).values():
                     _name_base(config, policy.causal_lm.name_or_path)
                     _order_sets(config)
+                    _mask_secrets(config)
                 # Without False, peft asks the Hub whether the vocabulary grew.
                 model.save_pretrained(target, save_embedding_layers=False)
             else:
                 _save_model(policy, masters, wanted, target)
             policy.tokenizer.save_pretrained(target)
-            card = model_card(policy, run)
+            card = without_secrets(model_card(policy, run))
         (target / "README.md").write_text(card, encoding="utf-8")  # in the place of peft's
 
     write_folder(path, write, {"format": 2})
@@ -58,6 +60,13 @@ def _order_sets(config: Any) -> None:
     for name, value in vars(config).items():
         if isinstance(value, set):
             setattr(config, name, sorted(value))
+
+
+def _mask_secrets(config: Any) -> None:
+    """A path that holds one is not written down; who loads the adapter then names its base."""
+    for name, value in vars(config).items():
+        if isinstance(value, str):
+            setattr(config, name, without_secrets(value))
 
 
 def _save_model(

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from likelier.base.foreign import without_secrets
 from likelier.pages.texts import language, signed, text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,7 +62,7 @@ def _digest(content: str) -> str:
 
 
 def written_out(value: Any) -> Any:
-    """Text with every control and reordering mark written out, so that nothing hides in it.
+    """Text without secrets, every control and reordering mark written out: nothing hides in it.
 
     Also what makes any text fit for a UTF-8 page: lone surrogates are written out too.
     """
@@ -69,6 +70,7 @@ def written_out(value: Any) -> Any:
         return ""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
+    value = without_secrets(value)
     return "".join(f"⟨U+{ord(c):04X}⟩" if _hidden(c) else c for c in value)
 
 

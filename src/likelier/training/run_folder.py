@@ -30,6 +30,7 @@ from likelier.base.files import (
     write_json,
     write_text,
 )
+from likelier.base.foreign import masked
 from likelier.base.terminal import say
 from likelier.config import Config, difference, dump, live
 from likelier.data.records import TokenPair
@@ -47,8 +48,8 @@ _SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "st
 
 
 def asked(config: Config) -> dict[str, Any]:
-    """The live keys of a config; where a run lies is no part of what it is."""
-    return {key: value for key, value in live(config).items() if key != "out"}
+    """The live keys of a config, secrets masked; where a run lies is no part of what it is."""
+    return masked({key: value for key, value in live(config).items() if key != "out"})
 
 
 class RunFolder:
@@ -78,7 +79,7 @@ class RunFolder:
         RunFailed where the model is not what was saved, or is gone and cannot be made again.
         """
         if self.resumes:
-            different = difference(self.record.get("asked", {}), asked(self.config))
+            different = difference(masked(self.record.get("asked", {})), asked(self.config))
             if different:
                 more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
                 raise OutputError(
@@ -166,6 +167,7 @@ class RunFolder:
         versions = {package.name: package.installed for package in packages()}
         threads = torch.get_num_threads()
         self._say_if_bits_may_differ({"threads": threads, **versions})
+        settings = masked(settings)
         write_text(self.path / "config.yaml", dump(settings))
         self.write_record(
             format=_FORMAT,
@@ -232,8 +234,8 @@ class RunFolder:
         self.timing.append(row)
 
     def write_record(self, **facts: Any) -> None:
-        """Add facts to ``run.json``, whole or not at all."""
-        self.record = {**self.record, **facts}
+        """Add facts to ``run.json``, whole or not at all; no secret stands in it."""
+        self.record = masked({**self.record, **facts})
         write_json(self.path / "run.json", sealed(self.record))
 
 
