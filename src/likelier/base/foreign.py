@@ -22,14 +22,15 @@ _SECRETS = [
         # What stands before the host of a URL; its first half alone where a message was cut.
         rf"(:/{{1,3}})[^/{_END}]+(?=@)",
         rf"(:/{{1,3}})[^/@:{_END}]+:(?!\d+(?:[/?#,;)\]{_END}]|$))[^/@{_END}]+",
-        rf"([?&;](?:[\w.~-]|%[0-9a-f]{{2}})*(?:{_NAMES})[\w.~-]*=)[^&#{_END}]+",
-        r"(?<![\w-])((?:(?:hub|hf|access|auth|api|refresh|session)[_-]?)?token=)"
+        rf"([?&;](?:[\w.~-]|%[0-9a-f]{{2}})*(?:{_NAMES})[\w.~-]*=)"
+        rf"(?:(?!:\d+(?!\w))[^&#{_END}])+",  # the number of a line behind it stays
+        r"(?<!\w)(?<!\w-)((?:(?:hub|hf|access|auth|api|refresh|session)[_-]?)?token=)"
         rf"[^&,;){_END}]{{6,}}",
         r"((?:api|access|secret|private)[_-]?key(?:[_-]?id)?[\"']?\s*[=:]\s*[\"']?)"
         rf"[^&,;){_END}]{{6,}}",
         rf"((?:password|passwd|client[_-]?secret)[\"']?\s*[=:]\s*[\"']?)[^&,;){_END}]+",
         r"(authorization[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?)"
-        rf"[^,;{_END}]{{4,}}",
+        rf"[^,;{_END}]{{3,}}",
         rf"(\bbearer\s+)(?=\S*\d)[^,;{_END}]{{8,}}",
     )
 ]

@@ -65,7 +65,7 @@ def _order_sets(config: Any) -> None:
 def _mask_secrets(config: Any) -> None:
     """A path that holds one is not written down; who loads the adapter then names its base."""
     for name, value in vars(config).items():
-        if isinstance(value, str):
+        if type(value) is str:  # no member of an enum
             setattr(config, name, without_secrets(value))
 
 
