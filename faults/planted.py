@@ -46,7 +46,7 @@ _SLOW_TO_IMPORT = (
     "typer",
     "transformers.models.exaone4.modeling_exaone4", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-    "plotly.graph_objects", "pydantic", "jinja2", "mpmath",
+    "plotly.graph_objects", "pydantic", "jinja2", "mpmath", "hypothesis",
 )  # fmt: skip
 
 
@@ -289,6 +289,8 @@ def _pytest(copy: Path, words: Sequence[str]) -> None:
     os.dup2(out, 2)
     os.chdir(copy)
     os.environ["PYTHONPATH"] = str(copy / "src")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False  # in the copy it saves seconds a run
     sys.path[:0] = [str(copy / "src"), str(copy)]
     code = 70  # pytest itself ended early
     try:

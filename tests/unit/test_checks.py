@@ -17,16 +17,17 @@ from tests.support.data import load_pairs
 from tests.support.tiny import tiny_tokenizer
 from tests.support.tokenizers import CHATML, EXAONE4, LLAMA3, byte_level, metaspace
 
-from likelier.base.errors import ConfigError, DataError, OutputError
+from likelier.base.errors import ConfigError, DataError, GateMissed, OutputError
 from likelier.checks.examine import Question, examine, question_of_config
 from likelier.checks.fix import fix
-from likelier.checks.gates import read_gate
+from likelier.checks.gates import enforce_gates, read_gate
 from likelier.checks.page import write_page
 from likelier.checks.pairs import _wrong_bos
 from likelier.checks.rules import RULES
-from likelier.checks.summary import Examination, first_findings
+from likelier.checks.summary import Examination, Kind, first_findings
 from likelier.cli import main
 from likelier.config import config_from
+from likelier.data.shapes import Format
 
 Row = dict[str, Any]
 RNG = random.Random(0)
@@ -315,6 +316,70 @@ def test_gates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             read_gate(text)
     bad = write(tmp_path / "b.jsonl", ["{"])
     assert main(["check", bad, "--gate", "errors<=0"]) == 65
+
+
+def test_the_same_words_with_other_tools_are_another_pair(tmp_path: Path) -> None:
+    def codes(rows: list[Row]) -> list[str]:
+        return [kind.code for kind in examine(Question(write(tmp_path / "a.jsonl", rows))).kinds]
+
+    one, other = BESIDE["tools"]
+    swapped = {**other, "chosen": other["rejected"], "rejected": other["chosen"]}
+    assert "duplicate" in codes([one, one])
+    assert not {"duplicate", "conflict"} & {*codes([one, other]), *codes([one, swapped])}
+
+
+@pytest.mark.parametrize(
+    ("gate", "kept"),
+    [
+        ("rows<=8", True), ("rows<8", False), ("rows>=8", True), ("rows>8", False),
+        ("usable>=75%", True), ("usable>0.75", False), ("pairs<=6", True), ("prompts>=5", True),
+        ("errors<=12.5%", True), ("errors<12.5%", False), ("warnings<=0.25", True),
+        ("near<=25%", True), ("near<25%", False), ("probe<=0.5", True), ("longer<0.5", False),
+    ],
+)  # fmt: skip
+def test_a_gate_holds_at_its_edge_as_its_sign_says(gate: str, kept: bool) -> None:
+    kinds = (Kind("json", "error", 1), Kind("near", "warning", 2), Kind("tie", "note", 1))
+    statistics: Any = SimpleNamespace(pairs=6, prompts=5, probe=None, lengths=None)
+    found = Examination(8, 6, kinds, Format(), statistics)
+    if kept:
+        enforce_gates([read_gate(gate)], found)
+        return
+    with pytest.raises(GateMissed, match=re.escape(gate)):
+        enforce_gates([read_gate(gate)], found)
+
+
+BESIDE: dict[str, list[Row]] = {
+    "scores": [text_row(chosen_score=4.5, rejected_score=-1.0)],
+    "numbers": [text_row(margin=0.25, weight=0.5), text_row(margin=0, weight=2)],
+    "origin": [text_row(source="a set")],
+    "tools": [
+        {
+            "prompt": [{"role": "user", "content": "비가 와?"}],
+            "chosen": [{"role": "assistant", "content": "네"}],
+            "rejected": [{"role": "assistant", "content": "몰라"}],
+            "tools": [{"type": "function", "function": {"name": name}}],
+        }
+        for name in ("weather", "clock")
+    ],
+    "labels": [
+        {"prompt": "물은?", "completion": "파랗다", "label": label} for label in (True, False)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_cleaned_copy_loses_nothing_that_stands_beside_the_texts(
+    name: str, tmp_path: Path
+) -> None:
+    path, out = write(tmp_path / "a.jsonl", BESIDE[name]), tmp_path / "clean.jsonl"
+    fix(Question(path), out)
+    before, after = load_pairs(path, {}), load_pairs(out, {})
+    for kind in ("pairs", "labelled"):
+        ours, theirs = getattr(after, kind), getattr(before, kind)
+        assert [dataclasses.replace(pair, source="") for pair in ours] == [
+            dataclasses.replace(pair, source="") for pair in theirs
+        ]
+    assert len(after.pairs) + len(after.labelled) == len(BESIDE[name])
 
 
 def test_a_cleaned_copy_has_a_list_of_changes_and_the_data_stay(

@@ -396,8 +396,9 @@ def test_a_bug_is_one_line_and_70(stand_in, capsys):
     assert len(said.splitlines()) == 2 and "Traceback" not in said
 
 
-def test_a_full_disk_is_73(stand_in, capsys):
-    stand_in("likelier.demo", "demo", OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_73(number, stand_in, capsys):
+    stand_in("likelier.demo", "demo", OSError(number, "No space left", "runs/demo/x"))
     assert main(["demo"]) == 73
     assert capsys.readouterr().err.startswith("error: runs/demo/x: No space left\n")
 

@@ -16,7 +16,9 @@ from tests.support.data import Loaded, load_memory, load_pairs
 
 from likelier.base.errors import ConfigError, InputMissing
 from likelier.checks.rules import RULES, cure, why
+from likelier.data.records import Row
 from likelier.data.shapes import Format, recognise
+from likelier.data.sources import _copies
 
 Rows = list[dict[str, Any]]
 
@@ -367,6 +369,19 @@ def test_a_mixture_takes_each_row_as_often_as_its_weight(tmp_path: Path) -> None
     assert again == loaded
     with pytest.raises(ConfigError, match="not a weight"):
         load_pairs({str(one): 0.0}, {})
+
+
+def test_which_rows_of_a_mixture_are_taken_is_the_same_in_every_process() -> None:
+    rows = [Row(f"a:{n}", {"prompt": f"질문 {n}"}) for n in range(12)]
+    assert [_copies(row, 1.5) for row in rows] == [2, 2, 1, 2, 1, 1, 2, 2, 1, 1, 1, 2]
+
+
+def test_a_pair_that_counts_less_than_nothing_is_refused() -> None:
+    row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
+    loaded = load_memory([{**row, "weight": -0.5}, {**row, "weight": 0}], {})
+    (found,) = [f for f in loaded.findings if f.severity == "error"]
+    assert (found.where, found.message) == ("train[0] weight", "the weight is -0.5")
+    assert [pair.weight for pair in loaded.pairs] == [0.0]
 
 
 @pytest.mark.parametrize(

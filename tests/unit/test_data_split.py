@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from likelier.base.errors import DataError
 from likelier.checks.inspector import PairInspector
 from likelier.data.records import Completion, Pair, TokenPair
-from likelier.data.split import split_by_prompt
+from likelier.data.split import prompt_keys, split_by_prompt
 from likelier.data.workers import Chunk
 
 
@@ -56,6 +57,7 @@ def test_the_same_question_written_twice_stays_together() -> None:
     for seed in range(20):
         sides = split_by_prompt(pairs_of([*prompts, "a", "b"]), 0.4, seed)
         assert any({"a:0", "a:1", "a:2"} <= {p.source for p in side} for side in sides)
+    assert len(np.unique(prompt_keys(pairs_of(prompts), 0), axis=0)) == 1  # one, also counted
 
 
 def test_messages_and_tokens_are_split_too() -> None:

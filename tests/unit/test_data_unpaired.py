@@ -13,9 +13,10 @@ from likelier.base.errors import DataError
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.config import config_from
+from likelier.data.encode import without_stops
 from likelier.data.load import load as load_data
 from likelier.data.load import mismatched
-from likelier.data.records import content_hash
+from likelier.data.records import Completion, Pair, TokenPair, content_hash
 from likelier.model.load import load
 
 
@@ -46,6 +47,13 @@ def test_mismatched_answers_are_of_other_prompts_and_drawn_by_content() -> None:
     turned = mismatched(rows[::-1], seed=3)[::-1]
     assert [one.chosen for one in turned] == [one.chosen for one in found]
     assert len({id(one) for one in found}) > 6  # not one answer for all
+
+
+def test_the_same_answer_to_another_prompt_is_no_mismatched_one() -> None:
+    rows = [Pair(f"{n}?", said, said, f"a:{n}", label=True) for n, said in enumerate("yyyyyyn")]
+    for seed in range(5):
+        for row, other in zip(rows, mismatched(rows, seed), strict=True):
+            assert other.chosen != row.chosen
 
 
 def test_one_prompt_has_nothing_to_mismatch() -> None:
@@ -96,6 +104,14 @@ def test_stop_tokens_left_out(place: Place, encoder: Encoder) -> None:
         assert ours.chosen.tokens == theirs.chosen.tokens
         assert theirs.chosen.scored[-1] and not ours.chosen.scored[-1]
         assert ours.chosen.scored[:-1] == theirs.chosen.scored[:-1]
+
+
+def test_stop_tokens_between_turns_are_left_out_too() -> None:
+    several = Completion((7, 1, 8, 9, 1), (True, True, False, True, True))
+    short = Completion((6, 2), (True, True))
+    (pair,) = without_stops([TokenPair((5,), several, short, "a:1")], [1, 2])
+    assert pair.chosen == Completion(several.tokens, (True, False, False, True, False))
+    assert pair.rejected.scored == (True, False)
 
 
 def test_the_kind_of_rows_must_fit_the_loss(place: Place, encoder: Encoder) -> None:

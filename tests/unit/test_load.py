@@ -5,6 +5,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.base.model_files import load_tokenizer
 from likelier.model.adapters import attach_lora
+from likelier.model.limits import sizes_of_folder
 from likelier.model.load import load, parse_dtype
 from likelier.model.policy import Policy
 
@@ -244,6 +246,13 @@ def test_a_pickled_adapter_is_refused_unread(adapter_copy: Path, tmp_path: Path)
     assert not marker.exists()
 
 
+def test_pickled_weights_are_not_read_where_other_safetensors_stand_beside(copy: Path) -> None:
+    """Whole and harmless ones: a library that looks for any weights would take them."""
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").rename(copy / "other.safetensors")
+    assert "model.safetensors" in refusal(copy, DataError)
+
+
 def test_safetensors_are_read_where_pickles_stand_beside(copy: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(marker)))
@@ -260,6 +269,27 @@ def test_code_in_the_folder_is_refused_and_not_run(copy: Path, tmp_path: Path) -
     assert "cannot be loaded" in refusal(copy, DataError)
     edit(copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})
     refusal(copy, DataError)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "own"),
+    [
+        ("config.json", "AutoConfig", "own.Own"),
+        ("config.json", "AutoModelForCausalLM", "own.Own"),
+        ("tokenizer_config.json", "AutoTokenizer", ["own.Own", None]),
+    ],
+)
+def test_code_beside_a_model_that_needs_none_is_not_run(
+    copy: Path, tmp_path: Path, file: str, entry: str, own: object
+) -> None:
+    marker = tmp_path / "ran"
+    code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Own: pass\n"
+    (copy / "own.py").write_text(code, encoding="utf-8")
+    edit(copy / file, auto_map={entry: own})
+    for read in (load, load_tokenizer, lambda folder: sizes_of_folder(folder, None)):
+        with suppress(LikelierError):
+            read(str(copy))
     assert not marker.exists()
 
 

@@ -189,3 +189,26 @@ def test_what_is_not_finite_is_not_saved() -> None:
     parameters["tensor"].data[0, 1, 1] = math.nan
     with pytest.raises(RunFailed, match="tensor is not finite after an update"):
         optimizer.must_be_finite()
+
+
+def test_gradients_that_were_there_before_count_for_nothing() -> None:
+    fresh, used = named(0), named(0)
+    for parameter in used.values():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    for parameters in (fresh, used):
+        optimizer = MasterAdamW(parameters.items(), OptimConfig())
+        sum(parameter.sum() for parameter in parameters.values()).backward()  # type: ignore
+        optimizer.step(0.01)
+    for name, parameter in fresh.items():
+        assert torch.equal(parameter, used[name])
+
+
+def test_closed_it_leaves_gradients_to_the_model() -> None:
+    parameters = named(0, torch.bfloat16)
+    optimizer = MasterAdamW(parameters.items(), OptimConfig())
+    parameters["matrix"].sum().backward()
+    assert parameters["matrix"].grad is None and optimizer.masters["matrix"].grad is not None
+    optimizer.forget_gradients()
+    optimizer.close()
+    parameters["matrix"].sum().backward()
+    assert parameters["matrix"].grad is not None and optimizer.masters["matrix"].grad is None

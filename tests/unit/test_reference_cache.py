@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 
 from likelier.base.errors import RunFailed
 from likelier.batching.batch import Scored
+from likelier.data.records import Completion, TokenPair
 from likelier.model.load import quietly
 from likelier.model.policy import Policy
 from likelier.model.scorer import HeadRule
@@ -66,6 +68,11 @@ def test_the_sum_is_in_float64() -> None:
     long = answer(*[1] * 1001)
     column = StoredReference("who", {completion_key(long): torch.full((1000,), -0.1)})
     assert column.completion_logp(long) == pytest.approx(-1000 * 0.10000000149, abs=1e-9)
+
+
+def test_tokens_count_what_their_weights_say() -> None:
+    """They apply to the reference as to the policy, or its log-prob would stay in the margin."""
+    assert column_of(TWO).completion_logp(TWO, (0.5, 0.0)) == pytest.approx(-0.1)
 
 
 def test_same_content_same_bytes(tmp_path: Path) -> None:
@@ -147,7 +154,9 @@ def test_a_stopped_pass_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rest.asked == [[ONE, TWO], [THREE], [answer(7, 8)]]
 
 
-@pytest.mark.parametrize(("error", "fails"), [(0.0, False), (5e-5, False), (2e-4, True)])
+@pytest.mark.parametrize(
+    ("error", "fails"), [(0.0, False), (5e-5, False), (2e-4, True), (float("nan"), True)]
+)
 def test_the_spot_check(error: float, fails: bool) -> None:
     fill("who", [[ONE, TWO, THREE]], Scorer(), 1e-4)
     if not fails:
@@ -274,6 +283,31 @@ def test_values_of_another_torch_or_number_of_threads_are_not_taken(
         patch.setattr(torch, "get_num_threads", lambda: 77)
         cache.cached_reference(policy, {ONE}, 100)
     assert made_by[0] == made_by[1] and len(set(made_by)) == 3
+
+
+def test_a_run_that_resumes_takes_what_it_kept_if_it_is_its_own_and_whole(tmp_path: Path) -> None:
+    policy = Policy(tiny(), tiny_tokenizer())
+    sides = [Completion((3, 4), (True, True)), Completion((5,), (True,))]
+    pairs = [TokenPair((1, 2), *sides, "train[0]")]
+
+    def reference(resumes: bool) -> StoredReference:
+        return cache.reference_of_run(
+            policy, pairs, 100, tmp_path, base_only=False, resumes=resumes
+        )
+
+    made, kept = reference(resumes=False), tmp_path / "reference.safetensors"
+    marked = replace(made, values={key: value - 1 for key, value in made.values.items()})
+
+    def is_as_made(found: StoredReference) -> bool:
+        return all(torch.equal(found.values[key], value) for key, value in made.values.items())
+
+    marked.save(kept)
+    assert not is_as_made(reference(resumes=True))
+    assert is_as_made(reference(resumes=False))  # a new run reads nothing of an older one
+    replace(marked, values=dict(list(marked.values.items())[:1])).save(kept)
+    assert is_as_made(reference(resumes=True))
+    replace(marked, identity=made.identity[::-1]).save(kept)
+    assert is_as_made(reference(resumes=True))
 
 
 def test_one_metadata_entry(tmp_path: Path) -> None:
