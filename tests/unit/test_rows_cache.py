@@ -1,6 +1,8 @@
 """What is remembered of rows is found only where all that decided it is the same, and unharmed."""
 
+from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ import pytest
 from tests.support.tiny import pair_rows, tiny_tokenizer
 from tokenizers import Tokenizer, models
 
+from likelier.base.files import read_sealed, write_sealed
 from likelier.chat.tokenizer import build_encoder
 from likelier.checks.inspector import PairInspector
 from likelier.data import workers
 from likelier.data.records import Row
 from likelier.data.shapes import Format, recognised
-from likelier.data.workers import Chunk, Task, _Cache, _task_key, process_rows
+from likelier.data.workers import Task, _Cache, _task_key, process_rows
 
 ENCODER = build_encoder(tiny_tokenizer())
 
@@ -115,7 +118,7 @@ def test_a_row_made_of_several_is_another_row() -> None:
 
 def kept(cache: _Cache, batch: list[Row]) -> Path:
     cache.put(batch, process_rows(TASK, batch))
-    return cache._path(batch)
+    return cache._folder / f"{cache._key(batch)}.npz"
 
 
 def test_what_is_damaged_is_not_known() -> None:
@@ -128,17 +131,20 @@ def test_what_is_damaged_is_not_known() -> None:
 
 
 def test_nothing_pickled_is_read() -> None:
+    """Not even where the seal says that it is ours."""
     cache, batch = _Cache(TASK), rows("a.jsonl")
-    path = kept(cache, batch)
-    with np.load(path) as stored:
+    path, key = kept(cache, batch), cache._key(batch)
+    content = read_sealed(path, key)
+    assert content is not None
+    with np.load(BytesIO(content)) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    made: list[Chunk | None] = []
     for name in arrays:
-        with path.open("wb") as stream:
-            pickled = np.array([Payload()], dtype=object)
-            np.savez(stream, **{**arrays, name: pickled})  # type: ignore[arg-type]
-        made.append(cache.get(batch))
-    assert not any(made) and not Payload.loaded
+        pickled, changed = np.array([Payload()], dtype=object), BytesIO()
+        np.savez(changed, **{**arrays, name: pickled})  # type: ignore[arg-type]
+        write_sealed(path, key, changed.getvalue())
+        with suppress(ValueError):
+            cache.get(batch)
+    assert not Payload.loaded
 
 
 class Payload:

@@ -11,7 +11,7 @@ from tests.support.runs import Place
 from likelier.base.errors import OutputError
 from likelier.base.files import read_json, read_lines, sealed, write_json
 from likelier.config import config_from
-from likelier.training.logs import Log
+from likelier.training.logs import Log, seals_of
 from likelier.training.run_folder import RunFolder, asked, open_folder
 
 
@@ -173,3 +173,20 @@ def test_out_is_in_the_config_of_the_folder_though(tmp_path: Path) -> None:
     settings = config(tmp_path)
     assert "out" not in asked(settings)
     assert yaml.safe_dump(asked(settings))
+
+
+def test_logs_are_on_the_disk_before_they_are_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that a power cut leaves without its log rows would be a lie."""
+    done: list[str] = []
+    logs = [Log(tmp_path / "metrics.jsonl"), Log(tmp_path / "timing.jsonl")]
+    for log in logs:
+        log.append({"step": 1})
+    monkeypatch.setattr(
+        "likelier.training.logs.sync", lambda path: done.append(f"sync {path.name}")
+    )
+    seal = Log.seal
+    monkeypatch.setattr(Log, "seal", lambda log: done.append(f"seal {log.name}") or seal(log))
+    assert seals_of(logs).keys() == {"metrics.jsonl", "timing.jsonl"}
+    assert done == [f"{what} {log.name}" for what in ("sync", "seal") for log in logs]
