@@ -199,7 +199,7 @@ PLANTED = {
         f"alone lost: make {last}",
     ),
     "logs are not synced before a checkpoint": (
-        "likelier.training.run_folder.RunFolder.sync_logs", nothing, SAVED,
+        "likelier.training.logs.Log.sync", nothing, SAVED,
     ),
 }  # fmt: skip
 HEALTHY = "nothing planted"
@@ -227,3 +227,11 @@ def state_of(run: Recorded, which: str) -> State:
 def test_a_missing_sync_is_found(bug: str, runs: dict[str, Recorded], tmp_path: Path) -> None:
     state = state_of(runs[bug], PLANTED[bug][-1])
     assert list(faults_of(runs[bug], [state], tmp_path)) != [""]
+
+
+def test_some_states(runs: dict[str, Recorded], tmp_path: Path) -> None:
+    run = runs[HEALTHY]
+    states = run.states()
+    assert len(states) > 300
+    tried = [state_of(run, SAVED), states[-1], *states[::40]]
+    assert [fault for fault in faults_of(run, tried, tmp_path, workers=2) if fault] == []

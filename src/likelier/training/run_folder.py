@@ -208,6 +208,8 @@ class RunFolder:
         }
         with output_errors(self.path):
             (self.path / "report.html").unlink(missing_ok=True)
+        for log in (self.metrics, self.timing):  # nothing would make the last rows again
+            log.sync()
         self.write_record(status="finished", step=step, tokens=tokens)
 
     def log(self, row: dict[str, float]) -> None:
