@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from tests.support.children import KILLED, Child, command, run_until_step, start
@@ -177,7 +178,6 @@ class Resumed:
 
 
 def _begin(recorded: Recorded, state: State, folder: Path) -> Resumed:
-    folder.mkdir()
     disk, settings = folder / "disk", folder / "config.json"
     recorded.disk.lay_out(recorded.disk.tree(state), disk)
     settings.write_text(json.dumps(config(recorded.plan, recorded.place, disk)))
@@ -191,8 +191,8 @@ def faults_of(
 ) -> Iterator[str]:
     """What is wrong with each of some states once it was resumed; "" where nothing is."""
     running: deque[Resumed] = deque()
-    for number, state in enumerate(states):
-        running.append(_begin(recorded, state, folder / f"state-{number}"))
+    for state in states:
+        running.append(_begin(recorded, state, Path(mkdtemp(dir=folder))))
         if len(running) == workers:
             yield running.popleft().fault()
     yield from (each.fault() for each in running)
