@@ -9,12 +9,16 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+NO_COMPILER = "no C compiler: install one that is called cc, as in: apt install gcc"
+
 
 class NoCompiler(Exception):
     """There is no C compiler here, so that no file call can be made to fail."""
 
-    def __init__(self) -> None:
-        super().__init__("no C compiler: install one that is called cc, as in: apt install gcc")
+
+def has_compiler() -> bool:
+    """Whether libraries can be made here."""
+    return shutil.which("cc") is not None
 
 
 @cache
@@ -23,8 +27,8 @@ def build(source: str) -> Path:
 
     Raises NoCompiler where there is none.
     """
-    if shutil.which("cc") is None:
-        raise NoCompiler
+    if not has_compiler():
+        raise NoCompiler(NO_COMPILER)
     library = Path(tempfile.mkdtemp(prefix="faults-")) / Path(source).with_suffix(".so").name
     options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
     code = Path(__file__).with_name(source)

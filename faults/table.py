@@ -29,10 +29,10 @@ class Row:
         """What the count says of cases not tried: the 95 % bound 3/n where none failed."""
         if self.tried == self.of:
             return "all there are"
-        if not self.tried or self.held < self.tried:
-            return ""
-        among = f"of {self.of} there are; " if self.of else ""
-        return f"{among}failures < {3 / self.tried:.1%}"
+        among = [f"of {self.of} there are"] if self.of else []
+        if self.held == self.tried > 3:
+            among.append(f"failures < {3 / self.tried:.1%}")
+        return "; ".join(among)
 
 
 def write(name: str, title: str, rows: Sequence[Row], seconds: float, command: str) -> Path:

@@ -1,19 +1,19 @@
 """A run that is killed, wherever, and started again gives the bytes of one that was not."""
 
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from faults.native import NO_COMPILER, has_compiler
+from faults.shim import Fault
 from tests.support.children import (
     KILLED,
     run,
     run_until_step,
     save_a_checkpoint,
     start,
-    until_file_call,
+    with_fault,
 )
 from tests.support.runs import Place, bytes_of, differing, make_place
 
@@ -89,39 +89,7 @@ def test_twice(place: Place, whole: Whole, tmp_path: Path) -> None:
     assert differing(bytes_of(tmp_path / "out"), whole.bytes) == []
 
 
-def test_at_a_file_call(place: Place, whole: Whole, tmp_path: Path) -> None:
-    """Wherever a run touches its folder; here at some of the places."""
-    out = tmp_path / "out"
-    settings = config(place, out, whole.kind)
-    child = start(until_file_call, 0, str(out), run, settings, log=tmp_path / "count.log")
-    assert child.wait() == 0, child.output
-    calls = int(child.output.rsplit(": ", 1)[1])
-    assert calls > 100
-    for place_ in range(1, 6):
-        shutil.rmtree(out)
-        number = calls * place_ // 6
-        child = start(until_file_call, number, str(out), run, settings, log=tmp_path / "killed.log")
-        assert child.wait() == KILLED, child.output
-        go_on(settings, tmp_path / "last.log")
-        assert differing(bytes_of(out), whole.bytes) == [], f"killed at file call {number}"
-        assert [p.name for p in out.rglob(".*")] == [".lock"], f"killed at file call {number}"
-
-
-def test_while_the_model_is_saved(place: Place, whole: Whole, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    settings = config(place, out, whole.kind)
-    name = "adapter" if whole.kind == "lora" else "model"
-    log = tmp_path / "killed.log"
-    child = start(until_file_call, 4, str(out / f".{name}"), run, settings, log=log)
-    assert child.wait() == KILLED, child.output
-    assert not (out / name).exists()
-    assert [p.name for p in out.glob(f".{name}.*.tmp")] != []
-    assert json.loads((out / "run.json").read_text())["status"] == "running"
-    go_on(settings, tmp_path / "last.log")
-    assert differing(bytes_of(out), whole.bytes) == []
-    assert [p.name for p in out.rglob(".*")] == [".lock"]
-
-
+@pytest.mark.skipif(not has_compiler(), reason=NO_COMPILER)
 def test_while_a_checkpoint_is_saved(tmp_path: Path) -> None:
     """At every file call: two valid checkpoints stay, and the next attempt succeeds."""
     valid = []
@@ -129,8 +97,8 @@ def test_while_a_checkpoint_is_saved(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         for step in (1, 2):
             save_a_checkpoint(str(folder), step)
-        work = (save_a_checkpoint, str(folder), 3)
-        child = start(until_file_call, number, str(folder), *work, log=tmp_path / "log")
+        fault = Fault(folder, tmp_path / "tally", number)
+        child = start(with_fault, fault, save_a_checkpoint, str(folder), 3, log=tmp_path / "log")
         code = child.wait()
         whole = [step for step in steps_saved(folder) if is_valid(folder, step)]
         valid.append(whole)

@@ -8,15 +8,21 @@ import os
 import pkgutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from faults.native import has_compiler
+from faults.shim import Fault, loaded
+
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.support.warm"])
+_TURN = threading.RLock()  # processes are started and looked after by one thread at a time
 PATIENCE = 300  # seconds, on a machine that is busy with other work
 KILLED = -signal.SIGKILL
 
@@ -30,9 +36,19 @@ class Child:
 
     def wait(self) -> int:
         """Its exit code; a signal that ended it counts as negative."""
-        self.process.join(PATIENCE)
-        assert self.process.exitcode is not None, f"it does not end: {self.output}"
-        return self.process.exitcode
+        code = self.code_within(PATIENCE)
+        assert code is not None, f"it does not end: {self.output}"
+        return code
+
+    def code_within(self, seconds: float) -> int | None:
+        """Its exit code, or None where it does not end so soon."""
+        end = time.monotonic() + seconds
+        while True:
+            with _TURN:
+                code = self.process.exitcode
+            if code is not None or time.monotonic() > end:
+                return code
+            time.sleep(0.002)
 
     @property
     def output(self) -> str:
@@ -53,11 +69,16 @@ class Child:
         os.kill(self.process.pid, number)
 
 
-def start(work: Callable[..., Any], *arguments: Any, log: Path, **named: Any) -> Child:
-    """Call a function of this module in a new process."""
+def start(
+    work: Callable[..., Any], *arguments: Any, log: Path, cache: Path | None = None, **named: Any
+) -> Child:
+    """Call a function of this module in a new process, whose file calls can be made to fail."""
     setting = {key: os.environ[key] for key in ("LIKELIER_CACHE", "HF_HUB_OFFLINE")}
+    if cache is not None:
+        setting["LIKELIER_CACHE"] = str(cache)
     process = _FORKS.Process(target=_main, args=(work, arguments, named, setting, str(log)))
-    process.start()
+    with _TURN, loaded() if has_compiler() else nullcontext():
+        process.start()  # the first starts the server
     return Child(process, log)
 
 
@@ -143,35 +164,10 @@ def save_a_checkpoint(folder: str, step: int) -> None:
     save_checkpoint(Path(folder), step, optimizer, {"data": "abc"}, keep=2)
 
 
-def until_file_call(number: int, folder: str, work: Callable[..., Any], *arguments: Any) -> None:
-    """Do some work, killed just before its n-th call that touches a folder (the first is 1).
-
-    Counted are opening, renaming, deleting, making and syncing anything whose path begins so. Work
-    with fewer such calls is done to its end, and their number printed.
-    """
-    done = 0
-
-    def touch(*names: Any) -> None:
-        nonlocal done
-        if any(folder in str(name) for name in names):
-            done += 1
-            if done == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"):
-            touch(*arguments[:2])
-
-    synced = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        touch(os.readlink(f"/proc/self/fd/{descriptor}"))
-        synced(descriptor)
-
-    sys.addaudithook(audit)
-    os.fsync = fsync
+def with_fault(fault: Fault, work: Callable[..., Any], *arguments: Any) -> None:
+    """Do some work, of whose file calls one kills it or fails."""
+    fault.arm()
     work(*arguments)
-    print(f"file calls: {done}", flush=True)
 
 
 def no_report(out: Path) -> None:

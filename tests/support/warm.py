@@ -1,15 +1,24 @@
 """Imported by the server that children are forked from: what each would do first, done once.
 
-No tensor is computed here: threads of a library do not survive a fork.
+Both kinds of tuning are done once, in one thread: those of a library do not survive a fork.
 """
 
-import peft  # noqa: F401
-import pyarrow.parquet  # noqa: F401
-import transformers.models.exaone4.modeling_exaone4  # noqa: F401
-from transformers import conversion_mapping
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from tests.support.runs import make_place
 
 import likelier.cli
-import likelier.report.page
-import likelier.run  # noqa: F401
+import likelier.run
 
-conversion_mapping.get_checkpoint_conversion_mapping("exaone4")
+torch.set_num_threads(1)
+with tempfile.TemporaryDirectory() as folder:
+    here = patch.dict(os.environ, {"LIKELIER_CACHE": folder})
+    with here, Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        place = make_place(Path(folder) / "place")
+        for adapter in ({"kind": "none"}, {"kind": "lora", "r": 4}):
+            likelier.run.train(place.config(adapter["kind"], adapter=adapter, train__steps=2))
