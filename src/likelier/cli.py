@@ -440,6 +440,7 @@ def _print_end(message: str, code: int) -> int:
 
 def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not under every embedding
             stream.reconfigure(errors=WRITTEN_OUT)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from likelier.base.child import in_child
 from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_lines, sha256, sweep
 from likelier.base.terminal import bar, say
@@ -19,6 +21,7 @@ from likelier.checks.inspector import PairInspector
 from likelier.checks.pairs import template_finding
 from likelier.checks.summary import Tally, describe_example, kind_as_data
 from likelier.config import Config, config_from, learning_rate, live
+from likelier.data.encode import decode
 from likelier.data.load import Dataset, load
 from likelier.data.records import content_hash
 from likelier.evaluation.metrics import held_out_metrics, metrics
@@ -276,7 +279,7 @@ def _given_policy(
 
 def _with_template_finding(data: Dataset, encoder: Encoder) -> Dataset:
     """The data, and said with its cure where the model's chat template is not used for them."""
-    found = data.example and template_finding(encoder, data.example)
+    found = data.example and in_child(template_finding, encoder, data.example)
     if not found or found.code != "plain":
         return data
     say(f"{found.message}; set data.chat: true to use it")
@@ -337,7 +340,7 @@ def _keep_texts(out: Path, data: Dataset, policy: Policy) -> None:
     from likelier.report.pair_texts import keep_pair_texts
 
     try:
-        keep_pair_texts(out, data.pairs, policy.tokenizer.decode)
+        keep_pair_texts(out, data.pairs, partial(decode, policy.tokenizer))
     except Exception as error:
         say(f"the report will show no texts of pairs: {_reason(error)}")
 

@@ -507,7 +507,7 @@ def test_many_rows_in_other_processes_are_found_the_same(
     monkeypatch.setattr("likelier.data.workers.ROWS_AT_ONCE", 20)
     assert examine(Question(path)) == alone
     moved = write(tmp_path / "b.jsonl", rows)
-    monkeypatch.setattr("likelier.data.workers._Pool._start", None)  # nothing is worked on again
+    monkeypatch.setattr("likelier.base.child.Child.ask", None)  # nothing is worked on again
     again = examine(Question(moved))
     assert [p.source.replace("b.jsonl", "a.jsonl") for p in first_findings(again.kinds)] == [
         p.source for p in first_findings(alone.kinds)

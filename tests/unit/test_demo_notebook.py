@@ -38,7 +38,7 @@ def test_it_opens_a_copy_and_keeps_one_that_is_there(
     for _ in range(2):
         with pytest.raises(Replaced):
             notebook.open_notebook(tmp_path)
-    assert started == [[sys.executable, "-m", "jupyterlab", str(copy)]] * 2
+    assert started == [[sys.executable, "-P", "-m", "jupyterlab", str(copy)]] * 2
     assert copy.read_bytes() == ORIGINAL.read_bytes()
     copy.write_text("mine")
     with pytest.raises(Replaced):

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "src" / "likelier"
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
 MOST_LINES_ON_THE_ROAD = 11_950  # to come down to 8_000
-MOST_LINES = 21_300  # to come down to 14_000
-MOST_MODULES = 116  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES = 21_350  # to come down to 14_000
+MOST_MODULES = 118  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -24,12 +24,12 @@ MOST_PARAMETERS_IN_THE_LOOP = 6
 
 LINES = {
     "__init__": 50,
-    "__main__": 10,
+    "__main__": 12,
     "api": 200,
-    "base": 1_090,
+    "base": 1_440,
     "batching": 480,
-    "chat": 1_920,
-    "checks": 2_090,
+    "chat": 1_840,
+    "checks": 2_100,
     "cli": 480,
     "commands": 850,
     "config": 1_300,
@@ -37,12 +37,12 @@ LINES = {
     "demo": 740,
     "evaluation": 130,
     "export": 230,
-    "generation": 130,
+    "generation": 140,
     "losses": 1_570,
-    "model": 1_930,
+    "model": 1_940,
     "pages": 530,
     "reference": 450,
-    "report": 1_180,
+    "report": 1_190,
     "run": 360,
     "testing": 170,
     "training": 1_680,

@@ -8,10 +8,10 @@ import time
 import pytest
 from tests.support.tiny import TEMPLATE, tiny_tokenizer
 
+from likelier.base import limits
 from likelier.base.errors import DataError
-from likelier.chat import template as limits
+from likelier.base.limits import TOKENIZER, Spent, bounded
 from likelier.chat.apply import apply_template
-from likelier.chat.template import TemplateTime, TooSlow, template_limits
 from likelier.chat.tokenizer import Encoder, build_encoder
 
 CHAT = [{"role": "user", "content": "가"}]
@@ -30,7 +30,7 @@ def burn(seconds: float) -> None:
 
 
 def test_an_endless_template_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "MAX_SECONDS", 0.2)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     began = time.process_time()
     with pytest.raises(DataError, match=r"chat template: it takes longer than 0\.2 seconds"):
@@ -40,16 +40,15 @@ def test_an_endless_template_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_time_in_which_the_process_sleeps_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a laptop is closed, or the process stopped, in the middle of a chat."""
-    monkeypatch.setattr(limits, "MAX_TEMPLATE_SECONDS", 0.1)
-    spent = TemplateTime()
-    with template_limits(spent):
+    spent = Spent()
+    with bounded(TOKENIZER, spent, seconds=0.1):
         time.sleep(0.3)
     resume = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGCONT))
-    with template_limits(spent):
+    with bounded(TOKENIZER, spent, seconds=0.1):
         resume.start()
         resume.join()
-    assert spent.chats == 2 and spent.seconds < 0.1
-    with pytest.raises(TooSlow), template_limits():
+    assert spent.times == 2 and spent.seconds < 0.1
+    with pytest.raises(DataError), bounded(TOKENIZER, seconds=0.1):
         burn(1.0)
 
 
@@ -59,19 +58,19 @@ def test_all_chats_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(limits, "MAX_MEAN_SECONDS", 0.005)
     slow = "{% for i in range(9999) %}{% for j in range(40) %}{% endfor %}{% endfor %}" + TEMPLATE
     ours = encoder(slow)
-    with pytest.raises(DataError, match=r"chat template: it took \d seconds for \d+ chats"):
+    with pytest.raises(DataError, match=r"chat template: it took \d seconds for \d+ texts"):
         for _ in range(1000):
             apply_template(ours, CHAT, False)
-    assert ours.spent.chats < 1000
+    assert ours.spent.times < 1000
     quick = encoder(TEMPLATE)
     for _ in range(200):
         apply_template(quick, CHAT, False)
-    assert quick.spent.chats >= 200
+    assert quick.spent.times >= 200
 
 
 def test_handlers_and_timers_come_back() -> None:
     before = signal.getsignal(signal.SIGPROF)
-    with template_limits():
+    with bounded(TOKENIZER):
         assert signal.getitimer(signal.ITIMER_PROF)[0] > 0
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGPROF) == before

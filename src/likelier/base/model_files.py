@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from likelier.base.child import survive
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
+from likelier.base.limits import TOKENIZER, bounded
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 Home = tuple[str, str | None]  # a folder or Hub id, and its revision
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LOAD_SECONDS, MAKE_SECONDS = 10.0, 120.0  # of processor time; 262,000 tokens took 3
+LOAD_MEGABYTES = 1024
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -111,16 +115,29 @@ def _short(number: int) -> str:
 
 
 def own_tokenizer(where: str, revision: str | None, base: Home | None) -> "Tokenizer":
-    """A model's own tokenizer, or that of its base where an adapter brings none."""
+    """A model's own tokenizer, or that of its base where an adapter brings none.
+
+    Raises DataError where it takes too much time or memory.
+    """
     from transformers import AutoTokenizer
     from transformers.utils import has_file
 
     if base is not None and not has_file(where, "tokenizer_config.json", revision):
         where, revision = base
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-        where, revision=revision, trust_remote_code=False
-    )
-    return tokenizer
+
+    def read() -> "Tokenizer":
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            where, revision=revision, trust_remote_code=False
+        )
+        return tokenizer
+
+    def read_bounded() -> None:
+        ready = has_file(where, TOKENIZER, revision)  # else it is made first of other files
+        with bounded(TOKENIZER, None, LOAD_SECONDS if ready else MAKE_SECONDS, LOAD_MEGABYTES):
+            read()
+
+    survive(read_bounded)
+    return read()
 
 
 def base_of_adapter(where: str, revision: str | None) -> Home | None:

@@ -8,12 +8,8 @@ from typing import Any
 
 from likelier.base.errors import DataError
 from likelier.base.findings import Unfit
+from likelier.base.limits import TEMPLATE, bounded, refused
 from likelier.chat.messages import Message
-from likelier.chat.template import (
-    MAX_TEMPLATE_MEGABYTES,
-    TooSlow,
-    template_limits,
-)
 from likelier.chat.tokenizer import Encoder
 
 MAX_RENDERED_CHARACTERS = 64 * 2**20
@@ -173,7 +169,7 @@ def _render(
     if frozen is not None:
         given["chat_template"] = frozen
     try:
-        with template_limits(encoder.spent):
+        with bounded(TEMPLATE, encoder.spent):
             text = encoder.tokenizer.apply_chat_template(
                 list(messages),
                 tools=list(tools) or None,
@@ -181,12 +177,8 @@ def _render(
                 add_generation_prompt=generate,
                 **given,
             )
-    except ImportError:
+    except (ImportError, DataError):
         raise
-    except TooSlow as error:
-        raise _endless(str(error)) from error
-    except MemoryError as error:
-        raise _endless(f"takes more than {MAX_TEMPLATE_MEGABYTES} MB of memory") from error
     except Exception as error:  # a template is foreign code and may raise anything
         line = getattr(error, "lineno", None)
         at = f" at line {line}" if line else ""
@@ -194,10 +186,5 @@ def _render(
         message = f"the chat template refuses it{at}: {reason}"
         raise Unfit("template", None, message, "change the roles or turns of this row") from error
     if len(text) > MAX_RENDERED_CHARACTERS:
-        raise _endless(f"writes {len(text)} characters")
+        raise refused(TEMPLATE, f"writes {len(text)} characters")
     return str(text)
-
-
-def _endless(what: str) -> DataError:
-    """The end at once: such a template would take as long for every row."""
-    return DataError(f"it {what}", where="chat template", hint="fix the template")

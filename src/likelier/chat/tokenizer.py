@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from likelier.base.child import survive
 from likelier.base.errors import ConfigError, DataError
-from likelier.chat.template import DEFAULT_DATE, TemplateTime, check_template, freeze
+from likelier.base.limits import TOKENIZER, Spent, bounded
+from likelier.chat.template import DEFAULT_DATE, check_template, freeze
 
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 Boundary = Literal["auto", "history", "generation"]
@@ -43,7 +45,7 @@ class Encoder:
         turns: which turns of an answer are scored (`data.turns`).
         vocabulary: how many ids the model embeds, where the tokenizer may write more.
         positions: how many positions the model has learned, None where it needs none.
-        spent: how long the chat template took so far.
+        spent: how long the template and the tokenizer took so far.
     """
 
     tokenizer: Any
@@ -66,7 +68,7 @@ class Encoder:
     turns: Turns = "all"
     vocabulary: int | None = None
     positions: int | None = None
-    spent: TemplateTime = field(default_factory=TemplateTime)
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def stop_text(self) -> str:
@@ -85,6 +87,7 @@ def build_encoder(
     today: str | None = None,
     vocabulary: int | None = None,
     positions: int | None = None,
+    foreign: bool = False,
 ) -> Encoder:
     """Make a Hugging Face tokenizer ready.
 
@@ -96,9 +99,11 @@ def build_encoder(
             `DEFAULT_DATE`. Always a fixed one: else the same data give other tokens tomorrow.
         vocabulary: how many ids the model embeds.
         positions: how many positions the model has learned.
+        foreign: tokenizer and template are those of a folder: they are tried in a child first.
 
     Raises:
-        DataError: no stop token, no fast backend, a chat template that does not parse.
+        DataError: no stop token, no fast backend, a chat template that does not parse, or either
+            takes too much time or memory.
         ConfigError: a keyword that the chat template does not read, or ``today`` for one that
             asks for no date.
     """
@@ -123,6 +128,8 @@ def build_encoder(
     unknown = tokenizer.unk_token_id  # GPT-2 calls its end token unknown, too
     if unknown in end_ids.values():
         unknown = None
+    if foreign:
+        survive(_probe, tokenizer, whole, template or {})
     _same_as(tokenizer, whole)
     (source, reads), (tool_source, tool_reads) = check_template(tokenizer, template or {})
     clock = "strftime_now" in reads | tool_reads and "date_string" not in (template or {})
@@ -153,6 +160,14 @@ def build_encoder(
         vocabulary=vocabulary if _may_exceed(whole, vocabulary) else None,
         positions=positions,
     )
+
+
+def _probe(tokenizer: Any, whole: Tokenizer, template: Mapping[str, Any]) -> None:
+    """All that building runs of a tokenizer and a template."""
+    with bounded(TOKENIZER):
+        _same_as(tokenizer, whole)
+        _leading(tokenizer, whole)
+    check_template(tokenizer, template)
 
 
 def _may_exceed(whole: Tokenizer, vocabulary: int | None) -> bool:

@@ -1,7 +1,7 @@
 """Everything that `likelier check` finds in preference data, in one reading of their rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from likelier.base.child import in_child
 from likelier.base.errors import ConfigError
 from likelier.base.findings import Finding
 from likelier.base.terminal import counting
@@ -162,7 +163,7 @@ def examine(question: Question) -> Examination:
             advance(chunk.rows)
     no_row(found.rows, question.name)
     if encoder is not None:
-        found.tally.add(_of_template(encoder, example))
+        found.tally.add(in_child(_of_template, encoder, example))
     found.tally.add(found.content.findings())
     if question.held_out is not None:
         found.tally.add(found.content.leaks(inspector.held_out))
@@ -172,11 +173,12 @@ def examine(question: Question) -> Examination:
     return Examination(found.rows, usable, found.tally.kinds(), form, statistics, example)
 
 
-def _of_template(encoder: Encoder, first: Pair | None) -> Iterator[Finding]:
+def _of_template(encoder: Encoder, first: Pair | None) -> list[Finding]:
     """What is found about the template, from the first pair that can be read."""
-    for look in (template_finding, thinking_finding):
-        if first is not None and (finding := look(encoder, first)):
-            yield finding
+    if first is None:
+        return []
+    found = [look(encoder, first) for look in (template_finding, thinking_finding)]
+    return [finding for finding in found if finding]
 
 
 def _held_out(data: str, asked: Format) -> list[Pair]:

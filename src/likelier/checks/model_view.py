@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from likelier.base.child import in_child
 from likelier.base.errors import DataError
 from likelier.base.findings import Finding
 from likelier.batching.batch import Scored, completions_of
@@ -20,7 +22,7 @@ from likelier.data.records import Pair, TokenPair
 from likelier.data.shapes import recognised
 from likelier.data.sources import read_data
 from likelier.data.workers import Task, process_rows
-from likelier.generation.sample import sample
+from likelier.generation.sample import Sample, sample
 from likelier.model.load import load
 from likelier.model.policy import Policy
 from likelier.reference.cache import cached_reference
@@ -41,7 +43,7 @@ def add_model_view(found: Examination, question: Question) -> Examination:
     encoder = question.encoder
     assert question.model is not None and encoder is not None
     scored, answered = _samples(question, found.rows, (question.score, NUM_OWN))
-    pairs, _ = encode_pairs(encoder, scored)
+    pairs, _ = in_child(encode_pairs, encoder, scored)
     if not pairs:
         hint = "look at the findings; unpaired examples are not scored"
         raise DataError("no pair can be scored", where=str(question.data), hint=hint)
@@ -105,11 +107,17 @@ def _own(policy: Policy, encoder: Encoder, asked: Sequence[Pair]) -> float | Non
     """The mean log-prob a token of answers that the model samples itself; None without any."""
     prompts = [pair.prompt for pair in asked]
     drawn = sample(policy.model, policy.tokenizer, prompts, max_new_tokens=MAX_OWN_TOKENS, seed=0)
+    pairs = in_child(_answered, encoder, prompts, drawn)
+    return (
+        float(_means(policy, [completions_of(pair)[0] for pair in pairs]).mean()) if pairs else None
+    )
+
+
+def _answered(encoder: Encoder, prompts: Sequence[Any], drawn: Sequence[Sample]) -> list[TokenPair]:
+    """The sampled answers behind their prompts as tokens, those that can be."""
     pairs = []
     for prompt, answer in zip(prompts, drawn, strict=True):
         with suppress(DataError):  # nothing was said, or a character that no row may hold
             ids, own = encode_completion(encoder, prompt, answer.text, stop=answer.stopped)
             pairs.append(TokenPair(ids, own, own, "own"))
-    return (
-        float(_means(policy, [completions_of(pair)[0] for pair in pairs]).mean()) if pairs else None
-    )
+    return pairs

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from likelier.base.child import in_child
 from likelier.base.errors import DataError
 from likelier.base.files import write_text
 from likelier.base.terminal import say
@@ -40,7 +41,7 @@ def score(
     read = read_pairs(data, format_with(columns, chat))
     policy = load(model, dtype=dtype, frozen=True)
     encoder = policy.encoder(template)
-    pairs, findings = encode_pairs(encoder, read)
+    pairs, findings = in_child(encode_pairs, encoder, read)
     refuse(findings, "error")
     for pair in pairs:
         if encoder.at_most(pair.length) < pair.length:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
+from likelier.base.child import in_child
 from likelier.base.errors import InputMissing
 from likelier.base.files import write_text
 from likelier.base.findings import Finding, Unfit
@@ -20,7 +21,7 @@ from likelier.base.model_files import load_tokenizer
 from likelier.base.terminal import console, say
 from likelier.chat.render import render_chat
 from likelier.chat.tokenizer import BREAK, Encoder, build_encoder
-from likelier.data.encode import encode_pairs
+from likelier.data.encode import decode, encode_pairs, tokenise
 from likelier.data.formats import read_row
 from likelier.data.load import no_row
 from likelier.data.records import Completion, Pair, Row, TokenPair, common_length
@@ -52,8 +53,8 @@ def show(
     where nothing shown can be used. Raises what reading and loading raise, and InputMissing where
     there is no such row.
     """
-    encoder = build_encoder(*load_tokenizer(model), template)
-    shown = _first(data, encoder, format_with(columns, chat), number, row)
+    encoder = build_encoder(*load_tokenizer(model), template, foreign=True)
+    shown = in_child(_first, data, encoder, format_with(columns, chat), number, row)
     if html is not None:
         page = render_page("show.html", ["page.css"], name=str(data), pairs=shown)
         write_text(html, page)
@@ -255,12 +256,12 @@ def _pieces(ids: Sequence[int], encoder: Encoder) -> list[str]:
 
     Decoded behind a letter: the decoders of SentencePiece drop a space that stands first.
     """
-    letter = encoder.tail.encode("a", add_special_tokens=False).ids
-    before = len(encoder.tail.decode(letter, skip_special_tokens=False))
+    (letter,) = tokenise(encoder, encoder.tail, ["a"])
+    before = len(decode(encoder.tail, letter))
     pieces: list[str] = []
     start = 0
     for stop in range(1, len(ids) + 1):
-        piece = encoder.tail.decode([*letter, *ids[start:stop]], skip_special_tokens=False)[before:]
+        piece = decode(encoder.tail, [*letter, *ids[start:stop]])[before:]
         if BROKEN in piece and stop - start < 4 and stop < len(ids):
             continue
         pieces.append(visible(piece.replace("\n", "⏎").replace(" ", "␣")))

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from likelier.base.errors import DataError
 from likelier.base.findings import Finding, Unfit
+from likelier.base.limits import MAX_MEGABYTES, MAX_SECONDS, TOKENIZER, at_row, bounded
 from likelier.chat.boundary import (
     Cut,
     TextSegment,
@@ -36,7 +37,9 @@ from likelier.chat.render import as_text
 from likelier.chat.tokenizer import Encoder
 from likelier.data.records import Completion, Pair, TokenPair
 
-TEXTS_AT_ONCE = 2048  # bounds what the tokenizer's own records take
+MAX_TOKENISED = 5 * 10**6  # characters; a tokenizer's own records take 250 bytes for each
+MEGABYTES_EACH = 300 / 10**6
+SECONDS_EACH = 1 / 100_000
 
 Notice = Callable[[Encoder, Pair, Sequence[str], TokenPair], Iterable[Finding]]
 
@@ -71,10 +74,11 @@ def encode_pairs(
         same = pair.label is not None and pair.rejected == pair.chosen
         completions = [pair.chosen] if same else [pair.chosen, pair.rejected]
         try:
-            drafts.append(_draft(encoder, pair.prompt, completions, rendered, pair.tools))
+            with at_row(pair.source):
+                drafts.append(_draft(encoder, pair.prompt, completions, rendered, pair.tools))
         except Unfit as unfit:
             drafts.append(unfit.at(pair.source))
-    ids = _Ids(encoder, [draft for draft in drafts if isinstance(draft, _Draft)])
+    ids = _Ids(encoder)
     encoded: list[TokenPair] = []
     findings: list[Finding] = []
     if encoder.clock and any(isinstance(draft, _Draft) and draft.is_chat for draft in drafts):
@@ -84,6 +88,8 @@ def encode_pairs(
             findings.append(draft)
             continue
         try:
+            with at_row(pair.source):
+                ids.add(draft)
             encoded.append(_assemble(ids, draft, pair))
         except Unfit as unfit:
             findings.append(unfit.at(pair.source))
@@ -120,7 +126,7 @@ def encode_prompt(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[in
         draft = _draft(
             encoder, prompt if isinstance(prompt, str) else read_messages(prompt, "prompt"), (), {}
         )
-        ids = _Ids(encoder, [draft]).prompt(draft.prompt, draft.is_chat)
+        ids = _Ids(encoder).add(draft).prompt(draft.prompt, draft.is_chat)
     except Unfit as unfit:
         raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit
     if not ids:
@@ -147,7 +153,7 @@ def encode_completion(
     try:
         prompt, response = _read_completion(prompt, response)
         draft = _draft(encoder, prompt, (response,), {})
-        ids = _Ids(encoder, [draft])
+        ids = _Ids(encoder).add(draft)
         (cut,) = draft.completions
         completion = ids.completion(cut.segments)
         prompt_ids = ids.prompt(cut.prompt, draft.is_chat)
@@ -204,16 +210,24 @@ def _draft(
 
 
 class _Ids:
-    """The token ids of all texts of some drafts, each text tokenised once."""
+    """The token ids of all texts of the drafts added, each text tokenised once."""
 
-    def __init__(self, encoder: Encoder, drafts: Sequence[_Draft]):
-        segments = [segment for draft in drafts for segment in draft.segments]
-        prompts = {draft.prompt for draft in drafts}
-        prompts |= {cut.prompt for draft in drafts for cut in draft.completions}
-        context = {segment.text for segment in segments if segment.between}
+    def __init__(self, encoder: Encoder):
         self.encoder = encoder
-        self.whole = _tokenise(encoder.whole, prompts | context)
-        self.tail = _tokenise(encoder.tail, {s.text for s in segments if not s.between})
+        self.whole: dict[str, tuple[int, ...]] = {}
+        self.tail: dict[str, tuple[int, ...]] = {}
+
+    def add(self, draft: _Draft) -> "_Ids":
+        """Tokenise the texts of one more draft. Raises Unfit where one is too long."""
+        whole = {draft.prompt, *(cut.prompt for cut in draft.completions)}
+        whole |= {segment.text for segment in draft.segments if segment.between}
+        tail = {segment.text for segment in draft.segments if not segment.between}
+        for ids, tokenizer, texts in (
+            (self.whole, self.encoder.whole, whole), (self.tail, self.encoder.tail, tail),
+        ):  # fmt: skip
+            new = sorted(texts - ids.keys())
+            ids.update(zip(new, tokenise(self.encoder, tokenizer, new), strict=True))
+        return self
 
     def prompt(self, text: str, is_chat: bool) -> tuple[int, ...]:
         """A chat's template writes its own specials; a text gets the tokenizer's."""
@@ -257,14 +271,31 @@ class _Ids:
         return tokens
 
 
-def _tokenise(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    ordered = sorted(texts, key=len)
-    ids: dict[str, tuple[int, ...]] = {}
-    for start in range(0, len(ordered), TEXTS_AT_ONCE):
-        batch = ordered[start : start + TEXTS_AT_ONCE]
-        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        ids.update((text, tuple(e.ids)) for text, e in zip(batch, encodings, strict=True))
-    return ids
+def tokenise(encoder: Encoder, tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """The token ids of texts by one of an encoder's tokenizers.
+
+    Raises:
+        Unfit: one has more than `MAX_TOKENISED` characters.
+        DataError: the tokenizer takes too much time or memory.
+    """
+    found = []
+    for text in texts:
+        if len(text) > MAX_TOKENISED:
+            message = f"a text of {len(text):,} characters as the template writes it"
+            hint = f"shorten it: at most {MAX_TOKENISED:,} are tokenised"
+            raise Unfit("huge", None, message, hint)
+        seconds = MAX_SECONDS + SECONDS_EACH * len(text)
+        megabytes = MAX_MEGABYTES + int(MEGABYTES_EACH * len(text))
+        with bounded(TOKENIZER, encoder.spent, seconds, megabytes):
+            (encoding,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        found.append(tuple(encoding.ids))
+    return found
+
+
+def decode(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    """The text of token ids. Raises DataError where the tokenizer takes too much time or memory."""
+    with bounded(TOKENIZER):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
 def _assemble(ids: _Ids, draft: _Draft, pair: Pair) -> TokenPair:

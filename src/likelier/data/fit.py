@@ -10,7 +10,7 @@ from likelier.base.findings import Finding, Unfit
 from likelier.chat.boundary import prompt_text
 from likelier.chat.messages import Chat
 from likelier.chat.tokenizer import Encoder
-from likelier.data.encode import encode_pairs
+from likelier.data.encode import encode_pairs, tokenise
 from likelier.data.records import Completion, Pair, TokenPair
 
 MAX_DROPPED_SHARE = 0.05  # of the pairs; more is a mistake in max_length or in the data
@@ -149,10 +149,10 @@ def _later_turns(pair: Pair, room: int, encoder: Encoder) -> Pair | None:
 
     def fits(chat: Chat) -> bool:
         try:
-            text = prompt_text(encoder, chat, pair.tools)
+            (ids,) = tokenise(encoder, encoder.whole, [prompt_text(encoder, chat, pair.tools)])
         except Unfit:
             return False
-        return len(encoder.whole.encode(text, add_special_tokens=False).ids) <= room
+        return len(ids) <= room
 
     first = bisect_left(chats, True, key=fits)
     return replace(pair, prompt=chats[first]) if first < len(chats) else None

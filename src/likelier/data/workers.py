@@ -9,28 +9,27 @@ import hashlib
 import inspect
 import json
 import os
-import pickle
 import re
-import subprocess
-import sys
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from likelier.base.errors import OutputError, RunFailed
+from likelier.base.child import CAN_FORK, Child, in_child
+from likelier.base.errors import OutputError
 from likelier.base.files import cache_dir, make_folder, read_sealed, sweep, write_sealed
 from likelier.base.findings import Finding
+from likelier.base.limits import TEMPLATE, Spent
 from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.fit import fit_each, trim_each
@@ -141,26 +140,53 @@ def chunks(
 ) -> Iterator[Chunk]:
     """Rows processed a chunk of at most `ROWS_AT_ONCE` at a time, in their order.
 
-    A few rows are processed here, and so are rows whose pairs are kept. Many are processed by
-    other processes, one for each core, and their chunks are kept in the cache.
+    Many rows are processed by a child for each core, and their chunks are kept in the cache. A few
+    rows, and rows whose pairs are kept, are processed here; with an encoder in a child, too: it
+    runs the template and the tokenizer of a stranger.
+
+    Raises DataError where these take too much time or memory, and RunFailed where a child ends.
     """
     iterator = iter(rows)
     size = min(rows_at_once or ROWS_AT_ONCE, ROWS_AT_ONCE)
     batches = iter(lambda: list(islice(iterator, size)), [])
     first = list(islice(batches, MIN_CHUNKS))
-    if len(first) < MIN_CHUNKS or task.keep_pairs:
-        yield from (process_rows(task, batch) for batch in chain(first, batches))
+    batches = chain(first, batches)
+    if len(first) < MIN_CHUNKS or task.keep_pairs or not CAN_FORK:
+        for batch in batches:
+            if task.encoder is None:
+                yield process_rows(task, batch)
+            else:
+                yield _counted(task, in_child(_process, task, batch))
         return
     count = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
     with ExitStack() as stack:
         pool = _Pool(task, count, stack)
-        waiting: deque[Future[Chunk]] = deque()
-        for batch in chain(first, batches):
+        waiting: deque[Future[_Processed]] = deque()
+        for batch in batches:
             waiting.append(pool.submit(batch))
             if len(waiting) > 2 * count:
-                yield waiting.popleft().result()
+                yield _counted(task, waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result()
+            yield _counted(task, waiting.popleft().result())
+
+
+_Processed = tuple["Chunk", int, float]  # and how often and how long foreign code ran for it
+
+
+def _process(task: Task, batch: Sequence[Item]) -> _Processed:
+    """What is made of rows in a child, and what its encoder took for them."""
+    spent = task.encoder.spent if task.encoder else Spent()
+    before = spent.times, spent.seconds
+    chunk = process_rows(task, batch)
+    return chunk, spent.times - before[0], spent.seconds - before[1]
+
+
+def _counted(task: Task, processed: _Processed) -> Chunk:
+    """The chunk, once what it took in a child is counted here, where all of the file is."""
+    chunk, times, seconds = processed
+    if task.encoder is not None and CAN_FORK:
+        task.encoder.spent.add(TEMPLATE, times, seconds)
+    return chunk
 
 
 def process_rows(task: Task, batch: Sequence[Item]) -> Chunk:
@@ -292,98 +318,32 @@ class Shared:
 
 
 class _Pool:
-    """Threads that take chunks from the cache, or have them made by a process each.
-
-    Not ``multiprocessing``: it runs the user's script again in each process.
-    """
+    """Threads that take chunks from the cache, or have them made by a child each."""
 
     def __init__(self, task: Task, count: int, stack: ExitStack):
-        self._task, self._cache, self._stack = task, _Cache(task), stack
+        self._task, self._cache = task, _Cache(task)
+        self._idle: SimpleQueue[Child] = SimpleQueue()
+        for _ in range(count):  # before there are threads, whose locks a child would keep
+            child = Child(partial(_process, task))
+            stack.callback(child.close)
+            self._idle.put(child)
         self._threads = stack.enter_context(ThreadPoolExecutor(count))
-        self._idle: SimpleQueue[subprocess.Popen[bytes] | None] = SimpleQueue()
-        for _ in range(count):
-            self._idle.put(None)  # started when it is needed
 
-    def submit(self, batch: Sequence[Item]) -> Future[Chunk]:
+    def submit(self, batch: Sequence[Item]) -> Future[_Processed]:
         return self._threads.submit(self._chunk, batch)
 
-    def _chunk(self, batch: Sequence[Item]) -> Chunk:
+    def _chunk(self, batch: Sequence[Item]) -> _Processed:
         form = self._task.form
         batch = [without_unused(item, form) if isinstance(item, Row) else item for item in batch]
         if (known := self._cache.get(batch)) is not None:
-            return known
-        process = self._idle.get() or self._start()
+            return known, 0, 0.0
+        child = self._idle.get()
         try:
-            assert process.stdin is not None and process.stdout is not None
-            _send(process.stdin, batch)
-            chunk = _receive(process.stdout)
-        except (EOFError, BrokenPipeError) as error:
-            what = f"a process that reads the data ended with {process.wait()}"
-            raise RunFailed(what, hint="there may be too little memory") from error
+            processed: _Processed = child.ask(batch)
         finally:
-            self._idle.put(process)
-        if isinstance(chunk, Exception):
-            raise chunk
-        self._cache.put(batch, chunk)
-        return chunk
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from likelier.data.workers import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        assert process.stdin is not None and process.stdout is not None
-        self._stack.callback(_end, process)
-        _send(process.stdin, self._task)
-        return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(BrokenPipeError):
-                pipe.close()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _send(pipe: IO[bytes], item: Any) -> None:
-    content = pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL)
-    pipe.write(len(content).to_bytes(8, "little") + content)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> Any:
-    head = pipe.read(8)
-    if len(head) < 8:
-        raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(head, "little")))
-
-
-def serve() -> None:
-    """Be a process of the pool: a task comes first, then rows, until the pipe closes.
-
-    What fails is handed back, not shown.
-    """
-    inbox, outbox = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # nothing but chunks goes through the pipe
-    try:
-        task = _receive(inbox)
-        while True:
-            batch = _receive(inbox)
-            try:
-                chunk: Any = process_rows(task, batch)
-            except Exception as error:
-                chunk = error
-            _send(outbox, chunk)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
+            self._idle.put(child)
+        self._cache.put(batch, processed[0])
+        return processed
 
 
 class _Cache:

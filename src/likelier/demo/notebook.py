@@ -28,7 +28,7 @@ def open_notebook(folder: Path) -> NoReturn:
         say(f"{copy} is there already and stays as it is")
     else:
         shutil.copyfile(_original(), copy)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(copy)])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "jupyterlab", str(copy)])
 
 
 def _original() -> Path:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from likelier.base.child import in_child
 from likelier.base.errors import ConfigError
 from likelier.chat.messages import Message
 from likelier.chat.tokenizer import Encoder
-from likelier.data.encode import encode_prompt
+from likelier.data.encode import decode, encode_prompt
 from likelier.model.policy import Policy
 
 
@@ -69,7 +70,7 @@ def sample(
     policy = Policy(model, tokenizer)
     encoder = policy.encoder()
     settings = decoding(temperature, max_new_tokens, sorted(encoder.end_ids.values()))
-    ids = [encode_prompt(encoder, prompt) for prompt in prompts]
+    ids = in_child(_encoded, encoder, prompts)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.stop
     samples: list[Sample] = []
     with (
@@ -79,7 +80,7 @@ def sample(
         torch.manual_seed(seed)
         for start in range(0, len(ids), batch_size):
             new_BL = _generate(policy, ids[start : start + batch_size], pad)
-            samples += [_read(encoder, tokens) for tokens in new_BL.tolist()]
+            samples += in_child(_read, encoder, new_BL.tolist())
     return samples
 
 
@@ -97,11 +98,18 @@ def _generate(policy: Policy, prompts: Sequence[tuple[int, ...]], pad: int) -> T
     return new_BL
 
 
-def _read(encoder: Encoder, tokens: list[int]) -> Sample:
+def _encoded(encoder: Encoder, prompts: Sequence[str | Sequence[Message]]) -> list[tuple[int, ...]]:
+    return [encode_prompt(encoder, prompt) for prompt in prompts]
+
+
+def _read(encoder: Encoder, answers: Sequence[list[int]]) -> list[Sample]:
     ends = set(encoder.end_ids.values())
-    length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    text = encoder.whole.decode(tokens[:length], skip_special_tokens=True)
-    return Sample(text, stopped=length < len(tokens))
+    samples = []
+    for tokens in answers:
+        length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        text = decode(encoder.whole, tokens[:length], skip_special_tokens=True)
+        samples.append(Sample(text, stopped=length < len(tokens)))
+    return samples
 
 
 @contextmanager

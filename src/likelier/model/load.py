@@ -173,7 +173,8 @@ def load_encoder(
         base = base_of_adapter(where, revision)
         home = base or (where, revision)
         limits = sizes_of_folder(*home, adapter=(where, revision) if base else None)
-    return build_encoder(*load_tokenizer(path, revision), template, today, **limits)
+    tokenizer, generation = load_tokenizer(path, revision)
+    return build_encoder(tokenizer, generation, template, today, **limits, foreign=True)
 
 
 def _load_weights(

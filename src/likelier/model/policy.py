@@ -96,7 +96,10 @@ class Policy:
     ) -> Encoder:
         """The tokenizer made ready for data, with settings of the chat template."""
         generation = self.causal_lm.generation_config
-        return build_encoder(self.tokenizer, generation, template, today, **sizes(self.causal_lm))
+        return build_encoder(
+            self.tokenizer, generation, template, today, **sizes(self.causal_lm),
+            foreign=self.path is not None,
+        )  # fmt: skip
 
     @contextmanager
     def running(self, backend: str | None = None) -> Iterator[Scorer]:

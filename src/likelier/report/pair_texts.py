@@ -1,9 +1,10 @@
 """The texts behind the pairs that a report names, kept in the run folder while they are known."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from likelier.base.child import in_child
 from likelier.base.files import write_lines
 from likelier.data.records import TokenPair
 from likelier.report.read import PAIR_TEXTS, RunFiles, read_run
@@ -12,7 +13,7 @@ MAX_PLACES = 20  # of findings in the data, whose pairs are kept
 
 
 def keep_pair_texts(
-    run: Path, pairs: Iterable[TokenPair], decode: Callable[[list[int]], Any]
+    run: Path, pairs: Iterable[TokenPair], decode: Callable[[Sequence[int]], str]
 ) -> None:
     """Write down prompt and completions, as the model saw them, of the pairs that a report of the
     run would name now: the extremes of the pair log, and the first places of findings.
@@ -20,7 +21,8 @@ def keep_pair_texts(
     Raises OutputError where the disk refuses.
     """
     named = _named(read_run(run))
-    write_lines(run / PAIR_TEXTS, [_row(pair, decode) for pair in pairs if pair.source in named])
+    rows = in_child(_rows, [pair for pair in pairs if pair.source in named], decode)
+    write_lines(run / PAIR_TEXTS, rows)
 
 
 def _named(run: RunFiles) -> set[str]:
@@ -29,9 +31,13 @@ def _named(run: RunFiles) -> set[str]:
     return {row["source"] for row in (*extremes, *places[:MAX_PLACES])}
 
 
-def _row(pair: TokenPair, decode: Callable[[list[int]], Any]) -> dict[str, Any]:
+def _rows(pairs: Iterable[TokenPair], decode: Callable[[Sequence[int]], str]) -> list[Any]:
+    return [_row(pair, decode) for pair in pairs]
+
+
+def _row(pair: TokenPair, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
     sides = {"chosen": pair.chosen, "rejected": pair.rejected}
     if pair.label is not None:  # the rejected one belongs to another prompt, or is the same
         sides = {"completion": pair.chosen}
-    texts = {name: str(decode(list(side.tokens))) for name, side in sides.items()}
-    return {"source": pair.source, "prompt": str(decode(list(pair.prompt))), **texts}
+    texts = {name: decode(side.tokens) for name, side in sides.items()}
+    return {"source": pair.source, "prompt": decode(pair.prompt), **texts}
