@@ -103,6 +103,16 @@ def test_a_backend_with_another_mask(
         refused(place.config(tmp_path / "out"), DIFFERS)
 
 
+def test_a_difference_that_is_no_number(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_backend = preflight._by_backend
+    monkeypatch.setattr(
+        preflight, "_by_backend", lambda *given: [math.nan * one for one in by_backend(*given)]
+    )
+    refused(place.config(tmp_path / "out"), f"{DIFFERS} nan nats")
+
+
 def test_the_same_mask_passes(place: Place, tmp_path: Path) -> None:
     with backend(masked_by(lambda mask_TT: mask_TT)):
         train(place.config(tmp_path / "out", train__steps=1))

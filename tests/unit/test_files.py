@@ -145,6 +145,16 @@ def test_content_is_on_the_disk_before_the_name(
     assert calls == [f"sync {tmp_path.name}", "sync a"]
 
 
+def test_synced_is_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    file = tmp_path / "a"
+    file.touch()
+    for path in (file, tmp_path):
+        files.sync(path)
+    assert synced == [file.stat().st_ino, tmp_path.stat().st_ino]
+
+
 def test_removing_leaves_no_half(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", fill, {})
     remove_folder(tmp_path / "folder")

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.base.model_files import load_tokenizer
+from likelier.config import config_from
 from likelier.model.adapters import attach_lora
 from likelier.model.limits import sizes_of_folder
-from likelier.model.load import load, parse_dtype
+from likelier.model.load import load, parse_dtype, reference_policy
 from likelier.model.policy import Policy
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -380,3 +381,16 @@ def test_a_policy_handed_over_has_no_path() -> None:
 def test_a_revision_of_a_folder_is_refused(model_folder: Path, how: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="only models of the Hub have revisions"):
         how(str(model_folder), revision="main")
+
+
+def test_a_reference_with_another_vocabulary_is_refused(copy: Path, model_folder: Path) -> None:
+    """Its ids would mean other text."""
+    settings = {"model": {"path": str(model_folder)}, "data": {"train": "x"}, "out": "x"}
+    config = config_from({**settings, "reference": {"path": str(copy)}})
+    initial = load(model_folder)
+    assert reference_policy(config, initial) is not None
+    tokenizer = load_tokenizer(str(copy))[0]
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(DataError, match="another vocabulary than the policy"):
+        reference_policy(config, initial)

@@ -192,15 +192,25 @@ def test_what_is_not_finite_is_not_saved() -> None:
 
 
 def test_gradients_that_were_there_before_count_for_nothing() -> None:
-    fresh, used = named(0), named(0)
-    for parameter in used.values():
-        parameter.grad = torch.full_like(parameter, 7.0)
-    for parameters in (fresh, used):
+    norms = []
+    for before in (None, 7.0):
+        parameters = named(0)
+        for parameter in parameters.values():
+            parameter.grad = None if before is None else torch.full_like(parameter, before)
         optimizer = MasterAdamW(parameters.items(), OptimConfig())
-        sum(parameter.sum() for parameter in parameters.values()).backward()  # type: ignore
-        optimizer.step(0.01)
-    for name, parameter in fresh.items():
-        assert torch.equal(parameter, used[name])
+        parameters["matrix"].sum().backward()
+        norms.append(optimizer.step(0.01))
+    assert norms == [pytest.approx(math.sqrt(12))] * 2
+
+
+def test_gradients_of_several_batches_are_summed_in_float32() -> None:
+    """In bfloat16 the second would be rounded away."""
+    parameters = named(0, torch.bfloat16)
+    optimizer = MasterAdamW(parameters.items(), OptimConfig())
+    for share in (1.0, 2.0**-10):
+        (parameters["matrix"].sum() * share).backward()
+    grad = optimizer.masters["matrix"].grad
+    assert grad is not None and grad.unique().tolist() == [1 + 2.0**-10]
 
 
 def test_closed_it_leaves_gradients_to_the_model() -> None:

@@ -148,11 +148,13 @@ def test_a_file_on_the_way(tmp_path: Path) -> None:
 
 
 def test_logs_are_cut_back(tmp_path: Path) -> None:
-    """To nothing where there is no checkpoint."""
+    """To the rows up to a checkpoint; to nothing where there is none."""
     folder = began(tmp_path)
     for log in (folder.metrics, folder.timing):
-        log.append({"step": 0})
-        log.append({"step": 1, "loss": 0.5})
+        for step in range(4):
+            log.append({"step": step, "loss": 0.5})
+        log.cut_back(2, {})
+        assert [row["step"] for row in read_lines(log.path)] == [0, 1, 2]
         log.cut_back(0, {})
         assert read_lines(log.path) == []
         assert log.seal() == Log(log.path).seal()
