@@ -32,6 +32,7 @@ from tests.support.report_runs import (
 )
 
 from likelier.base.errors import InputMissing, OutputError
+from likelier.pages import TEMPLATES, _environment
 from likelier.pages.charts import Series, draw_chart, packed, page_scripts
 from likelier.pages.texts import signed
 from likelier.report.charts import draw_charts
@@ -129,6 +130,14 @@ def test_korean_text_says_that_it_is_korean(demo: Path) -> None:
     pairs = sum(source in run.texts for source in named)
     assert len(texts) == 36 + 3 * pairs  # twelve samples: prompt, before, after
     assert sum(attrs.get("lang") == "ko" for attrs in texts) == 24 + 3 * pairs
+
+
+def test_no_page_turns_escaping_off() -> None:
+    """All pages come from one environment; what data say reaches none of them as markup."""
+    assert _environment().autoescape is True
+    for template in TEMPLATES.glob("*.html"):
+        written = template.read_text("utf-8")
+        assert not re.search(r"\|\s*safe\b|\bautoescape\b|\bMarkup\b", written), template.name
 
 
 def test_the_policy_allows_these_very_scripts_and_nothing_else(demo: Path) -> None:
