@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from likelier.base.child import survive
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.base.limits import TOKENIZER, bounded
+from likelier.base.model_folder import DAMAGED, header_of, json_object, must_be_sound
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -59,6 +60,7 @@ def place_of(path: str | Path, revision: str | None = None) -> str:
         if revision is not None:
             what = f"has no effect: {where} is a folder, and only models of the Hub have revisions"
             raise ConfigError(what, where="model.revision", hint="remove model.revision")
+        must_be_sound(folder)
         if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputMissing(
                 "this folder holds no model: neither config.json nor adapter_config.json",
@@ -73,7 +75,8 @@ def place_of(path: str | Path, revision: str | None = None) -> str:
                 hint="convert them: load with transformers and save_pretrained(…)",
             )
     elif folder.is_file():
-        raise InputMissing("this is a file, not a model folder", where=where)
+        hint = "give the folder that save_pretrained wrote, or a Hub id"
+        raise InputMissing("this is a file, not a model folder", where=where, hint=hint)
     elif not _HUB_ID.fullmatch(where) or where.startswith("."):
         raise InputMissing(
             "no such folder", where=where, hint="give a model folder or a Hub id such as org/name"
@@ -92,15 +95,12 @@ def describe_files(path: str | Path, revision: str | None = None) -> str:
         return f"{where}, from the Hub or its cache"
     described = folder / "adapter_config.json"
     if described.is_file():
-        with in_one_line(where):
-            base = json.loads(described.read_text("utf-8")).get("base_model_name_or_path")
+        base = json_object(described).get("base_model_name_or_path")
         return f"{where}, an adapter on {base}"
     numbers, dtypes, size = 0, set(), 0
     for file in sorted(folder.glob("*.safetensors")):
         size += file.stat().st_size
-        with in_one_line(where), file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        tensors = header_of(file).values()
         numbers += sum(math.prod(tensor["shape"]) for tensor in tensors)
         dtypes |= {_DTYPES.get(tensor["dtype"], tensor["dtype"]) for tensor in tensors}
     return f"{where}, {_short(numbers)} parameters in {', '.join(sorted(dtypes))}, {_short(size)}B"
@@ -167,7 +167,7 @@ def in_one_line(where: str) -> Iterator[None]:
         raise
     except OSError as error:
         if Path(where).is_dir():
-            raise DataError(first_line(error), where=where) from error
+            raise DataError(first_line(error), where=where, hint=DAMAGED) from error
         raise InputMissing(
             "no such folder here, and no such model could be had from the Hub",
             where=where,
@@ -176,7 +176,7 @@ def in_one_line(where: str) -> Iterator[None]:
     except Exception as error:  # each format and library has its own kind
         damaged = "safetensor" in type(error).__name__.lower()
         what = "damaged weights" if damaged else "this model cannot be loaded"
-        raise DataError(f"{what}: {first_line(error)}", where=where) from error
+        raise DataError(f"{what}: {first_line(error)}", where=where, hint=DAMAGED) from error
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ Whatever is wrong with its files is raised as an error of ours, with one line th
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from likelier.base.model_files import (
     own_tokenizer,
     place_of,
 )
+from likelier.base.model_folder import numbers_in
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
@@ -36,6 +37,9 @@ from likelier.model.limits import must_be_floats, resize_for, shapes_in_adapter,
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
+FREE_NUMBERS = 10**8  # that a config may ask for beyond what the weights hold
+UNFIT = "the weights do not fit config.json; get the folder again"
+_NUMBER = re.compile(r"\.\d+\.")
 _MISMATCH = re.compile(
     r"size mismatch for (\S+): .*?shape torch\.Size\((\[[\d, ]*\])\).*?torch\.Size\((\[[\d, ]*\])\)"
 )
@@ -181,7 +185,8 @@ def _load_weights(
     where: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
 ) -> PreTrainedModel:
     """A full model. Raises DataError where a tensor that its config.json describes is not there."""
-    with in_one_line(where):
+    with in_one_line(where), quietly():
+        _sizes_must_fit(where, revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=dtype,
@@ -194,9 +199,26 @@ def _load_weights(
         )
     model: PreTrainedModel
     model, report = loaded
-    _all_weights_came(where, report)
+    _all_weights_came(where, report, model.state_dict())
     must_be_floats(model, where)
     return model
+
+
+def _sizes_must_fit(where: str, revision: str | None) -> None:
+    """Raise DataError where a folder's config.json asks for far more numbers than its weights hold:
+    they would all be made, at random, before it is known that they are not there.
+    """
+    if not Path(where).is_dir():
+        return
+    config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    packed = 16 if getattr(config, "quantization_config", None) else 2
+    stored = numbers_in(Path(where))
+    if described > packed * stored + FREE_NUMBERS:
+        what = f"config.json describes {described:.3g} numbers, the weights hold {stored:.3g}"
+        raise DataError(what, where=where, hint=UNFIT)
 
 
 def _stored_dtype(where: str, revision: str | None) -> torch.dtype:
@@ -257,8 +279,9 @@ def parse_dtype(name: str) -> str | torch.dtype:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without transformers' progress bars, and without warnings that call for no action."""
-    was_on = logging.is_progress_bar_enabled()
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its table of tensors that did not come: `_all_weights_came`
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
@@ -269,17 +292,24 @@ def quietly() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True")
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_on:
             logging.enable_progress_bar()
 
 
-def _all_weights_came(where: str, report: dict[str, Any]) -> None:
-    """Refuse a checkpoint that lacks tensors, which transformers would fill with random numbers."""
-    hint = "the weights do not fit config.json; get the folder again"
+def _all_weights_came(where: str, report: dict[str, Any], known: Iterable[str]) -> None:
+    """Refuse a checkpoint that lacks tensors, which transformers would fill with random numbers, or
+    that has more layers than are built. ``known`` are the names of the model's own tensors.
+    """
     for name, found, wanted in sorted(report.get("mismatched_keys") or []):
         sizes = f"{tuple(found)} where config.json asks for {tuple(wanted)}"
-        raise DataError(f"{name} has the shape {sizes}", where=where, hint=hint)
+        raise DataError(f"{name} has the shape {sizes}", where=where, hint=UNFIT)
     missing = sorted(report.get("missing_keys") or [])
     if missing:
         what = f"{len(missing)} tensors are not in the checkpoint, the first {missing[0]}"
-        raise DataError(what, where=where, hint=hint)
+        raise DataError(what, where=where, hint=UNFIT)
+    layers = {_NUMBER.sub(".N.", name) for name in known}
+    for name in sorted(report.get("unexpected_keys") or []):
+        if _NUMBER.search(name) and _NUMBER.sub(".N.", name) in layers:
+            what = f"the checkpoint has {name}, a layer that config.json does not know"
+            raise DataError(what, where=where, hint=UNFIT)
