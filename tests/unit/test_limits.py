@@ -261,4 +261,4 @@ def test_an_adapter_whose_files_are_damaged_is_no_bug(
     assert main([*check, str(tmp_path / "sft")]) == 0
     described.write_text("{")
     assert main([*check, str(tmp_path / "sft")]) == 65
-    assert "this model cannot be loaded" in capsys.readouterr().err
+    assert "this is no JSON" in capsys.readouterr().err

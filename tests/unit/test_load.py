@@ -331,9 +331,9 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights of nothing": (write("model.safetensors", ""), "damaged weights"),
     "weights of something else": (write("model.safetensors", "x" * 999), "damaged weights"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
-    "config cut short": (write("config.json", '{"model_type": "ex'), "not a valid JSON"),
+    "config cut short": (write("config.json", '{"model_type": "ex'), "this is no JSON"),
     "config of nothing": (write("config.json", "{}"), "model_type"),
-    "config is a list": (write("config.json", "[]"), "cannot be loaded"),
+    "config is a list": (write("config.json", "[]"), "no JSON object"),
     "unknown architecture": (configured(model_type="nonesuch"), "nonesuch"),
     "a model of another kind": (write("config.json", '{"model_type": "clip"}'), "CLIPConfig"),
     "an impossible value": (configured(num_attention_heads="four"), "num_attention_heads"),
@@ -360,7 +360,7 @@ BROKEN_ADAPTERS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "another rank": (configured("adapter_config.json", r=7), "size mismatch"),
     "unknown kind": (configured("adapter_config.json", peft_type="NOPE"), "NOPE"),
-    "config cut short": (write("adapter_config.json", "{"), "cannot be loaded"),
+    "config cut short": (write("adapter_config.json", "{"), "this is no JSON"),
 }
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.hostile.adapters import save_adapter
+from faults.hostile.models import edit as edit_json
+from safetensors.numpy import load_file, save_file
 from tests.support.tiny import save_tiny
 
 from likelier.base.errors import DataError, InputMissing, LikelierError
-from likelier.base.model_files import describe_files, in_one_line, place_of
+from likelier.base.model_files import base_of_adapter, describe_files, in_one_line, place_of
 from likelier.base.model_folder import numbers_in
 from likelier.model.load import load
 
@@ -159,3 +162,35 @@ def test_every_error_of_a_library_has_a_cure(tmp_path: Path) -> None:
         with pytest.raises(LikelierError) as caught, in_one_line(str(tmp_path)):
             raise error
         assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"layer_replication": [[0, 10**9]]}, "repeats layers"),
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": ["base"]}, "names no base model"),
+        ({"base_model_name_or_path": "./\x1b[31m"}, r"its base model \./\\x1b\[31m is not there"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    described = {"base_model_name_or_path": "./base", "r": 2, "lora_alpha": 4} | changes
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    with pytest.raises(LikelierError, match=said) as caught:
+        base_of_adapter(place_of(tmp_path), None)
+    assert caught.value.hint
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "adapter")
+    edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(folder))
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    one = next(name for name in tensors if "layers.1." in name)
+    save_file(tensors | {one.replace("1", "7"): tensors[one]}, weights, {"format": "pt"})
+    with pytest.raises(DataError, match=r"layers\.7\.\S+, of a layer that its base does not have"):
+        load(tmp_path / "adapter")

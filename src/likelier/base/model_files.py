@@ -3,7 +3,6 @@
 Nothing here imports torch, but transformers does where it can: so it is imported inside functions.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from likelier.base.child import survive
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.base.limits import TOKENIZER, bounded
 from likelier.base.model_folder import DAMAGED, header_of, json_object, must_be_sound
+from likelier.base.terminal import visible
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -147,14 +147,15 @@ def base_of_adapter(where: str, revision: str | None) -> Home | None:
     described = find_adapter_config_file(where, revision=revision)
     if described is None:
         return None
-    config = json.loads(Path(described).read_text(encoding="utf-8"))
+    config = json_object(Path(described))
     base = config.get("base_model_name_or_path")
-    if not base:
-        raise DataError("the adapter names no base model", where=described)
+    if not base or not isinstance(base, str):
+        hint = "name the folder or Hub id of its base as base_model_name_or_path"
+        raise DataError("the adapter names no base model", where=described, hint=hint)
     try:
         return place_of(base), config.get("revision")
     except InputMissing as error:
-        what = f"its base model {base} is not there: {error.what}"
+        what = f"its base model {visible(base)} is not there: {error.what}"
         raise InputMissing(what, where=described, hint="put it back, or edit the file") from error
 
 

@@ -37,7 +37,9 @@ def must_be_sound(folder: Path) -> None:
     tensors = sum(len(header_of(path)) for path in folder.glob("*.safetensors"))
     for name in ("config.json", "adapter_config.json", "generation_config.json"):
         if (folder / name).exists():
-            _layers_must_be_there(folder / name, json_object(folder / name), tensors)
+            config = json_object(folder / name)
+            _layers_must_be_there(folder / name, config, tensors)
+            _adapter_must_be_plain(folder / name, config)
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -113,6 +115,16 @@ def _layers_must_be_there(path: Path, config: Mapping[str, Any], tensors: int) -
             if type(layers) is int and (layers < 1 or (tensors and layers > tensors)):
                 what = f"{name} is {layers}, and the weights hold {tensors} tensors"
                 raise DataError(what, where=_shown(path), hint=DAMAGED)
+
+
+def _adapter_must_be_plain(path: Path, config: Mapping[str, Any]) -> None:
+    alpha = config.get("lora_alpha", 1)
+    if isinstance(alpha, float) and not math.isfinite(alpha):
+        raise DataError(f"lora_alpha is {alpha}", where=_shown(path), hint=DAMAGED)
+    if config.get("layer_replication"):
+        what = "it repeats layers of its base (layer_replication), which cannot be trained here"
+        hint = "save a model with its layers repeated, and name that as the base"
+        raise DataError(what, where=_shown(path), hint=hint)
 
 
 def _shown(path: Path) -> str:

@@ -255,6 +255,10 @@ def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> n
             what = "size mismatch: {} is {} in its weights, {} by its base and adapter_config.json"
             hint = "put back its adapter_config.json, or name its own base there"
             raise DataError(what.format(*found.groups()), where=where, hint=hint) from error
+    own = [name.replace(".default", "") for name in adapted.state_dict()]
+    if name := _layer_too_many(shapes_in_adapter(where, revision), own):
+        what = f"the adapter has {name}, of a layer that its base does not have"
+        raise DataError(what, where=where, hint="name its own base in adapter_config.json")
     return adapted
 
 
@@ -308,8 +312,14 @@ def _all_weights_came(where: str, report: dict[str, Any], known: Iterable[str]) 
     if missing:
         what = f"{len(missing)} tensors are not in the checkpoint, the first {missing[0]}"
         raise DataError(what, where=where, hint=UNFIT)
-    layers = {_NUMBER.sub(".N.", name) for name in known}
-    for name in sorted(report.get("unexpected_keys") or []):
-        if _NUMBER.search(name) and _NUMBER.sub(".N.", name) in layers:
-            what = f"the checkpoint has {name}, a layer that config.json does not know"
-            raise DataError(what, where=where, hint=UNFIT)
+    if name := _layer_too_many(report.get("unexpected_keys") or (), known):
+        what = f"the checkpoint has {name}, a layer that config.json does not know"
+        raise DataError(what, where=where, hint=UNFIT)
+
+
+def _layer_too_many(brought: Iterable[str], known: Iterable[str]) -> str | None:
+    """The first tensor that a model does not know, but in another layer."""
+    own = set(known)
+    layers = {_NUMBER.sub(".N.", name) for name in own}
+    wrong = (name for name in sorted(brought) if name not in own)
+    return next((name for name in wrong if _NUMBER.sub(".N.", name) in layers), None)
