@@ -14,7 +14,6 @@ from likelier.base.child import survive
 from likelier.base.errors import ConfigError, DataError, InputMissing, LikelierError
 from likelier.base.limits import TOKENIZER, bounded
 from likelier.base.model_folder import DAMAGED, header_of, json_object, must_be_sound
-from likelier.base.terminal import visible
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -155,7 +154,7 @@ def base_of_adapter(where: str, revision: str | None) -> Home | None:
     try:
         return place_of(base), config.get("revision")
     except InputMissing as error:
-        what = f"its base model {visible(base)} is not there: {error.what}"
+        what = f"its base model {base} is not there: {error.what}"
         raise InputMissing(what, where=described, hint="put it back, or edit the file") from error
 
 

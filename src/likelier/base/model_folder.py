@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from likelier.base.errors import DataError, InputMissing
-from likelier.base.terminal import visible
 
 MAX_JSON_BYTES = 128 * 2**20  # the largest tokenizer.json of a published model has 33 MB
 MAX_HEADER_BYTES = 16 * 2**20  # one of 70,000 tensors has 9 MB
@@ -31,7 +30,7 @@ def must_be_sound(folder: Path) -> None:
         _must_be_a_file(path)
         if path.suffix != ".safetensors" and path.stat().st_size > MAX_JSON_BYTES:
             what = f"has {path.stat().st_size / 2**20:.0f} MiB, more than any model has"
-            raise DataError(what, where=_shown(path), hint=DAMAGED)
+            raise DataError(what, where=str(path), hint=DAMAGED)
     for path in sorted(folder.glob("*.index.json")):
         _index_must_stay_inside(path)
     tensors = sum(len(header_of(path)) for path in folder.glob("*.safetensors"))
@@ -47,10 +46,10 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:  # broken, not UTF-8, too deep or too many digits
-        what = f"this is no JSON: {visible(str(error).splitlines()[0])}"
-        raise DataError(what, where=_shown(path), hint=DAMAGED) from error
+        what = f"this is no JSON: {str(error).splitlines()[0]}"
+        raise DataError(what, where=str(path), hint=DAMAGED) from error
     if not isinstance(content, dict):
-        raise DataError("this holds no JSON object", where=_shown(path), hint=DAMAGED)
+        raise DataError("this holds no JSON object", where=str(path), hint=DAMAGED)
     return content
 
 
@@ -60,7 +59,7 @@ def header_of(path: Path) -> dict[str, Mapping[str, Any]]:
         return dict(_tensors(path))
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
         what = "damaged weights: the header is not one of safetensors"
-        raise DataError(what, where=_shown(path), hint=DAMAGED) from error
+        raise DataError(what, where=str(path), hint=DAMAGED) from error
 
 
 def numbers_in(folder: Path) -> int:
@@ -91,20 +90,20 @@ def _must_be_a_file(path: Path) -> None:
         mode = path.stat().st_mode
     except OSError as error:
         hint = "get the file again, or remove the link"
-        raise InputMissing(error.strerror or str(error), where=_shown(path), hint=hint) from error
+        raise InputMissing(error.strerror or str(error), where=str(path), hint=hint) from error
     if not stat.S_ISREG(mode):
         kind = next((kind for test, kind in _KINDS.items() if test(mode)), "a device")
-        raise InputMissing(f"this is {kind}, not a file", where=_shown(path), hint=DAMAGED)
+        raise InputMissing(f"this is {kind}, not a file", where=str(path), hint=DAMAGED)
 
 
 def _index_must_stay_inside(path: Path) -> None:
     shards = json_object(path).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise DataError("it has no weight_map", where=_shown(path), hint=DAMAGED)
+        raise DataError("it has no weight_map", where=str(path), hint=DAMAGED)
     for shard in shards.values():
         if not isinstance(shard, str) or Path(shard).name != shard or shard == "..":
-            what = f"it names {visible(repr(shard)[:80])}, which is no file of this folder"
-            raise DataError(what, where=_shown(path), hint=DAMAGED)
+            what = f"it names {repr(shard)[:80]}, which is no file of this folder"
+            raise DataError(what, where=str(path), hint=DAMAGED)
 
 
 def _layers_must_be_there(path: Path, config: Mapping[str, Any], tensors: int) -> None:
@@ -114,18 +113,14 @@ def _layers_must_be_there(path: Path, config: Mapping[str, Any], tensors: int) -
             layers = part.get(name, 1)
             if type(layers) is int and (layers < 1 or (tensors and layers > tensors)):
                 what = f"{name} is {layers}, and the weights hold {tensors} tensors"
-                raise DataError(what, where=_shown(path), hint=DAMAGED)
+                raise DataError(what, where=str(path), hint=DAMAGED)
 
 
 def _adapter_must_be_plain(path: Path, config: Mapping[str, Any]) -> None:
     alpha = config.get("lora_alpha", 1)
     if isinstance(alpha, float) and not math.isfinite(alpha):
-        raise DataError(f"lora_alpha is {alpha}", where=_shown(path), hint=DAMAGED)
+        raise DataError(f"lora_alpha is {alpha}", where=str(path), hint=DAMAGED)
     if config.get("layer_replication"):
         what = "it repeats layers of its base (layer_replication), which cannot be trained here"
         hint = "save a model with its layers repeated, and name that as the base"
-        raise DataError(what, where=_shown(path), hint=hint)
-
-
-def _shown(path: Path) -> str:
-    return visible(str(path))
+        raise DataError(what, where=str(path), hint=hint)
