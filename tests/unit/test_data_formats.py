@@ -392,6 +392,7 @@ def test_a_pair_that_counts_less_than_nothing_is_refused() -> None:
         ("a.json", b'[{"prompt": "a"}\n] x', "json", 2),
         ("a.csv", b'prompt,chosen,rejected\n"a,b,c\n', "csv", 2),
         ("a.csv", b"prompt,chosen,rejected\n\na,b\n", "csv", 3),
+        ("a.csv", b'prompt,chosen,rejected\n"a\nb",c,d\ne,f\n', "csv", 4),
         ("a.csv", b"prompt,prompt\na,b\n", "csv", 1),
         ("a.csv", "prompt,chosen,rejected\n가,나,다\n".encode("cp949"), "utf8", 2),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 999, mtime=0)[:-9], "gzip", 999),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import subprocess
 import sys
 import time
@@ -160,6 +161,23 @@ def test_a_held_out_file_that_leaks_is_counted(tmp_path: Path) -> None:
     prepared = prepare(config_of(data), ENCODER)
     assert prepared.counts["eval"]["findings"]["leak"] == 2
     assert "2 held-out prompts are also trained on, or nearly" in prepared.describe()
+
+
+def test_rows_that_are_too_long_neither_leak_nor_are_leaked(tmp_path: Path) -> None:
+    def row(number: int, long: bool = False) -> dict[str, str]:
+        letters = "".join(map(chr, random.Random(number).choices(range(0xAC00, 0xD7A4), k=40)))
+        return {"prompt": letters, "chosen": "no " * (500 if long else 1), "rejected": "yes"}
+
+    rows = [row(n, long=n == 4) for n in range(30)]
+    near = {**row(4), "prompt": row(4)["prompt"] + "!"}
+    held = [*(row(n) for n in range(100, 130)), near, row(7, long=True)]
+    data = {"train": write(tmp_path / "a.jsonl", rows), "max_length": 300,
+            "eval": write(tmp_path / "held.jsonl", held)}  # fmt: skip
+    counts = prepare(config_of(data), ENCODER).counts
+    assert (counts["dropped"], counts["eval"]["dropped"]) == (1, 1)
+    assert counts["eval"]["findings"] == {"overlong": 1}
+    data["max_length"] = 2000
+    assert prepare(config_of(data), ENCODER).counts["eval"]["findings"] == {"leak": 2}
 
 
 def test_near_copies_never_straddle_the_split(tmp_path: Path) -> None:

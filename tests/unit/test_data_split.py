@@ -87,3 +87,22 @@ def test_leaks_name_both_rows() -> None:
     (finding,) = inspector.leaks([chunk], sources)
     assert (finding.code, finding.severity, finding.source) == ("leak", "warning", "eval:1")
     assert "a:1" in finding.message
+
+
+def test_a_prompt_whose_words_stand_in_training_prompts_leaks() -> None:
+    """More than half of its words, in runs of eight; the whole is no near copy."""
+    run = "one two three four five six seven eight nine ten"
+    train = pairs_of(
+        [f"{run} and then all else that nobody held out ever asked of anyone here", "b"]
+    )
+    held_out = [
+        Pair(f"zero {run} eleven twelve", "a", "b", "eval:1"),
+        Pair(f"{run} {' '.join(f'w{n}' for n in range(10))}", "a", "b", "eval:2"),  # just a half
+    ]
+    inspector = PairInspector().watching(held_out)
+    sources = tuple(pair.source for pair in train)
+    chunk = Chunk(2, (), sources, (1, 1), (), inspector.arrays(train, []))
+    (found,) = inspector.leaks([chunk], sources)
+    assert (found.source, found.message) == (
+        "eval:1", "77% of its words stand in training prompts, as at a:0",
+    )  # fmt: skip

@@ -14,7 +14,9 @@ import yaml
 from tests.support.tiny import pair_rows, save_tiny, tiny_model, tiny_tokenizer, write_rows
 
 from likelier.base.errors import DataError
+from likelier.chat.tokenizer import build_encoder
 from likelier.cli import main
+from likelier.data.encode import encode_prompt
 from likelier.model.limits import must_be_floats, sizes, sizes_of_folder
 from likelier.model.load import load, load_encoder, quietly
 
@@ -148,6 +150,16 @@ def test_ids_that_the_model_does_not_embed_are_located(
     cured.resize_token_embeddings(len(TOKENIZER))
     cured.save_pretrained(model)
     assert main(["check", pairs, "--model", model]) == 0
+
+
+def test_the_first_id_without_an_embedding_is_the_number_of_ids() -> None:
+    largest = max(build_encoder(TOKENIZER).whole.encode("Seoul").ids)
+    enough, short = (build_encoder(TOKENIZER, vocabulary=largest + n) for n in (1, 0))
+    assert largest in encode_prompt(enough, "Seoul")
+    with pytest.raises(
+        DataError, match=f"has the id {largest}, and the model embeds {largest} ids"
+    ):
+        encode_prompt(short, "Seoul")
 
 
 def adapter_with_new_tokens(folder: Path, modules: list[str], tied: bool = True) -> Path:
