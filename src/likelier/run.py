@@ -1,7 +1,7 @@
 """START HERE: the whole road from preferences to a better model, in `train`."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +23,9 @@ from likelier.checks.summary import Tally, describe_example, kind_as_data
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.encode import decode
 from likelier.data.load import Dataset, load
-from likelier.data.records import content_hash
+from likelier.data.records import TokenPair, content_hash
 from likelier.evaluation.metrics import held_out_metrics, metrics
+from likelier.evaluation.spikes import Spikes
 from likelier.export.save import save_policy
 from likelier.losses.registry import BoundLoss, bind
 from likelier.model.adapters import adapt
@@ -45,7 +46,7 @@ from likelier.training.pair_log import PairLog
 from likelier.training.preflight import preflight
 from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder
 from likelier.training.signals import StopRequest, listening
-from likelier.training.step import gradients_that_fit, step_values
+from likelier.training.step import gradients_that_fit, located, step_values
 
 MAX_PLACES_LOGGED = 5  # of each kind of finding in the data, in run.json
 
@@ -121,10 +122,11 @@ def train(
         budget: int = settings["train"]["tokens_per_batch"]
         reference: Reference = NoReference()
         if objective.needs("reference"):
-            reference = reference_of_run(
-                reference_model or policy, data.pairs, budget, folder.path,
-                base_only=fresh_adapter and reference_model is None, resumes=folder.resumes,
-            )  # fmt: skip
+            with located("the reference", data.pairs):
+                reference = reference_of_run(
+                    reference_model or policy, data.pairs, budget, folder.path,
+                    base_only=fresh_adapter and reference_model is None, resumes=folder.resumes,
+                )  # fmt: skip
             folder.must_hold(reference=sha256(folder.path / "reference.safetensors"))
         starts_equal = reference_model is None and objective.needs("reference")
         del reference_model  # its log-probs are all that is needed of it
@@ -137,7 +139,6 @@ def train(
         with listening() as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept():
                 _take_steps(data, order, batcher, optimizer, folder, stop)
-            optimizer.must_be_finite()
             _keep_texts(config.out, data, policy)
             save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
             prune(folder.path / "checkpoints", config.train.keep, ended=True)
@@ -168,48 +169,62 @@ def _take_steps(
     done, lost = resume(checkpoints, folder.inputs, optimizer, batcher, logs)
     folder.resumed(done, lost)
 
-    def save(step: int) -> None:
-        optimizer.must_be_finite()
+    def must_be_finite(step: int, pairs: Sequence[TokenPair]) -> None:
+        with located(f"step {step}", pairs, checkpoints):
+            optimizer.must_be_finite()
+
+    def save(step: int, pairs: Sequence[TokenPair]) -> None:
+        must_be_finite(step, pairs)
         manifest = {"figures": loss.state, "logs": seals_of(logs), **folder.inputs}
         keep, reference = config.train.keep, batcher.moved_reference
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
-        folder.write_record(step=step)
+        folder.write_record(step=step, spikes=spikes.as_record())
 
     def evaluate(step: int) -> str:
         # Rescoring changes nothing unless reference.update_every is set.
-        values = step_values(policy, batcher.rescored(held), loss)
+        with located(f"held-out pairs after step {step}", data.eval, checkpoints):
+            values = step_values(policy, batcher.rescored(held), loss)
         folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
         return _held_out_in_words(row)
 
+    spikes = Spikes()
+    for row in read_lines(folder.path / "metrics.jsonl"):
+        spikes.hear(row)
     held_out = evaluate(0) if held and done == 0 else _last_held_out(folder.path)
     with bar("train", order.num_steps, done) as show:
         for step in range(done + 1, order.num_steps + 1):
             began = time.perf_counter()
             visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
             pairs = [pair for _, pair in visits]
-            batches, values = gradients_that_fit(batcher, pairs, optimizer)
-            norm = optimizer.step(rate(step))
+            last = step == order.num_steps
+            with located(f"step {step}", pairs, checkpoints):
+                batches, values = gradients_that_fit(batcher, pairs, optimizer)
+                norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)
             row = {"step": step, **metrics(values, loss.beta),
                    "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
             pair_log.add(step, visits, values)
             folder.time(step, time.perf_counter() - began, batches, pairs)
-            last = step == order.num_steps
             if last or step % config.train.log_every == 0:
                 folder.log(row)
+                if spikes.hear(row) and (line := spikes.in_words(row)):
+                    say(line)
             if held and (last or due(step, config.train.eval_every)):
                 held_out = evaluate(step)
             margin = row.get("rewards/margins", 0.0)
             show(1, f"loss {row['loss']:.4f}  margin {margin:.3f}{held_out}")
             if stop:
-                save(step)
+                save(step, pairs)
                 folder.write_record(status="stopped")
                 _keep_texts(folder.path, data, policy)
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
-                save(step)
+                save(step, pairs)
+            elif last:
+                must_be_finite(step, pairs)
     pair_log.write()
+    folder.write_record(spikes=spikes.as_record())
 
 
 def _held_out_in_words(row: Mapping[str, float]) -> str:

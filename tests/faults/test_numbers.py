@@ -12,6 +12,7 @@ from likelier.base.errors import DataError, RunFailed
 from likelier.batching.batch import Batch
 from likelier.model.load import load
 from likelier.run import train
+from likelier.training.optimizer import MasterAdamW
 
 PLANTED = "model.layers.1.mlp.up_proj.weight"
 
@@ -35,6 +36,17 @@ def assert_finite_on_disk(run: Path, steps: list[int]) -> None:
     for file in run.rglob("*.safetensors"):
         for name, tensor in load_file(file).items():
             assert not tensor.is_floating_point() or bool(tensor.isfinite().all()), (file, name)
+
+
+def assert_places(said: str, place: Place, out: Path, pairs: int) -> None:
+    """Three lines at most, the pairs of the step by their places, the good checkpoint by its."""
+    what, hint = said.split("\n")
+    places = what.partition("pairs: ")[2].split(", ")
+    assert len(places) == len(set(places)) == pairs
+    assert places[0].startswith(f"{place.data}:")
+    assert all(number.isdigit() for number in places[1:])
+    assert "look at these pairs and at" in hint and "optim.lr" in hint
+    assert f"{out}/checkpoints/step-00000002 is good, nothing else was saved" in hint
 
 
 def in_weights(model: torch.nn.Module) -> None:
@@ -71,7 +83,8 @@ def test_in_the_middle_of_a_run(
     del settings["model"]
     with pytest.raises(RunFailed) as found:
         train(settings, policy.model, policy.tokenizer, on_step=on_step)
-    assert str(found.value).startswith(f"{message}, so no update was made\n")
+    assert str(found.value).startswith(f"step 4: {message}, so no update was made; pairs: ")
+    assert_places(str(found.value), place, tmp_path / "out", 4)
     assert found.value.exit_code == 1
     assert_finite_on_disk(tmp_path / "out", [2])
 
@@ -101,8 +114,9 @@ def test_in_the_loss(place: Place, tmp_path: Path, value: float, message: str) -
         good = -torch.nn.functional.logsigmoid(values.log_ratio_margin_P)
         return good if calls < 6 else good + value  # the gate and the first evaluation count, too
 
-    with pytest.raises(RunFailed, match=f"^{message}, so no update was made"):
+    with pytest.raises(RunFailed, match=f"^step 3: {message}, so no update was made") as found:
         train(place.config(tmp_path / "out"), loss=loss)
+    assert_places(str(found.value), place, tmp_path / "out", 4)
     assert_finite_on_disk(tmp_path / "out", [2])
 
 
@@ -119,9 +133,102 @@ def test_a_log_prob_of_minus_infinity(
         return logp_R
 
     monkeypatch.setattr(Batch, "completion_logps", underflows)
-    with pytest.raises(RunFailed, match=r"^a log-prob is not finite, so no update was made"):
+    with pytest.raises(RunFailed, match=r"step \d: a log-prob is not finite, so no upd") as found:
         train(place.config(tmp_path / "out"))
+    named = str(found.value).partition("pairs: ")[2].partition("\n")[0]
+    assert 1 <= len(named.split(",")) <= 2  # those of the answer, not all of the batch
     assert_finite_on_disk(tmp_path / "out", [2])
+
+
+def test_a_norm_that_overflows_over_finite_gradients(place: Place, tmp_path: Path) -> None:
+    """The squares of 1e30 are infinite in float32, and clipping by them would make 0 of all."""
+    policy = load(place.base)
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    policy.causal_lm.get_parameter(PLANTED).register_hook(lambda grad: torch.full_like(grad, 1e30))
+    settings = place.config(tmp_path / "out")
+    del settings["model"]
+    with pytest.raises(RunFailed, match=rf"^step 1: the norm of the gradients, .*{PLANTED}") as f:
+        train(settings, policy.model, policy.tokenizer)
+    assert f.value.exit_code == 1 and "no checkpoint was written before" in str(f.value)
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    assert_finite_on_disk(tmp_path / "out", [])
+
+
+@pytest.mark.parametrize("kind", ["exp_avg", "exp_avg_sq"])
+def test_in_the_averages_of_the_optimizer(
+    place: Place, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MasterAdamW.step
+
+    def spoils(self: MasterAdamW, lr: float) -> float:
+        norm = original(self, lr)
+        self.adamw.state[self.masters[PLANTED]][kind][2, 3] = torch.inf
+        return norm
+
+    monkeypatch.setattr(MasterAdamW, "step", spoils)
+    message = rf"^step 1: {kind} of {PLANTED} is not finite after an update, so .*; pairs: "
+    with pytest.raises(RunFailed, match=message):
+        train(place.config(tmp_path / "out", train__save_every=1))
+    assert_finite_on_disk(tmp_path / "out", [])
+
+
+def test_in_a_reference_that_moves(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from likelier.reference.moving import MovingReference
+
+    original = MovingReference.rescored
+
+    def spoiled(self: MovingReference, batches: list[Batch]) -> list[Batch]:
+        rescored = list(original(self, batches))
+        if (tmp_path / "out" / "checkpoints").exists():
+            rescored[0].reference_R[0] = torch.nan
+        return rescored
+
+    monkeypatch.setattr(MovingReference, "rescored", spoiled)
+    settings = place.config(tmp_path / "out", reference__update_every=1, reference__update_mix=0.5)
+    with pytest.raises(RunFailed, match=r"^step 3: a reference log-prob is not finite.*pairs: "):
+        train(settings)
+    assert_finite_on_disk(tmp_path / "out", [2])
+
+
+def test_in_the_reference(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from likelier.reference import cache
+
+    def overflows(*given: object) -> object:
+        for number, (index, logps) in enumerate(score(*given)):
+            yield index, logps / 0 if number == 3 else logps
+
+    score = cache.score_sequences
+    monkeypatch.setattr(cache, "score_sequences", overflows)
+    with pytest.raises(RunFailed, match=r"^the reference: .* log-prob that is not finite; pairs: "):
+        train(place.config(tmp_path / "out"))
+    assert_finite_on_disk(tmp_path / "out", [])
+    assert not [*(tmp_path / "likelier-cache").rglob("*.safetensors")]
+
+
+def test_in_pairs_held_out(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load(place.base)
+
+    def on_step(row: dict) -> None:
+        if row.get("step") == 2 and "loss" in row:
+            in_weights(policy.causal_lm)
+
+    settings = place.config(tmp_path / "out", train__save_every=1)
+    del settings["model"]
+    with pytest.raises(RunFailed, match=r"^held-out pairs after step 2: a log-prob is not .*pairs"):
+        train(settings, policy.model, policy.tokenizer, on_step=on_step)
+    assert_finite_on_disk(tmp_path / "out", [1])
+
+
+def test_many_pairs_are_counted(place: Place, tmp_path: Path) -> None:
+    policy = load(place.base)
+    in_a_gradient(policy.causal_lm)
+    settings = place.config(tmp_path / "out", train__pairs_per_step=12)
+    del settings["model"]
+    with pytest.raises(RunFailed, match=r"pairs: \S+:\d+(, \d+){7} and 4 more\n"):
+        train(settings, policy.model, policy.tokenizer)
 
 
 LORA = {"kind": "lora", "r": 2}  # B is 0 at first, so the gradient of A is exactly 0

@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 11_950  # to come down to 8_000
-MOST_LINES = 21_500  # to come down to 14_000
-MOST_MODULES = 119  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 12_100  # to come down to 8_000
+MOST_LINES = 21_800  # to come down to 14_000
+MOST_MODULES = 120  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -35,17 +35,17 @@ LINES = {
     "config": 1_300,
     "data": 3_550,
     "demo": 740,
-    "evaluation": 130,
+    "evaluation": 180,
     "export": 230,
     "generation": 140,
     "losses": 1_570,
     "model": 1_980,
     "pages": 530,
     "reference": 450,
-    "report": 1_190,
-    "run": 360,
+    "report": 1_210,
+    "run": 380,
     "testing": 170,
-    "training": 1_680,
+    "training": 1_760,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

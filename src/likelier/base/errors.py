@@ -1,6 +1,7 @@
 """What can go wrong for a user: one class per exit code, one clear message each."""
 
 import errno
+from collections.abc import Sequence
 
 from likelier.base.foreign import harmless
 
@@ -34,6 +35,28 @@ class LikelierError(Exception):
 
 class RunFailed(LikelierError):
     """A run failed: numbers not finite, no valid checkpoint, the preflight check not passed."""
+
+
+class NotFinite(RunFailed):
+    """A number that is not finite, before its place is known.
+
+    Args:
+        what: the first bad number, in one line.
+        hint: where to look.
+        positions: of the pairs that have it, among those computed; None: any of them.
+        completion: the sequence that has it, where that is what is known.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        hint: str,
+        positions: Sequence[int] | None = None,
+        completion: object = None,
+    ):
+        super().__init__(what, hint=hint)
+        self.positions, self.completion = positions, completion
 
 
 class ConfigError(LikelierError):

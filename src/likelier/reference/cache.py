@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from likelier.base.errors import OutputError, RunFailed
+from likelier.base.errors import NotFinite, OutputError, RunFailed
 from likelier.base.files import cache_dir, make_folder, open_regular, sweep, write_file
 from likelier.base.terminal import bar
 from likelier.batching.batch import Scored, completions_of
@@ -219,9 +219,10 @@ def fill(identity: str, groups: Groups, score: Score, tolerance: float) -> Store
     fresh: dict[bytes, Tensor] = {}
     for sequence, logps in score(missing):
         if not logps.isfinite().all():
-            raise RunFailed(
+            raise NotFinite(
                 "the reference gives a log-prob that is not finite",
-                hint="the weights may be damaged, or overflow in this model.dtype",
+                hint="its weights, which may overflow in this model.dtype",
+                completion=sequence,
             )
         fresh[keys[sequence]] = logps
         if len(fresh) == _COMPLETIONS_PER_FILE:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from likelier.evaluation.intervals import Z95, wilson
+from likelier.evaluation.spikes import FACTOR, FEWEST, FLAT, WINDOW, Spikes
 from likelier.pages.texts import percent, points, short, signed, text
 from likelier.report.read import (
     Proportion,
@@ -24,7 +25,6 @@ OFTEN = 0.5  # of the steps clipped
 RISES = 3  # evaluations in a row with a higher held-out loss than the one before
 DROPPED = 0.05  # of the rows
 DRIFT_ALARM = -0.1  # nats a token, chosen answers against the reference
-FLAT = 1e-12  # a gradient norm no larger than this is no gradient
 # Of the accuracies of training and held-out pairs, where the whole 95% interval of their difference
 # lies above it: chance alone then names a gap in fewer than 3 of 100 runs that have none, and a
 # gap of less changes no decision.
@@ -51,6 +51,7 @@ def health(run: RunFiles) -> list[Check]:
         check_chosen(run),
         check_shortcut(run),
         check_clipping(run),
+        check_spikes(run),
         check_overfitting(run),
         check_gap(run),
         check_held_out(run),
@@ -135,6 +136,25 @@ def check_clipping(run: RunFiles) -> Check:
     clipped = sum(norm > limit for norm in norms) / len(norms)
     result = _fine if clipped <= OFTEN else _warning
     return result("clipping", share=percent(clipped), limit=short(limit))
+
+
+def check_spikes(run: RunFiles) -> Check:
+    """Steps with a gradient far above the others: often one bad pair, or too high a rate."""
+    spikes, norms = Spikes(), [row for row in run.train if "grad_norm" in row]
+    for row in norms:
+        spikes.hear(row)
+    usual: dict[str, Any] = {"factor": f"{FACTOR:.0f}", "window": WINDOW}
+    if len(norms) <= FEWEST:
+        return _unknown("spikes", needed=FEWEST + 1)
+    if not spikes.count:
+        return _fine("spikes", **usual)
+    named = ", ".join(f"{step:,}" for step in spikes.steps)
+    named += ", …" if spikes.count > len(spikes.steps) else ""
+    worst: dict[str, Any] = {
+        "step": spikes.largest["step"],
+        "norm": short(spikes.largest["grad_norm"]),
+    }
+    return _warning("spikes", n=spikes.count, steps=named, **worst, **usual)
 
 
 def check_overfitting(run: RunFiles) -> Check:

@@ -163,6 +163,12 @@ def _is_of(manifest: dict[str, Any], step: int) -> bool:
     )
 
 
+def good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole, whatever it was made with; None where there is none."""
+    paths = [(folder / f"step-{step:08d}", step) for step in steps_saved(folder)]
+    return next((path for path, step in paths if _manifest(path, step) is not None), None)
+
+
 def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
     """Put a checkpoint's state into the optimizer and the model whose parameters it trains."""
     optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in _PARTS})

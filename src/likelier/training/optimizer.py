@@ -5,13 +5,13 @@ smaller than 1/256 of a weight is rounded away.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from likelier.base.errors import RunFailed
+from likelier.base.errors import NotFinite, RunFailed
 from likelier.config.schema import OptimConfig
 from likelier.model.logprob import is_half
 
@@ -77,15 +77,14 @@ class MasterAdamW:
     def step(self, lr: float) -> float:
         """Clip, update at a learning rate, clear the gradients; returns the norm before clipping.
 
-        Raises RunFailed where a gradient is not finite, before anything is changed.
+        Raises NotFinite where a gradient or their norm is not, before anything is changed.
         """
         grads = {name: m.grad for name, m in self.masters.items() if m.grad is not None}
         norm = float(torch.nn.utils.get_total_norm(grads.values()))
         if not math.isfinite(norm):
-            worst = next(n for n, g in grads.items() if not bool(g.isfinite().all()))
-            raise RunFailed(
-                f"the gradient of {worst} is not finite, so no update was made",
-                hint="look at model.dtype and optim.lr; the last checkpoint is good",
+            raise NotFinite(
+                f"{_not_finite(grads)} is not finite, so no update was made",
+                hint="model.dtype and optim.lr",
             )
         if self.max_grad_norm is not None and norm > self.max_grad_norm:
             torch._foreach_mul_(list(grads.values()), self.max_grad_norm / norm)
@@ -106,14 +105,18 @@ class MasterAdamW:
     def must_be_finite(self) -> None:
         """Called before anything is saved: a damaged weight never reaches the disk.
 
-        Raises RunFailed with its name.
+        Raises NotFinite with its name, or that of AdamW's average of its gradients.
         """
-        for name, master in self.masters.items():
-            if not bool(master.isfinite().all()):
-                raise RunFailed(
-                    f"{name} is not finite after an update, so it is not saved",
-                    hint="look at optim.lr and optim.eps; the last checkpoint is good",
-                )
+        halves = [name for name in self.masters if self.masters[name] is not self.parameters[name]]
+        rounded: dict[str, Tensor] = {name: self.parameters[name] for name in halves}
+        for kind, tensors in (*self.state().items(), ("the model's copy", rounded)):
+            prefix = "" if kind == "masters" else f"{kind} of "
+            for name, tensor in tensors.items():
+                if not bool(tensor.isfinite().all()):
+                    raise NotFinite(
+                        f"{prefix}{name} is not finite after an update, so nothing is saved",
+                        hint="optim.lr and optim.eps",
+                    )
 
     def close(self) -> None:
         """Take the hooks off the model, so that it can be trained again."""
@@ -153,6 +156,15 @@ class MasterAdamW:
                     "exp_avg": state["exp_avg"][name].clone().to(master.device),
                     "exp_avg_sq": state["exp_avg_sq"][name].clone().to(master.device),
                 }
+
+
+def _not_finite(grads: Mapping[str, Tensor]) -> str:
+    """The first gradient that is not finite; where all are, the norm and what it comes from."""
+    bad = next((name for name, grad in grads.items() if not bool(grad.isfinite().all())), None)
+    if bad is not None:
+        return f"the gradient of {bad}"
+    largest = max(grads, key=lambda name: float(grads[name].abs().max()))
+    return f"the norm of the gradients, of which {largest} has the largest,"
 
 
 def _hand_over_to(master: Tensor) -> Callable[[Tensor], None]:

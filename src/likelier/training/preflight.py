@@ -18,7 +18,7 @@ from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.scorer import HeadRule, Scorer
 from likelier.training.batches import Batcher
-from likelier.training.step import step_values
+from likelier.training.step import located, step_values
 
 NUM_PAIRS = 8
 TOLERANCE = 1e-4  # nats an answer, float32 and better
@@ -49,7 +49,7 @@ def preflight(
             hint="this architecture or kernel gives wrong numbers here: please report it, with the "
             "output of `likelier env`",
         )
-    with policy.running():
+    with located("before the first update", chosen), policy.running():
         values = step_values(policy, batcher(chosen), loss)
     assert values.loss_P is not None
     ratios = torch.cat([values.chosen.ratio_P, values.rejected.ratio_P])

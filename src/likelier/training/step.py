@@ -8,21 +8,26 @@ The loss is divided by the pairs of the whole step, so the cut does not matter.
 Axis letters: E entries of a batch, R completions of a batch or step, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from likelier.base.errors import RunFailed
-from likelier.batching.batch import Batch
+from likelier.base.errors import NotFinite, RunFailed
+from likelier.batching.batch import Batch, completions_of
 from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues
 from likelier.model.policy import Policy
 from likelier.training.batches import Batcher, joined, values_of
+from likelier.training.checkpoint import good_checkpoint
 from likelier.training.optimizer import MasterAdamW
+
+_NAMED_PAIRS = 8  # in an error; the others are counted
 
 
 def gradients_that_fit(
@@ -54,7 +59,7 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
 
     Returns the values in the order of the step, on the CPU. Called inside `Policy.running`.
 
-    Raises RunFailed where a log-prob or the loss is not finite; no gradient of that batch has
+    Raises NotFinite where a log-prob or the loss is not; no gradient of that batch has
     then been added.
     """
     num_pairs = sum(len(batch.position_P) for batch in batches)
@@ -62,7 +67,7 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
         whole = joined([_scored(policy, batch, loss)[0] for batch in batches])
         if loss.observe is not None:
             loss.observe(whole)
-        grad_R, loss_P = _gradient_of_loss(policy, whole, loss, num_pairs)
+        grad_R, loss_P = _gradient_of_loss(policy, batches, whole, loss, num_pairs)
         parts = grad_R.split([len(batch.scored_R) for batch in batches])
         for batch, part_R in zip(batches, parts, strict=True):
             _backward(policy.scorer(batch), batch, part_R)
@@ -70,7 +75,7 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
     done = []
     for batch in batches:
         values, logp_E = _scored(policy, batch, loss, with_gradient=True)
-        grad_R, loss_P = _gradient_of_loss(policy, values, loss, num_pairs)
+        grad_R, loss_P = _gradient_of_loss(policy, [batch], values, loss, num_pairs)
         _backward(logp_E, batch, grad_R)
         done.append(replace(values, loss_P=loss_P))
     return _in_step_order(batches, joined(done), loss)
@@ -80,11 +85,11 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
 def step_values(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> StepValues:
     """The same values without any gradient, and without any change to the loss's own state.
 
-    Raises RunFailed where a log-prob or the loss is not finite.
+    Raises NotFinite where a log-prob or the loss is not.
     """
     values = joined([_scored(policy, batch, loss)[0] for batch in batches])
     loss_P = (loss.held_out or loss.per_pair)(values)
-    _must_be_finite(policy, values.policy_R, loss_P)
+    _must_be_finite(policy, batches, values, loss_P)
     return _in_step_order(batches, replace(values, loss_P=loss_P), loss)
 
 
@@ -105,28 +110,42 @@ def _scored(
 
 
 def _gradient_of_loss(
-    policy: Policy, values: StepValues, loss: BoundLoss, num_pairs: int
+    policy: Policy, batches: Sequence[Batch], values: StepValues, loss: BoundLoss, num_pairs: int
 ) -> tuple[Tensor, Tensor]:
     """dL/d logp_R for L = sum of the pairs' losses / num_pairs, and the losses."""
     policy_R = values.policy_R.detach().requires_grad_()
     with torch.enable_grad():
         loss_P = loss.per_pair(replace(values, policy_R=policy_R))
         (grad_R,) = torch.autograd.grad(loss_P.sum() / num_pairs, policy_R)
-    _must_be_finite(policy, values.policy_R, loss_P, grad_R)
+    _must_be_finite(policy, batches, values, loss_P, grad_R)
     return grad_R, loss_P.detach()
 
 
-def _must_be_finite(policy: Policy, logp_R: Tensor, *loss: Tensor) -> None:
-    """A log-prob of -inf can have a loss of 0, so both are looked at."""
-    for what, values in (("log-prob", logp_R), *(("loss", values) for values in loss)):
-        if not bool(values.isfinite().all()):
-            named = policy.scorer.model.named_parameters()
-            weights = (name for name, p in named if not p.isfinite().all())
-            because = next((f" because {name} is not" for name in weights), "")
-            raise RunFailed(
-                f"a {what} is not finite{because}, so no update was made",
-                hint="look at model.dtype and optim.lr; the last checkpoint is good",
-            )
+def _must_be_finite(
+    policy: Policy,
+    batches: Sequence[Batch],
+    values: StepValues,
+    loss_P: Tensor,
+    grad_R: Tensor | None = None,
+) -> None:
+    """A log-prob of -inf can have a loss of 0, so all are looked at."""
+    numbers = {"log-prob": values.policy_R, "reference log-prob": values.reference_R}
+    numbers |= {"loss": loss_P} | ({} if grad_R is None else {"gradient of the loss": grad_R})
+    for what, found in numbers.items():
+        finite = found.isfinite()
+        if bool(finite.all()):
+            continue
+        if found is not loss_P:  # a pair has two answers
+            finite = finite[values.chosen_P] & finite[values.rejected_P]
+        position_P = torch.cat([batch.position_P for batch in batches])
+        named = policy.scorer.model.named_parameters()
+        weights = (name for name, p in named if not p.isfinite().all())
+        because = next((f" because {name} is not" for name in weights), "")
+        raise NotFinite(
+            f"a {what} is not finite{because}, so no update was made",
+            hint="model.dtype and optim.lr",
+            positions=position_P[~finite.cpu()].tolist(),
+        )
 
 
 def _backward(logp_E: Tensor, batch: Batch, grad_R: Tensor) -> None:
@@ -147,3 +166,43 @@ def _in_step_order(batches: Sequence[Batch], values: StepValues, loss: BoundLoss
             there = there.double() if there.is_floating_point() else there
             moved[name] = there[order_P] if name.endswith("_P") else there
     return replace(values, **moved)
+
+
+@contextmanager
+def located(
+    when: str, pairs: Sequence[TokenPair], checkpoints: Path | None = None
+) -> Iterator[None]:
+    """Say of a `NotFinite` what the run was doing, with which pairs, and what is left of it.
+
+    ``checkpoints`` is the folder of those of the run; None: there are none yet.
+
+    Raises RunFailed.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        hint = f"look at these pairs and at {error.hint}"
+        if checkpoints is not None:
+            good = good_checkpoint(checkpoints)
+            kept = f"{good} is good" if good else "no checkpoint was written before"
+            hint += f", and give another out; {kept}, nothing else was saved"
+        what = f"{error.what}; {_named(_concerned(error, pairs))}"
+        raise RunFailed(what, where=when, hint=hint) from error
+
+
+def _concerned(error: NotFinite, pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    if error.completion is not None:
+        return [pair for pair in pairs if error.completion in completions_of(pair)]
+    return [pairs[at] for at in error.positions] if error.positions else list(pairs)
+
+
+def _named(pairs: Sequence[TokenPair]) -> str:
+    """The places of pairs, each once; of several in one file the numbers."""
+    named: list[str] = []
+    last = None
+    for source in list(dict.fromkeys(pair.source for pair in pairs))[:_NAMED_PAIRS]:
+        file, _, number = source.rpartition(":")
+        named.append(number if file and file == last else source)
+        last = file
+    more = len({pair.source for pair in pairs}) - len(named)
+    return f"pairs: {', '.join(named)}" + (f" and {more} more" if more else "")
