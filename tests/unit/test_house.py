@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 12_100  # to come down to 8_000
-MOST_LINES = 21_800  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 12_000  # to come down to 8_000
+MOST_LINES = 21_750  # to come down to 14_000
 MOST_MODULES = 120  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -26,7 +26,7 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_560,
+    "base": 1_590,
     "batching": 480,
     "chat": 1_840,
     "checks": 2_100,
