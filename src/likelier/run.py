@@ -38,7 +38,7 @@ from likelier.reference.fingerprint import hash_of, model_identity
 from likelier.reference.moving import MovingReference, Reference
 from likelier.training.batches import Batcher
 from likelier.training.checkpoint import prune, resume, save_checkpoint
-from likelier.training.logs import seals_of
+from likelier.training.logs import held_out_rows, seals_of
 from likelier.training.memory import without_autos
 from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.order import Order, make_order
@@ -235,7 +235,7 @@ def _held_out_in_words(row: Mapping[str, float]) -> str:
 
 def _last_held_out(folder: Path) -> str:
     """What a run that resumes found last of the pairs held out, in words; "" where nothing."""
-    rows = [row for row in read_lines(folder / "metrics.jsonl") if "eval_loss" in row]
+    rows = held_out_rows(folder)
     return _held_out_in_words(rows[-1]) if rows else ""
 
 

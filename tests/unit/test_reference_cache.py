@@ -1,7 +1,9 @@
 """The reference column: keys, files, the cache, and whose values they are."""
 
+import fcntl
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 from likelier.base.errors import RunFailed
+from likelier.base.files import cache_dir
 from likelier.batching.batch import Scored
 from likelier.data.records import Completion, TokenPair
 from likelier.model.load import quietly
@@ -179,6 +182,63 @@ def test_a_value_that_is_not_finite_is_refused() -> None:
     with pytest.raises(RunFailed, match="the reference gives a log-prob that is not finite"):
         fill("who", [[ONE]], Scorer(float("nan")), 1e-4)
     assert cache.cached_values("who") == {}
+
+
+def folder_of(identity: str) -> Path:
+    return cache_dir() / "reference" / identity
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_cache_that_is_no_file_costs_time_only(put: Callable[[Path], None]) -> None:
+    fill("who", [[ONE, TWO]], Scorer(), 1e-4)
+    (file,) = folder_of("who").iterdir()
+    file.unlink()
+    put(file)
+    again = Scorer()
+    assert fill("who", [[ONE, TWO]], again, 1e-4).holds([ONE, TWO])
+    assert again.asked == [[ONE, TWO]]
+
+
+def test_a_swapped_or_flipped_file_is_made_again() -> None:
+    """One of another model under this model's name, or one whose bits changed."""
+    fill("other", [[ONE, TWO]], Scorer(0.5), 1e-4)
+    fill("who", [[ONE, TWO]], Scorer(), 1e-4)
+    (theirs,), (ours,) = folder_of("other").iterdir(), folder_of("who").iterdir()
+    whole = ours.read_bytes()
+    for content in (theirs.read_bytes(), whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]):
+        ours.write_bytes(content)
+        again = Scorer()
+        column = fill("who", [[ONE, TWO]], again, 1e-4)
+        assert again.asked == [[ONE, TWO]]
+        assert torch.equal(column.values[completion_key(ONE)], live(ONE) + 2e-6)
+        assert ours.read_bytes() == whole
+
+
+def test_a_file_where_the_folder_of_the_cache_belongs() -> None:
+    folder_of("who").parent.mkdir(parents=True)
+    folder_of("who").write_text("")
+    assert fill("who", [[ONE]], Scorer(), 1e-4).holds([ONE])
+
+
+def test_left_overs_of_the_dead_are_swept() -> None:
+    """And what another process is writing at this moment is not."""
+    for name in (".a.safetensors.1.2.tmp", ".b.safetensors.1.3.tmp"):
+        (folder_of("who") / name).mkdir(parents=True)
+    (folder_of("who") / ".tmpA1b2C3").touch()
+    held = os.open(folder_of("who") / ".b.safetensors.1.3.tmp", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    assert cache.cached_values("who") == {}
+    os.close(held)
+    assert [left.name for left in folder_of("who").iterdir()] == [".b.safetensors.1.3.tmp"]
+
+
+def test_tensors_of_wrong_types_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "column"
+    for lengths in (torch.tensor([0.5]), torch.tensor([2, 3]), torch.tensor([-1])):
+        tensors = {"keys": torch.zeros(16, dtype=torch.uint8), "lengths": lengths,
+                   "values": torch.zeros(2)}  # fmt: skip
+        save_file(tensors, path, {"identity": f"who {cache._seal(tensors)}"})
+        assert load_reference(path, "who") is None
 
 
 # Whose values they are.

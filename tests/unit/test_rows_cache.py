@@ -1,6 +1,6 @@
 """What is remembered of rows is found only where all that decided it is the same, and unharmed."""
 
-from contextlib import suppress
+import os
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -128,23 +128,63 @@ def test_what_is_damaged_is_not_known() -> None:
     for cut in range(0, len(whole), 97):
         path.write_bytes(whole[:cut])
         assert cache.get(batch) is None, f"cut to {cut} bytes"
+        path.write_bytes(whole[:cut] + bytes([whole[cut] ^ 1]) + whole[cut + 1 :])
+        assert cache.get(batch) is None, f"another bit at {cut}"
+    path.write_bytes(whole)
+    assert cache.get(batch) is not None
+
+
+def test_what_stands_under_another_name_is_not_known() -> None:
+    """It is whole, and it is of other rows."""
+    cache, batch, others = _Cache(TASK), rows("a.jsonl"), rows("a.jsonl")[::-1]
+    ours, theirs = kept(cache, batch), kept(cache, others)
+    theirs.replace(ours)
+    assert cache.get(batch) is None
+
+
+def test_what_is_no_file_costs_time_only() -> None:
+    """Nothing is waited for, and the chunk is made anew."""
+    cache, batch = _Cache(TASK), rows("a.jsonl")
+    path = kept(cache, batch)
+    for put in (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        path.unlink()
+        put(path)
+        assert cache.get(batch) is None
+        cache.put(batch, process_rows(TASK, batch))
+        if path.is_dir():  # is left alone: it may be anything
+            path.rmdir()
+            path.touch()
+        else:
+            assert cache.get(batch) is not None
+    path.parent.rename(path.parent.with_name("moved"))
+    path.parent.write_text("a file where the folder belongs")
+    cache.put(batch, process_rows(TASK, batch))
+    assert cache.get(batch) is None
+
+
+def test_left_overs_of_the_dead_are_swept() -> None:
+    path = kept(_Cache(TASK), rows("a.jsonl"))
+    (path.parent / ".x.npz.1.2.tmp").mkdir()
+    (path.parent / ".y.npz.1.2.tmp").touch()  # as older versions wrote
+    _Cache(TASK)
+    assert [left.name for left in path.parent.iterdir()] == [path.name]
 
 
 def test_nothing_pickled_is_read() -> None:
     """Not even where the seal says that it is ours."""
     cache, batch = _Cache(TASK), rows("a.jsonl")
-    path, key = kept(cache, batch), cache._key(batch)
-    content = read_sealed(path, key)
+    path, made = kept(cache, batch), []
+    content = read_sealed(path, path.stem)
     assert content is not None
     with np.load(BytesIO(content)) as stored:
         arrays = {name: stored[name] for name in stored.files}
     for name in arrays:
-        pickled, changed = np.array([Payload()], dtype=object), BytesIO()
-        np.savez(changed, **{**arrays, name: pickled})  # type: ignore[arg-type]
-        write_sealed(path, key, changed.getvalue())
-        with suppress(ValueError):
-            cache.get(batch)
-    assert not Payload.loaded
+        stream = BytesIO()
+        pickled = np.array([Payload()], dtype=object)
+        np.savez(stream, **{**arrays, name: pickled})  # type: ignore[arg-type]
+        write_sealed(path, path.stem, stream.getvalue())
+        made.append(cache.get(batch))
+    assert not any(made) and not Payload.loaded
 
 
 class Payload:

@@ -1,5 +1,7 @@
 """The run folder: whose it is, who works in it, and what it refuses."""
 
+import errno
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -12,7 +14,7 @@ from likelier.base.errors import OutputError
 from likelier.base.files import read_json, read_lines, sealed, write_json
 from likelier.config import config_from
 from likelier.training.logs import Log, seals_of
-from likelier.training.run_folder import RunFolder, asked, open_folder
+from likelier.training.run_folder import RunFolder, asked, must_be_free, open_folder
 
 
 def config(tmp_path: Path, out: str = "out", **changes: object):
@@ -105,6 +107,62 @@ def test_the_lock_goes_with_its_holder(tmp_path: Path) -> None:
     assert (tmp_path / "out" / ".lock").exists()
     with open_folder(config(tmp_path)):
         pass
+
+
+def test_a_link_in_the_place_of_the_lock(tmp_path: Path) -> None:
+    """What it points to is not emptied."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "out" / ".lock").symlink_to(tmp_path / "theirs")
+    for attempt in (lambda: must_be_free(tmp_path / "out"), lambda: hold(tmp_path)):
+        with pytest.raises(OutputError, match="cannot be written: Too many levels of symbolic"):
+            attempt()
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def hold(tmp_path: Path) -> None:
+    with open_folder(config(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_without_locks(
+    tmp_path: Path,
+    error: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is said, and not taken for another process."""
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    hold(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    must_be_free(tmp_path / "out")
+    assert capsys.readouterr().err == ""
+    hold(tmp_path)
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'out'}: this file system has no locks: nothing keeps a second process out\n"
+    )
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root reads everything, so the refusal is made up."""
+    hold(tmp_path)
+    opened = os.open
+
+    def refuse(path: object, *more: object, **named: object) -> int:
+        if str(path).endswith(("run.json", ".lock")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match=r"run\.json: cannot be read: Permission denied"):
+        RunFolder(config(tmp_path))
+    for attempt in (lambda: must_be_free(tmp_path / "out"), lambda: hold(tmp_path)):
+        with pytest.raises(OutputError, match=r"out: .*: cannot be written: Permission denied"):
+            attempt()
 
 
 def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -356,13 +357,14 @@ class _Cache:
 
     def get(self, batch: Sequence[Item]) -> Chunk | None:
         """What was made of such rows, with the places of these; None where it is not known."""
-        key = self._key(batch)
-        content = read_sealed(self._folder / f"{key}.npz", key)
-        if content is None:
+        path = self._path(batch)
+        content = read_sealed(path, path.stem)
+        try:
+            with np.load(BytesIO(content or b""), allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            plain = json.loads(bytes(arrays.pop("chunk")))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
-        with np.load(BytesIO(content), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        plain = json.loads(bytes(arrays.pop("chunk")))
         places = [item.source for item in batch]
         return Chunk(
             rows=plain["rows"],
@@ -388,19 +390,19 @@ class _Cache:
             "counts": chunk.counts,
         }
         arrays = {**chunk.arrays, "chunk": np.frombuffer(json.dumps(plain).encode(), np.uint8)}
-        key, content = self._key(batch), BytesIO()
+        path, content = self._path(batch), BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]
         with suppress(OSError, OutputError):
             make_folder(self._folder)
-            write_sealed(self._folder / f"{key}.npz", key, content.getvalue())
+            write_sealed(path, path.stem, content.getvalue())
 
-    def _key(self, batch: Sequence[Item]) -> str:
+    def _path(self, batch: Sequence[Item]) -> Path:
         digest = hashlib.sha256(self._task)
         for item in batch:
             content = item.record if isinstance(item, Row) else {**asdict(item), "source": ""}
             plain = json.dumps([_count(item), content], ensure_ascii=False, default=repr)
             digest.update(plain.encode(errors="surrogatepass") + b"\n")
-        return digest.hexdigest()
+        return self._folder / f"{digest.hexdigest()}.npz"
 
 
 def _found(stored: list[Any], places: Sequence[str]) -> Finding:

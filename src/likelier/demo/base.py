@@ -93,7 +93,8 @@ def base_model(recipe: Recipe | None = None, parent: Path | None = None) -> Path
     """
     recipe = recipe or Recipe()
     folder = base_folder(recipe, parent)
-    if read_manifest(folder) is not None:
+    made = read_manifest(folder)
+    if made is not None and made.get("recipe") == json.loads(json.dumps(asdict(recipe))):
         say(f"base model: {folder}, made before")
         return folder
     make_folder(folder.parent)

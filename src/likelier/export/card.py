@@ -8,11 +8,12 @@ from typing import Any
 from huggingface_hub import ModelCardData, hf_hub_download, metadata_load, try_to_load_from_cache
 from jinja2 import Environment, StrictUndefined
 
-from likelier.base.files import read_json, read_lines
+from likelier.base.files import read_json
 from likelier.config import dump
 from likelier.data.sources import hub_id
 from likelier.model.policy import Policy
 from likelier.pages.texts import percent, short
+from likelier.training.logs import held_out_rows
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _FIGURES = {
@@ -53,7 +54,7 @@ def model_card(policy: Policy, run: Path) -> str:
         "tags": ["likelier", "dpo" if loss == "sigmoid" else loss]
         + ([method.lower()] if policy.has_adapter else []),
     }
-    rows = [row for row in read_lines(run / "metrics.jsonl") if "eval_loss" in row]
+    rows = held_out_rows(run)
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

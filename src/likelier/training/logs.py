@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from likelier.base.files import append_lines, output_errors, read_lines, sync, write_lines
 
 Seal = dict[str, Any]
+_ACCURACY = tuple(f"rewards/accuracies{end}" for end in ("", "_low", "_high"))
 
 
 class Sealed(Protocol):
@@ -90,6 +91,16 @@ class Log:
         """Have the rows on disk."""
         with output_errors(self.path):
             sync(self.path)
+
+
+def held_out_rows(run: Path) -> list[dict[str, float]]:
+    """The rows of evaluations in a run's log; one that is damaged is left out."""
+    names = [f"eval_{name}" for name in ("loss", *_ACCURACY)]
+    return [
+        row
+        for row in read_lines(run / "metrics.jsonl")
+        if all(isinstance(row.get(name), int | float) for name in names)
+    ]
 
 
 def seals_of(logs: Iterable[Sealed]) -> dict[str, Seal]:
