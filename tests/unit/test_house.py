@@ -36,7 +36,7 @@ LINES = {
     "data": 3_550,
     "demo": 740,
     "evaluation": 180,
-    "export": 230,
+    "export": 240,
     "generation": 140,
     "losses": 1_570,
     "model": 1_980,
@@ -45,7 +45,7 @@ LINES = {
     "report": 1_210,
     "run": 380,
     "testing": 170,
-    "training": 1_760,
+    "training": 1_770,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

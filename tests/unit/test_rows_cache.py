@@ -118,7 +118,7 @@ def test_a_row_made_of_several_is_another_row() -> None:
 
 def kept(cache: _Cache, batch: list[Row]) -> Path:
     cache.put(batch, process_rows(TASK, batch))
-    return cache._folder / f"{cache._key(batch)}.npz"
+    return cache._path(batch)
 
 
 def test_what_is_damaged_is_not_known() -> None:
