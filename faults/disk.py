@@ -100,12 +100,16 @@ Tree = dict[str, Content | None]  # by path; None is a folder
 
 
 class State(NamedTuple):
-    """What may be on disk; ``instant`` is the last event before the power was lost."""
+    """What may be on disk; ``instant`` is the last event before the power was lost.
+
+    ``change`` is the one that is lost, kept or torn, where it is one.
+    """
 
     family: str
     what: str
     instant: int
     kept: Kept
+    change: int | None = None
     torn: Tear | None = None
 
 
@@ -253,14 +257,14 @@ class Disk:
         for number in loose:
             change = self.changes[number].what
             lost = tuple(n for n in issued if n != number)
-            yield State("one change", f"{where}, alone lost: {change}", instant, lost)
+            yield State("one change", f"{where}, alone lost: {change}", instant, lost, number)
             kept = tuple(sorted((*safe, number)))
-            yield State("one change", f"{where}, alone kept: {change}", instant, kept)
+            yield State("one change", f"{where}, alone kept: {change}", instant, kept, number)
         writes = [number for number in loose if self.changes[number].is_write]
         for how in TEARS if writes else ():
             torn = self.changes[writes[-1]].what
             what = f"{where}, last write torn ({how}): {torn}"
-            yield State("torn write", what, instant, issued, (writes[-1], how))
+            yield State("torn write", what, instant, issued, writes[-1], (writes[-1], how))
 
     def _where(self, instant: int) -> str:
         if instant in self._synced:

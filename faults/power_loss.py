@@ -74,12 +74,21 @@ class Recorded:
     def states(self, seed: int = 1) -> list[State]:
         """One state for each tree that may be on disk, at the last instant that may leave it."""
         found: dict[bytes, State] = {}
-        listed = list(self.disk.states(self.begin))
+        listed = [s for s in self.disk.states(self.begin) if not self._is_idle(s)]
         for state in (*listed, *self._drawn(listed, random.Random(seed))):
             tree = self.disk.digest(self.disk.tree(state))
             if tree not in found or self.promised(found[tree]) < self.promised(state):
                 found[tree] = state
         return list(found.values())
+
+    def _is_idle(self, state: State) -> bool:
+        """Whether it differs in the cache or the lock alone, and the run has its log-probs."""
+        varied = "" if state.change is None else self.disk.changes[state.change].what
+        if " cache/" not in varied and not varied.endswith("/.lock"):
+            return False
+        reference = f" {OUT}/reference.safetensors"
+        taken = [c.durable for c in self.disk.changes if c.what.endswith(reference)]
+        return state.instant > max(taken)
 
     def _drawn(self, listed: Sequence[State], draw: random.Random) -> Iterator[State]:
         whole = [state for state in listed if state.what.endswith("everything kept")]
