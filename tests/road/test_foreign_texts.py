@@ -8,6 +8,8 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
@@ -212,6 +214,46 @@ def test_debug_tells_no_more_control_characters(
 ) -> None:
     assert main([*config(place, loss={"name": HOSTILE}), "--debug"]) == 2
     assert harmless(capfdbinary.readouterr().err).startswith("Traceback")
+
+
+class Elements(HTMLParser):
+    """The elements of a page in their order, with the names of their attributes."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, ...]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, *(name for name, _ in attrs)))
+
+
+MARKUP = '"><img src=x onerror=alert(1)></p></script><script>x</script><b onclick=x>{{ 7 * 7 }}'
+
+
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_small_pages_gain_no_element(place: Place, command: str) -> None:
+    """The same page, once with plain words and once with markup wherever a stranger may write."""
+    found = []
+    for number, word in enumerate(("W" * len(MARKUP), MARKUP)):
+        folder = place.folder / f"{number}"
+        folder.mkdir()
+        data = folder / f"{word.replace('/', '')}.jsonl"
+        given = [{"prompt": word, "chosen": word, "rejected": word, word: word}, [word],
+                 {"prompt": [{"role": word, "content": word}], "chosen": word, "rejected": "b"},
+                 {"prompt": word, "chosen": f"a {word}", "rejected": "b"}]  # fmt: skip
+        data.write_text("".join(json.dumps(row) + "\n" for row in given))
+        page = folder / "page.html"
+        model = ["--model", str(place.base), "-n", "9"] if command == "show" else []
+        assert main([command, str(data), *model, "--html", str(page)]) in (0, 65)
+        written = page.read_text("utf-8")
+        assert word in unescape(written)
+        found.append(Elements(written).found)
+    assert len(found[0]) > 20
+    ours = {element for element in found[0]} | {("mark",)}
+    assert {element for element in found[1]} <= ours
+    tags = [sorted(tag for tag, *_ in one if tag != "mark") for one in found]
+    assert command == "show" or tags[0] == tags[1]
 
 
 def test_an_error_stays_one_line_of_its_own(

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from likelier.base import terminal as progress
 from likelier.base.files import append_lines
-from likelier.base.terminal import bar, say
+from likelier.base.terminal import bar, counting, say
 from likelier.run import _last_held_out
 
 
@@ -72,6 +73,22 @@ def test_a_bar_and_its_figures_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyP
     last = plain.splitlines()[-2:]
     assert "12000/12000" in last[0] and "elapsed" in last[0] and "left" in last[0]
     assert "…" not in last[0] and last[1].strip() == text
+
+
+def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time has passed, or it ran backwards: bars and rates are shown without."""
+    times = iter([5.0, 5.0, 5.0, 4.0, 3.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times, 3.0))
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120, get_time=time.monotonic)
+    monkeypatch.setattr(progress, "console", lambda stderr: console)
+    with bar("train", 4) as advance:
+        for _ in range(4):
+            advance(1, "loss 0.5")
+    with counting("reading", "pairs.jsonl") as count:
+        count(7)
+        count(7)
+    assert "4/4" in shown.getvalue() and "14 rows" in shown.getvalue()
 
 
 def test_a_run_that_resumes_shows_what_was_held_out_last(tmp_path: Path) -> None:
