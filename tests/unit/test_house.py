@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 12_000  # to come down to 8_000
-MOST_LINES = 21_750  # to come down to 14_000
-MOST_MODULES = 120  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 12_500  # to come down to 8_000
+MOST_LINES = 22_200  # to come down to 14_000
+MOST_MODULES = 122  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -33,7 +33,7 @@ LINES = {
     "cli": 480,
     "commands": 850,
     "config": 1_300,
-    "data": 3_550,
+    "data": 4_000,
     "demo": 740,
     "evaluation": 180,
     "export": 240,
@@ -146,7 +146,10 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
 
 
 def test_a_folder_holds_at_most_a_dozen_files() -> None:
-    files = Counter(path.parent for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+    """Of code: one that says in its docstring what the folder is does not count."""
+    paths = {name: path for path in PACKAGE.rglob("*.py") if (name := _name(path)) in TREES}
+    files = Counter(p.parent for n, p in paths.items() if len(TREES[n].body) > 1)
+    del files[PACKAGE]
     full = {
         folder.name: count
         for folder, count in files.items()

@@ -1,10 +1,11 @@
 """Rows of a recognised format made into pairs, or why that cannot be done."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, combinations, islice
+from itertools import chain, combinations
 from typing import Any
 
 from likelier.base.findings import Finding, Unfit
@@ -31,7 +32,7 @@ from likelier.chat.written import (
     stripped,
     turns_in,
 )
-from likelier.data.records import Pair, Row, text_of
+from likelier.data.records import Pair, Row, taken, text_of
 from likelier.data.shapes import (
     ROWS_LOOKED_AT,
     SIGNED,
@@ -44,6 +45,7 @@ from likelier.data.shapes import (
 )
 from likelier.pages.texts import text
 
+MAX_PAIRS_OF_A_ROW = 100_000
 MAX_CHARACTERS = 2_000_000  # of a prompt or a completion; a tokenizer takes 150 bytes for each
 # What a list of completions calls the text, the score and the rank of each.
 TEXT_KEYS = ("response", "completion", "text", "answer", "output", "generation")
@@ -86,7 +88,7 @@ def first_pair(
 ) -> tuple[Pair | None, Iterator[Row | Pair | Finding]]:
     """The first pair that can be read of the first rows, if any, and all of the rows."""
     iterator = iter(rows)
-    first = list(islice(iterator, ROWS_LOOKED_AT))
+    first = taken(iterator, ROWS_LOOKED_AT)
     read = (read_row(row, form) if isinstance(row, Row) else [row] for row in first)
     pairs = (pair for found in read for pair in found if isinstance(pair, Pair))
     return next(pairs, None), chain(first, iterator)
@@ -337,6 +339,10 @@ def _ranked(row: Row, form: Format) -> list[Pair] | list[Finding]:
     """
     read = _of_comparison if form.shape == "compared" else _of_list
     prompt, completions = read(row.record, form)
+    if form.pairs == "all" and (count := math.comb(len(completions), 2)) > MAX_PAIRS_OF_A_ROW:
+        message = f"its {len(completions):,} answers make {count:,} pairs"
+        hint = f"set data.ranked.pairs: best-rest; at most {MAX_PAIRS_OF_A_ROW:,} are made of a row"
+        raise Unfit("huge", form.columns.get("completions"), message, hint)
     chosen = [
         (better, worse)
         for better, worse in _choices(completions, form.pairs)

@@ -35,6 +35,7 @@ from likelier.data.workers import (
 )
 
 _ROW = re.compile(r":\d+$|\[\d+\]$")  # at the end of the place of a row
+MAX_BAD_ROWS = 1_000_000  # each is remembered, with its place
 PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
 
 
@@ -158,7 +159,13 @@ def _read_side(
     pairs: list[Pair] = []
     done: list[Chunk] = []
     shared = Shared()
+    bad = 0
     for chunk in chunks(items, replace(task, form=form)):
+        bad += sum(finding.severity == "error" for finding in chunk.findings)
+        if bad > MAX_BAD_ROWS:
+            what = f"more than {MAX_BAD_ROWS:,} rows cannot be used; the rest is not read"
+            hint = "`likelier check` says what is wrong with them"
+            raise DataError(what, where=where, hint=hint)
         tokens += unpack_tokens(chunk, shared, needs(loss, "margin"), loss.pair_weights)
         _check_kind(tokens[:1], loss, where)
         pairs += chunk.pairs

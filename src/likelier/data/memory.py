@@ -8,9 +8,10 @@ from typing import Any
 from likelier.base.errors import DataError
 from likelier.base.findings import Finding
 from likelier.chat.written import without_gaps
-from likelier.data.read import MAX_NESTING, ROWS_OF_A_TABLE
+from likelier.data.read import MAX_NESTING
 from likelier.data.records import Row
 from likelier.data.sources import read_data
+from likelier.data.tables import ROWS_OF_A_TABLE
 
 
 def rows_from_memory(rows: Any, name: str = "train") -> Iterator[Row | Finding]:

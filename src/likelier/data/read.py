@@ -6,36 +6,51 @@ A file may be gzipped.
 import codecs
 import csv
 import gzip
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.base.findings import Finding
 from likelier.base.foreign import harmless
 from likelier.chat.messages import odd_character
-from likelier.chat.written import without_gaps
-from likelier.data.records import Row
+from likelier.data.records import Row, bytes_held
+from likelier.data.tables import (
+    MAX_COLUMNS,
+    MAX_ROW_MEMORY,
+    MAX_VALUES,
+    huge_row,
+    read_arrow,
+    read_parquet,
+)
 
 MAX_LINE_BYTES = 32 * 2**20  # bytes; a longer line is a mistake, and is not kept in memory
 MAX_NESTING = 100  # levels of nesting; real rows have a handful
 ONE_OBJECT = "write one JSON object on each line"
 CHARACTERS_AT_ONCE = 2**20  # of a JSON array
+MANY_VALUES = f"more than {MAX_VALUES:,} values"
+# Of a gzipped file. Text shrinks to a tenth; what shrinks more than this repeats one thing.
+UNPACKED_FREELY = 64 * 2**20  # bytes
+MAX_RATIO = 200
+MAX_RATIO_OF_TABLES = 20  # they are unpacked to the disk, whole
 # The rows of a JSON file as one list in an object, behind nothing but texts and numbers.
 _WRAPPED = re.compile(
     rb'\{\s*("\w+"\s*:\s*("[^"\\]*"|[-\w.+]+)\s*,\s*)*"(data|rows|examples|train)"\s*:\s*\[\s*[{\]]'
 )
-END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
-ROWS_OF_A_TABLE = 1000  # that are Python objects at a time
+
+_PIECE = re.compile(rb"[^\r\n]*(\r\n|\r|\n)|[^\r\n]+")  # a line, ended as any system ends it
 
 
 def read_json_lines(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
@@ -71,13 +86,23 @@ def parse_line(line: bytes, source: str) -> Row | Finding:
         message, hint = "the line holds NUL bytes", "save the file as UTF-8, not UTF-16"
         return Finding("utf8", "error", source, None, message, hint)
     try:
+        _check_count(text)
         record = _decoded(text)
     except (ValueError, RecursionError) as error:
         return _refused(error, text, source)
-    return _object(record, source)
+    return _object(record, source, len(text))
 
 
-def _object(record: Any, source: str) -> Row | Finding:
+def _check_count(text: str, start: int = 0) -> None:
+    """Refuse a text of so many values that they would take far more memory than it does."""
+    most = MAX_VALUES
+    if len(text) - start > most and sum(text.count(mark, start) for mark in ",[{") > most:
+        raise ValueError(MANY_VALUES)
+
+
+def _object(record: Any, source: str, characters: int) -> Row | Finding:
+    if characters > MAX_VALUES and (size := bytes_held(record)) > MAX_ROW_MEMORY:
+        return replace(huge_row(f"{size // 2**20} MiB"), source=source)
     if not isinstance(record, dict):
         kind = "an array" if isinstance(record, list) else "a bare value"
         message = f"the line is {kind}, not an object"
@@ -145,7 +170,8 @@ def read_json_array(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
             line = text.line
             source = f"{name}:{line}[{number}]" if several else f"{name}:{line}"
             number += 1
-            yield _object(text.value(), source)
+            value = text.value()
+            yield _object(value, source, text.characters)
             if not text.take(",") and text.peek() != "]":
                 raise json.JSONDecodeError("a comma or ] is missing", "", 0)
         while wrapped and text.take(","):
@@ -174,6 +200,7 @@ class _Text:
 
     def __init__(self, file: BinaryIO):
         self.file, self.buffer, self.at, self.line, self.ended = file, "", 0, 1, False
+        self.characters = 0  # of the value that was read last
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
     def value(self) -> Any:
@@ -185,11 +212,13 @@ class _Text:
                 if end == len(self.buffer) and not self.ended and not self.buffer.endswith("}"):
                     self._more(CHARACTERS_AT_ONCE)  # the number may have further digits
                     continue
+                self.characters = end - self.at
                 self._go_to(end)
                 return record
             except json.JSONDecodeError:
                 if self.ended or len(self.buffer) - self.at > MAX_LINE_BYTES:
                     raise
+                _check_count(self.buffer, self.at)
                 self._more(needed)
                 needed *= 2  # so that a long element is not parsed again and again
 
@@ -313,13 +342,16 @@ _LENIENT = json.JSONDecoder(
 def read_csv(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """Rows of a CSV file, all cells text; the place is the line on which a row begins."""
     csv.field_size_limit(MAX_LINE_BYTES)
-    lines = _text_lines(file)
+    lines = _TextLines(file)
     line = 1
     header: list[str] = []
     try:
         first = next(lines, "")
+        if (count := max(map(first.count, ",;\t"))) >= MAX_COLUMNS:
+            raise csv.Error(f"{count + 1:,} columns; at most {MAX_COLUMNS:,} are read")
         reader = csv.reader(chain([first], lines), strict=True, delimiter=_delimiter(first))
         for cells in reader:
+            lines.characters = 0  # of the row that is read next
             if not header:
                 header = cells
                 if len(set(header)) < len(header):
@@ -345,15 +377,30 @@ def _delimiter(header: str) -> str:
     return next(cuts, ",")
 
 
-def _text_lines(file: BinaryIO) -> Iterator[str]:
-    """The lines of a CSV file, which may end in CR alone."""
+class _TextLines:
+    """The lines of a CSV file, which may end in CR alone; ``characters`` of them were read."""
+
+    def __init__(self, file: BinaryIO):
+        self.characters, self._pieces = 0, _pieces(file)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces).decode()
+        self.characters += len(piece)
+        if self.characters > MAX_LINE_BYTES:
+            raise csv.Error(f"a row longer than {MAX_LINE_BYTES // 2**20} MiB")
+        return piece
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
     for number, line in enumerate(_byte_lines(file), start=1):
         if len(line) > MAX_LINE_BYTES:
             raise csv.Error(f"a line longer than {MAX_LINE_BYTES // 2**20} MiB")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        for piece in line.splitlines(keepends=True):
-            yield piece.decode()
+        yield from (found[0] for found in _PIECE.finditer(line))
 
 
 def _csv_row(cells: list[str], header: list[str], source: str) -> Row | Finding:
@@ -362,81 +409,6 @@ def _csv_row(cells: list[str], header: list[str], source: str) -> Row | Finding:
         hint = 'put a cell that holds a comma or a line break in "…"'
         return Finding("csv", "error", source, None, message, hint)
     return Row(source, dict(zip(header, cells, strict=True)))
-
-
-def read_parquet(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
-    """Rows of a Parquet file, counted from 1."""
-    return _rows_of_batches(_batches_of_parquet(file), name, "parquet")
-
-
-def _batches_of_parquet(file: BinaryIO) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
-    number = 0
-    with pq.ParquetFile(file, page_checksum_verification=True) as table:
-        for batch in table.iter_batches(batch_size=ROWS_OF_A_TABLE):
-            number += batch.num_rows
-            yield batch
-        if (claimed := table.metadata.num_rows) != number:
-            raise ValueError(f"it says that it holds {claimed:,} rows, and it holds {number:,}")
-
-
-def read_arrow(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
-    """Rows of an Arrow file, counted from 1: a stream, as ``datasets`` saves them, or a file."""
-    return _rows_of_batches(_batches_of_arrow(file), name, "arrow")
-
-
-def _batches_of_arrow(file: BinaryIO) -> Iterator[Any]:
-    import pyarrow as pa
-
-    is_stream = file.read(6) != b"ARROW1"
-    file.seek(-len(END_OF_ARROW), os.SEEK_END)
-    if is_stream and file.read() != END_OF_ARROW:  # pyarrow takes one without its end for whole
-        raise ValueError("it is cut short")
-    file.seek(0)
-    with pa.ipc.open_stream(file) if is_stream else pa.ipc.open_file(file) as table:
-        count = None if is_stream else table.num_record_batches
-        whole = table if count is None else (table.get_batch(number) for number in range(count))
-        for batch in whole:
-            for start in range(0, batch.num_rows, ROWS_OF_A_TABLE):
-                yield batch.slice(start, ROWS_OF_A_TABLE)
-
-
-def _rows_of_batches(batches: Iterator[Any], name: str, code: str) -> Iterator[Row | Finding]:
-    import pyarrow as pa
-
-    number = 0
-    try:
-        for record in chain.from_iterable(map(_records, batches)):
-            number += 1
-            yield Row(f"{name}:{number}", record)
-    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "unreadable"
-        message = f"the file is damaged after row {number}: {reason}"
-        yield Finding(code, "error", f"{name}:{number + 1}", None, message, "write it again")
-
-
-def _records(batch: Any) -> Iterator[dict[str, Any]]:
-    """The batch's rows as dicts; a cell of which Python can make nothing is a Finding."""
-    import pyarrow as pa
-
-    def cell(column: Any) -> Any:
-        try:
-            return column.to_pylist()[0]
-        except UnicodeDecodeError:
-            message = "the cell holds bytes that are not UTF-8"
-            return Finding("utf8", "error", "", None, message, "store text as UTF-8")
-        except (ValueError, OverflowError, pa.ArrowException) as error:
-            message = f"the cell cannot be read: {str(error).strip()[:120]}"
-            return Finding("type", "error", "", None, message, "store it as text or a number")
-
-    try:
-        yield from map(without_gaps, batch.to_pylist())
-    except (ValueError, OverflowError, pa.ArrowException):
-        for number in range(batch.num_rows):
-            row = batch.slice(number, 1)
-            cells = {name: cell(row.column(at)) for at, name in enumerate(row.schema.names)}
-            yield without_gaps(cells)
 
 
 Reader = Callable[[BinaryIO, str], Iterator[Row | Finding]]
@@ -496,21 +468,59 @@ def _read(path: Path, before: os.stat_result) -> Iterator[Row | Finding]:
 
 
 def _read_gzip(path: Path, reader: Reader) -> Iterator[Row | Finding]:
-    name = harmless(str(path))
+    name, is_table = harmless(str(path)), reader in (read_parquet, read_arrow)
     last = f"{name}:1"
     try:
-        with gzip.open(path, "rb") as packed, tempfile.TemporaryFile() as whole:
-            file = cast(BinaryIO, packed)
-            if reader in (read_parquet, read_arrow):  # read from the end, which gzip cannot do
-                shutil.copyfileobj(packed, whole)
-                whole.seek(0)
-                file = cast(BinaryIO, whole)
+        with (
+            open(path, "rb") as packed,
+            io.BufferedReader(_Unpacked(packed, is_table)) as unpacked,
+            tempfile.TemporaryFile() as whole,
+        ):
+            file: Any = unpacked
+            if is_table:  # read from the end, which gzip cannot do
+                shutil.copyfileobj(unpacked, whole)
+                whole.flush()
+                file = whole
             for row in reader(file, name):
                 last = row.source
                 yield row
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"the gzip file is damaged or cut short after this row: {error}"
         yield Finding("gzip", "error", last, None, message, "write or download it again")
+    except _Unlike as error:
+        hint = f"unpack it, if it is meant so: gunzip {shlex.quote(harmless(path.name))}"
+        yield Finding("gzip", "error", last, None, f"after this row {error}", hint)
+
+
+class _Unlike(Exception):
+    """A gzip file that becomes much larger than data do."""
+
+
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, as long as it grows no more than data do."""
+
+    def __init__(self, packed: BinaryIO, is_table: bool):
+        self._packed, self._file, self._size = packed, gzip.GzipFile(fileobj=packed), 0
+        self._ratio = MAX_RATIO_OF_TABLES if is_table else MAX_RATIO
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._size = self._file.seek(offset, whence)
+        return self._size
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._file.read1(len(buffer))  # what stands before damage comes first
+        buffer[: len(found)] = found
+        self._size += len(found)
+        packed = self._packed.tell()
+        if self._size > max(UNPACKED_FREELY, self._ratio * packed):
+            raise _Unlike(f"{packed:,} bytes became {self._size:,}, which no text does")
+        return len(found)
 
 
 def _check_file(path: Path) -> os.stat_result:

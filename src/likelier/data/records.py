@@ -1,13 +1,17 @@
 """The records that travel: a row, the pair in it, the same pair as tokens, and what was found."""
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from likelier.chat.messages import Chat
+
+MEMORY_AT_ONCE = 16 * 2**20  # bytes of rows as Python objects that stay together
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,28 @@ def content_hash(pairs: Sequence[TokenPair]) -> str:
         if any(value is not None for value in beside):
             digest.update(repr(beside).encode())
     return digest.hexdigest()
+
+
+def bytes_held(value: Any) -> int:
+    """About how many bytes a row's value takes as Python objects, those inside it included."""
+    size, waiting = 0, [value]
+    while waiting:
+        one = waiting.pop()
+        size += sys.getsizeof(one, 64)
+        if isinstance(one, dict):
+            waiting += one
+            waiting += one.values()
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+    return size
+
+
+def taken(items: Iterator[Any], most: int, most_memory: int = MEMORY_AT_ONCE) -> list[Any]:
+    """The next rows, pairs or findings: at most so many, and fewer where they are large."""
+    found: list[Any] = []
+    for item in islice(items, most):
+        found.append(item)
+        held = item.record if isinstance(item, Row) else vars(item)
+        if (most_memory := most_memory - bytes_held(held)) <= 0:
+            break
+    return found

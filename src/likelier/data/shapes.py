@@ -3,18 +3,19 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from typing import Any, Literal
 
 from likelier.base.errors import ConfigError, DataError
 from likelier.base.findings import Finding, Unfit
 from likelier.chat.messages import as_list, is_transcript, read_number, suggestion
 from likelier.chat.written import list_in
-from likelier.data.records import Row
+from likelier.data.records import Row, taken
 from likelier.pages.texts import text
 
 Shape = Literal["pairs", "ranked", "scored", "compared", "labelled"]
 ROWS_LOOKED_AT = 200  # to recognise a format
+MAX_OF_A_PROMPT = 10_000  # completions that stand in rows of their own
 
 # Our name of a column, and what others call it: the first that is there is taken, and a second
 # that holds something else makes the row an error.
@@ -124,7 +125,7 @@ def recognised(
             hint = suggestion(name, COLUMN_NAMES, f"the keys are {', '.join(COLUMN_NAMES)}")
             raise ConfigError(f'unknown key "{name}"', where="data.columns", hint=hint)
     iterator = iter(rows)
-    first = list(islice(iterator, ROWS_LOOKED_AT))
+    first = taken(iterator, ROWS_LOOKED_AT)
     looked_at = [row for row in first if isinstance(row, Row)]
     form = recognise([row.record for row in looked_at], asked)
     default = (form.pairs, form.min_gap) == (Format.pairs, Format.min_gap)
@@ -347,9 +348,14 @@ def _grouped(rows: Iterable[Row | Finding], form: Format) -> Iterator[Row | Find
         return [row.record.get(column) for column in asks] if isinstance(row, Row) else row
 
     for _, group in groupby((_undisputed(row, form) for row in rows), prompt):
-        first, *others = group
+        members = iter(group)
+        first, *others = taken(members, MAX_OF_A_PROMPT)
         if isinstance(first, Finding):
             yield first
+            continue
+        if more := sum(1 for _ in members):
+            message = f"{1 + len(others) + more:,} answers to one prompt: too many to compare"
+            yield Finding("huge", "error", first.source, None, message, "keep some of them")
             continue
         records = [row.record for row in (first, *others) if isinstance(row, Row)]
         listed = [{"response": one.get(completion), "score": one.get(score)} for one in records]

@@ -35,7 +35,7 @@ from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.fit import fit_each, trim_each
 from likelier.data.formats import read_row
-from likelier.data.records import Completion, Pair, Row, TokenPair
+from likelier.data.records import Completion, Pair, Row, TokenPair, taken
 from likelier.data.shapes import Format, without_unused
 from likelier.data.split import prompt_keys, prompt_signatures
 
@@ -149,7 +149,7 @@ def chunks(
     """
     iterator = iter(rows)
     size = min(rows_at_once or ROWS_AT_ONCE, ROWS_AT_ONCE)
-    batches = iter(lambda: list(islice(iterator, size)), [])
+    batches = iter(lambda: taken(iterator, size), [])
     first = list(islice(batches, MIN_CHUNKS))
     batches = chain(first, batches)
     if len(first) < MIN_CHUNKS or task.keep_pairs or not CAN_FORK:
@@ -165,7 +165,8 @@ def chunks(
         waiting: deque[Future[_Processed]] = deque()
         for batch in batches:
             waiting.append(pool.submit(batch))
-            if len(waiting) > 2 * count:
+            few = len(batch) < size  # because its rows are large
+            while len(waiting) > (count if few else 2 * count):
                 yield _counted(task, waiting.popleft().result())
         while waiting:
             yield _counted(task, waiting.popleft().result())
