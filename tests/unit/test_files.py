@@ -145,6 +145,13 @@ def test_content_is_on_the_disk_before_the_name(
     assert calls == [f"sync {tmp_path.name}", "sync a"]
 
 
+def test_a_file_is_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    """Whoever writes it, safetensors for its owner alone."""
+    (tmp_path / "plain").touch()
+    write_file(tmp_path / "ours", lambda path: path.chmod(0o600))
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_synced_is_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
