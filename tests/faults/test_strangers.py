@@ -3,16 +3,24 @@ command within seconds, in one line that says where, and no process is lost but 
 """
 
 import json
+import os
 import re
 import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.tiny import TEMPLATE, pair_rows, save_tiny, write_rows
+from tests.support.tiny import TEMPLATE, pair_rows, save_tiny, tiny_tokenizer, write_rows
 
+from likelier.base.child import Child, in_child
+from likelier.base.errors import DataError, RunFailed
+from likelier.base.findings import Unfit
+from likelier.chat.tokenizer import build_encoder
 from likelier.cli import main
+from likelier.config.schema import DataConfig
+from likelier.data.load import load
 
 Change = Callable[[Path], None]
 BOMB = "a" * 60 + "!"  # for (a+)+$: every way of cutting it in runs is tried
@@ -113,8 +121,100 @@ def test_a_command_ends_in_one_line(
     began = used()
     code = main(["show", str(rows(tmp_path)), "--model", str(stranger(change))])
     error = capsys.readouterr().err
-    print(error, used() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     assert code == 65
     assert where in error and error.startswith("error: ") and error.count("\n") <= 2
     assert used() - began < MOST_SECONDS
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < MOST_MEGABYTES * 1024
+
+
+@pytest.mark.parametrize("command", ["check", "score", "plan", "train"])
+def test_every_command_ends_so(
+    command: str,
+    stranger: Callable[[Change], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change, _ = STRANGERS["a pattern that never ends"]
+    data, folder, out = rows(tmp_path), stranger(change), tmp_path / "out"
+    words = [command, str(data), "--model", str(folder)]
+    if command in ("plan", "train"):
+        words = [command, f"model.path={folder}", f"data.train={data}", f"out={out}"]
+    assert main(words) == 65
+    error = capsys.readouterr().err
+    assert "pairs.jsonl:2 tokenizer.json: it " in error and not out.exists()
+    with pytest.raises(ChildProcessError):  # none is left
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_in_large_data_too(
+    stranger: Callable[[Change], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first row that kills is the one that is named, whichever child dies first."""
+    monkeypatch.setattr("likelier.data.workers.ROWS_AT_ONCE", 1)
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
+    found = pair_rows(12)
+    for row in found[5:]:
+        row["prompt"][0]["content"] += " a"
+    data = write_rows(tmp_path / "pairs.jsonl", found)
+    folder = stranger(tokenizer(normalizer=growing(" a", 12)))
+    assert main(["check", str(data), "--model", str(folder)]) == 65
+    assert "pairs.jsonl:6 tokenizer.json: it takes more than" in capsys.readouterr().err
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("rows_at_once", [500, 1])
+def test_a_file_as_a_whole_is_bounded(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In however many processes: each is within every limit, and yet it would take days."""
+    slow = "{% for i in range(400) %}{% for j in range(400) %}{% endfor %}{% endfor %}"
+    named = tiny_tokenizer()
+    named.chat_template = slow + TEMPLATE
+    encoder = build_encoder(named)
+    monkeypatch.setattr("likelier.data.workers.ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("likelier.base.limits.MAX_MEAN_SECONDS", 0.0)
+    monkeypatch.setattr("likelier.base.limits.FREE_SECONDS", 0.5)
+    monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
+    data = write_rows(tmp_path / "pairs.jsonl", pair_rows(200))
+    began = used()
+    with pytest.raises(DataError, match=r"it took \d+ seconds for \d+ texts"):
+        load(DataConfig(train=str(data)), encoder)
+    assert used() - began < 5
+
+
+def test_what_a_child_says_and_how_it_ends() -> None:
+    def fail() -> None:
+        raise DataError("is wrong", where="a:1", hint="fix")
+
+    def refuse() -> None:
+        raise Unfit("code", None, "is not to be sent", "hint")
+
+    assert in_child(sorted, [2, 1]) == [1, 2]
+    with pytest.raises(DataError, match="a:1: is wrong") as error:
+        in_child(fail)
+    assert error.value.where == "a:1"
+    with pytest.raises(RuntimeError, match="Unfit: is not to be sent"):
+        in_child(refuse)
+    with pytest.raises(RunFailed, match="ended with -9"):
+        in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    child = Child(lambda number: os.abort() if number else "here")
+    assert child.ask(0) == "here"
+    for _ in range(2):  # it stays dead, and says so
+        with pytest.raises(RunFailed, match="ended with -6"):
+            child.ask(1)
+    child.close()
+
+
+def test_a_child_hears_no_interrupt_and_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> str:
+        print("shown", flush=True)
+        os.write(2, b"shown")
+        os.kill(os.getpid(), signal.SIGINT)
+        return os.environ["TOKENIZERS_PARALLELISM"]
+
+    assert in_child(work) == "false"
+    assert capfd.readouterr() == ("", "")

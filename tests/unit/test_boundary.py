@@ -381,3 +381,29 @@ def test_the_tokenizer_s_end_is_said_where_no_end_is_written() -> None:
     tokens = encode_pair(encoder, pair(SAID))
     assert said(encoder, tokens.chosen) == f"{SAID}<|endoftext|>"
     assert codes(encoder, pair(SAID)) == ["ended"]
+
+
+def test_an_answer_of_very_many_turns_is_refused_before_it_is_rendered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of its turns is rendered with all before it: the turns rendered are counted."""
+    encoder = build_encoder(byte_level(CHATML, eos="<|im_end|>"))
+    rendered: list[int] = []
+    original = encoder.tokenizer.apply_chat_template
+
+    def counted(messages: list[Any], **words: Any) -> Any:
+        rendered.append(len(messages))
+        return original(messages, **words)
+
+    monkeypatch.setattr(encoder.tokenizer, "apply_chat_template", counted)
+    turns = [bot("그렇습니다."), ASKED] * 30 + [bot("그렇습니다.")]
+    monkeypatch.setattr("likelier.chat.boundary.MAX_TURNS_RENDERED", 31 * 31)
+    assert len(encode_pairs(encoder, [pair(turns)])[0]) == 1
+    assert 2 * 31 * 30 < sum(rendered) < 3 * 31 * 31
+    rendered.clear()
+    monkeypatch.setattr("likelier.chat.boundary.MAX_TURNS_RENDERED", 31 * 31 - 1)
+    error = error_of(encoder, pair(turns))
+    assert error.code == "turn" and "31 turns to be learned" in error.message
+    assert sum(rendered) < 10
+    last = replace(encoder, turns="last")
+    assert len(encode_pairs(last, [pair(turns)])[0]) == 1

@@ -15,7 +15,7 @@ from likelier.base.errors import DataError
 from likelier.base.findings import Finding
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config.schema import DataConfig
-from likelier.data.fit import trim_each
+from likelier.data.fit import _later_starts, trim_each
 from likelier.data.load import load
 from likelier.data.records import Pair, TokenPair
 
@@ -201,3 +201,58 @@ def test_trimming_is_done_where_rows_are_read(tmp_path: Path) -> None:
     strict = DataConfig.model_validate(asked)
     with pytest.raises(DataError, match="same or empty once cut"):
         load(strict, CHAT, train=rows)
+
+
+class Counting(dict[str, Any]):
+    """A turn that counts how often it is read."""
+
+    reads = 0
+
+    def get(self, *key: Any) -> Any:
+        Counting.reads += 1
+        return super().get(*key)
+
+    def __getitem__(self, key: str) -> Any:
+        Counting.reads += 1
+        return super().__getitem__(key)
+
+
+def test_where_a_chat_may_begin_is_found_in_one_reading() -> None:
+    """Reads are counted, not seconds."""
+
+    def reads(count: int) -> int:
+        three = ((user("날씨?"), call(f"{n}"), result(f"{n}")) for n in range(count))
+        turns = [turn for turns in three for turn in turns]
+        Counting.reads = 0
+        starts = _later_starts(tuple(map(Counting, turns)), 0)
+        assert starts == list(range(3, 3 * count, 3))
+        return Counting.reads
+
+    assert reads(2000) <= 2.1 * reads(1000) < 100_000
+
+
+@given(
+    st.lists(
+        st.sampled_from([user("?"), call("a"), call("b"), result("a"), result("b"), bot("a"),
+                         {"role": "tool", "content": "c"}, bot("", function_call={"name": "f"})]),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_a_chat_begins_where_no_result_is_left_without_its_call(turns: list[Any]) -> None:
+    def complete(chat: list[Any]) -> bool:
+        called: set[Any] = set()
+        for turn in chat:
+            for one in (*(turn.get("tool_calls") or ()), turn.get("function_call")):
+                called |= {one.get("id")} if one else set()
+            asked = turn.get("tool_call_id")
+            if turn["role"] == "tool" and not (
+                asked in called or None in called or (asked is None and called)
+            ):
+                return False
+        return True
+
+    assert _later_starts(tuple(turns), 0) == [
+        start
+        for start in range(1, len(turns))
+        if turns[start]["role"] == "user" and complete(turns[start:])
+    ]

@@ -28,7 +28,7 @@ LINES = {
     "api": 200,
     "base": 1_590,
     "batching": 480,
-    "chat": 1_840,
+    "chat": 1_850,
     "checks": 2_100,
     "cli": 480,
     "commands": 850,

@@ -147,6 +147,7 @@ def _be_silent() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)
+    sys.stdout = sys.stderr = open(nowhere, "w", closefd=False)  # noqa: SIM115  # for good
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

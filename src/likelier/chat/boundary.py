@@ -24,6 +24,8 @@ from likelier.chat.tokenizer import BREAK, Encoder
 from likelier.chat.turn import Turn, turn_behind
 from likelier.pages.texts import text as said_in
 
+MAX_TURNS_RENDERED = 100_000  # of one answer: about 600 turns, or a few seconds
+
 
 @dataclass(frozen=True)
 class TextSegment:
@@ -103,6 +105,10 @@ def cut_completion(
         chat = [*prompt[:-1], _joined(prompt[-1], completion[0]), *completion[1:]]
     first = len(chat) - len(completion)
     places = [first + number for number in learned(completion)]
+    if encoder.turns == "all" and sum(places) > MAX_TURNS_RENDERED:
+        what = f"{len(places):,} turns to be learned, each rendered with all that stand before it"
+        hint = "split the row, give the earlier turns the weight 0, or set data.turns: last"
+        raise Unfit("turn", None, what, hint)
     segments: list[TextSegment] = []
     notes = {"continued"} if continued else set()
     thinks, start, done, stop = False, "", "", ""

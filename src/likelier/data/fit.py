@@ -141,34 +141,43 @@ def _later_turns(pair: Pair, room: int, encoder: Encoder) -> Pair | None:
     prompt = pair.prompt
     head = next((n for n, turn in enumerate(prompt) if turn["role"] not in ("system", "developer")),
                 len(prompt))  # fmt: skip
-    chats = [
-        prompt[:head] + prompt[start:]
-        for start in range(head + 1, len(prompt))
-        if prompt[start]["role"] == "user" and _has_calls_of_results(prompt[start:])
-    ]
+    starts = _later_starts(prompt, head)
 
-    def fits(chat: Chat) -> bool:
+    def fits(start: int) -> bool:
+        chat = prompt[:head] + prompt[start:]
         try:
             (ids,) = tokenise(encoder, encoder.whole, [prompt_text(encoder, chat, pair.tools)])
         except Unfit:
             return False
         return len(ids) <= room
 
-    first = bisect_left(chats, True, key=fits)
-    return replace(pair, prompt=chats[first]) if first < len(chats) else None
+    first = bisect_left(starts, True, key=fits)
+    if first == len(starts):
+        return None
+    return replace(pair, prompt=prompt[:head] + prompt[starts[first] :])
 
 
-def _has_calls_of_results(chat: Chat) -> bool:
-    """Whether every result in a chat stands behind its call: one of its id where both have one."""
-    called: set[Any] = set()
-    for turn in chat:
+def _later_starts(chat: Chat, head: int) -> list[int]:
+    """Where a chat may begin anew behind its first turns, found in one reading: at a user's turn
+    from which every result stands behind its call, one of its id where both have one.
+    """
+    any_id = object()
+    last_call: dict[Any, int] = {}  # by id
+    answered: dict[int, int] = {}  # by the turn of a result: the last turn that has its call
+    for number, turn in enumerate(chat):
         for call in (*(turn.get("tool_calls") or ()), turn.get("function_call")):
-            called |= {call.get("id")} if isinstance(call, dict) else set()
-        asked = turn.get("tool_call_id")
-        known = asked in called or None in called or (asked is None and called)
-        if turn["role"] == "tool" and not known:
-            return False
-    return True
+            if isinstance(call, dict):
+                last_call[call.get("id")] = last_call[any_id] = number
+        if turn["role"] == "tool":
+            asked = turn.get("tool_call_id")
+            ids = (asked, None, any_id if asked is None else None)
+            answered[number] = max(last_call.get(one, -1) for one in ids)
+    starts, first_call = [], len(chat)
+    for number in reversed(range(head + 1, len(chat))):
+        first_call = min(first_call, answered.get(number, first_call))
+        if chat[number]["role"] == "user" and first_call >= number:
+            starts.append(number)
+    return starts[::-1]
 
 
 def _cut_completions(pair: TokenPair, max_length: int, cure: str) -> TokenPair | Finding:
