@@ -10,7 +10,7 @@ from torch import Tensor
 from likelier.base.errors import ConfigError
 from likelier.data.records import Completion, TokenPair
 from likelier.losses.registry import bind
-from likelier.losses.values import StepValues
+from likelier.losses.values import StepValues, sigma
 from likelier.reference.cache import NoReference
 from likelier.training.batches import cut_batches
 
@@ -181,3 +181,9 @@ def test_what_sampo_draws_follows_the_pair_and_the_seed() -> None:
     one, other = drawn(0, 20, 40), drawn(1, 20, 40)
     assert one == drawn(0, 20, 40)
     assert one[0] != one[1] and one[0] != other[0]
+
+
+def test_the_sigmoid_keeps_its_slope_far_out() -> None:
+    x = torch.tensor(40.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(sigma(x), x)
+    assert float(slope) == pytest.approx(math.exp(-40.0), rel=1e-9)
