@@ -3,6 +3,7 @@
 safetensors and Arrow call the system without Python, so that only LD_PRELOAD sees what they write.
 """
 
+import atexit
 import shutil
 import subprocess
 import tempfile
@@ -29,7 +30,9 @@ def build(source: str) -> Path:
     """
     if not has_compiler():
         raise NoCompiler(NO_COMPILER)
-    library = Path(tempfile.mkdtemp(prefix="faults-")) / Path(source).with_suffix(".so").name
+    folder = tempfile.mkdtemp(prefix="faults-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder, source).with_suffix(".so")
     options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
     code = Path(__file__).with_name(source)
     subprocess.run(["cc", *options, "-o", library, code, "-ldl"], check=True)

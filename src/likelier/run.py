@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
 from likelier.base.errors import ConfigError, LikelierError
-from likelier.base.files import read_lines, sha256, sweep
+from likelier.base.files import read_lines, sha256
 from likelier.base.terminal import bar, say
 from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
@@ -44,7 +44,7 @@ from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.order import Order, make_order
 from likelier.training.pair_log import PairLog
 from likelier.training.preflight import preflight
-from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder
+from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder, sweep_run
 from likelier.training.signals import StopRequest, listening
 from likelier.training.step import gradients_that_fit, located, step_values
 
@@ -343,10 +343,10 @@ def _findings(data: Dataset) -> list[dict[str, Any]]:
 
 
 def _result(out: Path) -> Run:
-    """The finished run, its report written where it is not there."""
+    """The finished run, its report written where it is not there, and nothing left beside it."""
     if not (out / "report.html").exists():
-        sweep(out, alone=False)  # one that was killed while it wrote it
         _write_report(out)
+    sweep_run(out, alone=False)
     return Run(out, read_lines(out / "metrics.jsonl"))
 
 

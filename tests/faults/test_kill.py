@@ -1,5 +1,6 @@
 """A run that is killed, wherever, and started again gives the bytes of one that was not."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from faults.native import NO_COMPILER, has_compiler
 from faults.shim import Fault
 from tests.support.children import (
     KILLED,
+    command,
     run,
     run_until_step,
     save_a_checkpoint,
@@ -87,6 +89,20 @@ def test_twice(place: Place, whole: Whole, tmp_path: Path) -> None:
         assert child.wait() == KILLED, child.output
     go_on(settings, tmp_path / "last.log")
     assert differing(bytes_of(tmp_path / "out"), whole.bytes) == []
+
+
+def test_what_is_left_beside_a_finished_run_goes(
+    place: Place, whole: Whole, tmp_path: Path
+) -> None:
+    """A kill after the last rename, or a disk that failed, leaves a folder of a temporary name."""
+    out = place.folder / f"whole-{whole.kind}"
+    (out / ".report.html.1.1.tmp").mkdir()
+    (out / "pair_log" / ".steps-00000001-00000002.parquet.1.1.tmp").mkdir()
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(config(place, out, whole.kind)))
+    child = start(command, "train", str(file), log=tmp_path / "log")
+    assert child.wait() == 0, child.output
+    assert [path.name for path in out.rglob(".*")] == [".lock"]
 
 
 @pytest.mark.skipif(not has_compiler(), reason=NO_COMPILER)

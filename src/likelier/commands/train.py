@@ -6,7 +6,7 @@ from likelier.base.model_files import describe_files, place_of
 from likelier.base.terminal import say
 from likelier.config import Config
 from likelier.data.sources import describe_folders, must_be_there
-from likelier.training.run_folder import RunFolder, must_be_free
+from likelier.training.run_folder import RunFolder, must_be_free, sweep_run
 
 
 def first_look(config: Config) -> bool:
@@ -20,6 +20,7 @@ def first_look(config: Config) -> bool:
     folder = RunFolder(config)
     if folder.finished():
         if not folder.lacks():
+            sweep_run(config.out, alone=False)
             say(f"{config.out} is finished: {folder.what_to_do()}")
         return bool(folder.lacks())
     must_be_free(config.out)

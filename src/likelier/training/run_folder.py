@@ -292,6 +292,12 @@ def _must_be_writable(path: Path) -> None:
             raise OutputError(what, where=f"out: {path}")
 
 
+def sweep_run(path: Path, alone: bool = True) -> None:
+    """Delete what a kill, or a disk that failed, left half written in a run folder: see `sweep`."""
+    for folder in (path, *(path / name for name in _FOLDERS)):
+        sweep(folder, alone)
+
+
 def _hold(lock: int, path: Path) -> bool:
     """Hold a folder by its open lock file until that is closed; whether there are locks at all."""
     try:
@@ -323,8 +329,7 @@ def open_folder(config: Config, on_row: OnRow | None = None) -> Iterator[RunFold
         with _cannot_be_written(path):
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        for folder in (path, *(path / name for name in _FOLDERS)):
-            sweep(folder)
+        sweep_run(path)
         yield RunFolder(config, on_row)
     finally:
         os.close(lock)  # the lock goes with it; the empty file stays, so nobody locks a stale one
