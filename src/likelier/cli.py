@@ -347,7 +347,7 @@ def _check_versions() -> None:
 def _settings(config: str, keys: Sequence[str] | None) -> "Config":
     from likelier.config import load_config
 
-    only_keys = "=" in config and not Path(config).exists()
+    only_keys = "=" in config and not os.path.exists(config)
     words = [config, *(keys or ())] if only_keys else list(keys or ())
     return load_config(None if only_keys else Path(config), words)
 

@@ -53,8 +53,8 @@ def _short(value: Any) -> str:
     """A value as it would stand in the config, cut to fit a line."""
     try:
         shown = flow(value)
-    except Exception:  # an object that YAML cannot write: only Python callers can get here
-        shown = repr(value)
+    except Exception:  # what YAML cannot write: only Python callers can get here
+        shown = f"this {type(value).__name__}"
     shown = without_secrets(shown)  # before it is cut: half a secret has no form
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
@@ -70,7 +70,7 @@ def _keys(loc: Sequence[str | int], given: Any) -> list[str]:
         if isinstance(given, Mapping) and name in given:
             keys.append(str(name))
             given = given[name]
-        elif isinstance(given, Mapping) and depth == len(loc) - 1 and name != "[key]":
+        elif isinstance(given, Mapping) and depth == len(loc) - 1 and str(name).isidentifier():
             keys.append(str(name))
     return keys
 

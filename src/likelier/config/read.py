@@ -1,5 +1,6 @@
 """From a file, arguments or a mapping to a Config, and from a Config to what a run reads of it."""
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -106,9 +107,15 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "there is no such file"
-        raise InputMissing(what, where=str(path), hint=_instead_of_folder(path))
+    try:
+        is_file, what = (
+            path.is_file(),
+            "is not a file" if path.exists() else "there is no such file",
+        )
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        is_file, what = False, f"cannot be read: {error.strerror}"
+    if not is_file:
+        raise InputMissing(what, where=str(path)[:200], hint=_instead_of_folder(path))
     if path.suffix in _SUFFIXES_OF_DATA:
         raise _data_given(path)
     try:
@@ -135,9 +142,9 @@ def _data_given(path: Path) -> ConfigError:
 
 def _instead_of_folder(path: Path) -> str:
     """What to give instead of a folder (or of nothing)."""
-    if (path / "run.json").exists():
+    if os.path.exists(path / "run.json"):  # which never raises
         return f"this is a run folder; its config is {path / 'config.yaml'}"
-    if (path / "config.json").exists():
+    if os.path.exists(path / "config.json"):
         return f"this is a model; write model.path={path} beside the other keys"
     return "give the path of a YAML config"
 
