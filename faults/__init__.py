@@ -26,6 +26,7 @@ SECTIONS = {
     "corrupt": "Files damaged, and folders shared",
     "power_loss": "Power lost",
     "hostile": "Hostile inputs",
+    "signals": "Signals at random instants",
     "planted": "Planted bugs",
 }
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second one leaves at once."""
+"""Ctrl-C, SIGTERM, a lost terminal: finish the step, save, leave. A second one leaves at once."""
 
 import signal
 import threading
@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from likelier.base.errors import Interrupted, StoppedEarly
+
+# Windows has no SIGHUP.
+_STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 class StopRequest:
@@ -30,7 +33,7 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Listen for SIGINT and SIGTERM; the handlers that were there before come back afterwards.
+    """Listen for the signals that stop a run; the handlers that were there before come back.
 
     Outside the main thread, where Python allows no handlers, nothing is listened for; nor is a
     signal that whoever started the process wants ignored, as shells do for jobs behind ``&``.
@@ -45,7 +48,7 @@ def listening() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = number
 
-    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    heard = [n for n in _STOPS if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield request
