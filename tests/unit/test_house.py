@@ -39,7 +39,7 @@ LINES = {
     "export": 240,
     "generation": 140,
     "losses": 1_570,
-    "model": 1_980,
+    "model": 2_000,
     "pages": 530,
     "reference": 450,
     "report": 1_210,

@@ -185,6 +185,21 @@ def test_an_adapter_that_cannot_be_is_refused(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"target_modules": "(([a-z_.0-9])+)+$^"}, {"rank_pattern": {"(([a-z_.0-9])+)+$^": 2}}],
+)
+def test_patterns_of_an_adapter_end(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likelier.base.limits.MAX_SECONDS", 0.2)
+    save_adapter(tmp_path / "adapter")
+    described = {"base_model_name_or_path": str(folder)} | changes
+    edit_json(tmp_path / "adapter" / "adapter_config.json", **described)
+    with pytest.raises(DataError, match=r"adapter_config\.json: it takes longer than 0\.2 s"):
+        load(tmp_path / "adapter")
+
+
 def test_an_adapter_of_a_deeper_model_is_refused(folder: Path, tmp_path: Path) -> None:
     save_adapter(tmp_path / "adapter")
     edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(folder))

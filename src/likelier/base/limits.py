@@ -24,9 +24,11 @@ FREE_SECONDS = 10.0
 MAX_MEGABYTES = 256  # of memory beyond what was there
 KILLED_AFTER = 1.0  # seconds more, where the process hears no signal
 TEMPLATE, TOKENIZER = "chat template", "tokenizer.json"
+ADAPTER = "the patterns of adapter_config.json"
 _CURES = {
     TEMPLATE: "fix chat_template in tokenizer_config.json (or chat_template.jinja)",
     TOKENIZER: "get the tokenizer again from who made it, or shorten the text",
+    ADAPTER: "name the modules in adapter_config.json, such as [q_proj, v_proj]",
 }
 _SIZE = 1024  # bytes of what a child says of what it does
 
@@ -93,7 +95,7 @@ def bounded(
     megabytes: int = MAX_MEGABYTES,
 ) -> Iterator[None]:
     """Run what a stranger wrote with so much processor time, and so much memory beyond what is
-    there now. ``what`` is `TEMPLATE` or `TOKENIZER`; None seconds are `MAX_SECONDS`.
+    there now. ``what`` is one of `_CURES`; None seconds are `MAX_SECONDS`.
 
     The time is watched in the main thread, where signals arrive; the memory where the system
     shows it (Linux).

@@ -17,10 +17,11 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
 )
-from transformers.utils import has_file, logging
+from transformers.utils import cached_file, has_file, logging
 
 from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError, InputMissing
+from likelier.base.limits import ADAPTER, bounded
 from likelier.base.model_files import (
     base_of_adapter,
     in_one_line,
@@ -28,7 +29,7 @@ from likelier.base.model_files import (
     own_tokenizer,
     place_of,
 )
-from likelier.base.model_folder import numbers_in
+from likelier.base.model_folder import json_object, numbers_in
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
@@ -241,6 +242,7 @@ def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> n
             where=where,
             hint="convert it: load with peft and save_pretrained(…)",
         )
+    _patterns_must_end(model, where, revision)
     resize_for(model, where, revision)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -260,6 +262,22 @@ def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> n
         what = f"the adapter has {name}, of a layer that its base does not have"
         raise DataError(what, where=where, hint="name its own base in adapter_config.json")
     return adapted
+
+
+def _patterns_must_end(model: nn.Module, where: str, revision: str | None) -> None:
+    """Match an adapter's patterns with the names of all modules, as peft does without a limit.
+
+    Raises DataError where that takes seconds: some patterns take longer than the world is old.
+    """
+    config = json_object(Path(str(cached_file(where, "adapter_config.json", revision=revision))))
+    patterns = [config.get(key) for key in ("target_modules", "exclude_modules")]
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns += config.get(key) or {}
+    with bounded(ADAPTER):
+        for pattern in patterns:
+            if isinstance(pattern, str):
+                for name, _ in model.named_modules():
+                    re.match(rf"(.*\.)?({pattern})$", name)
 
 
 def _brings_layers(where: str, revision: str | None) -> bool:
