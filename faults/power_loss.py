@@ -233,7 +233,7 @@ def _other(resumed: Resumed) -> str:
     run = resumed.disk / OUT
     other = differing(bytes_of(run), dict(resumed.recorded.bytes))
     if other:
-        return f"{len(other)} files differ: {other[0]}"
+        return f"{len(other)} files differ: {other}"
     if resumed.recorded.plan.report and not (run / "report.html").exists():
         return "the report is missing"
     rows = (run / "timing.jsonl").read_text().splitlines()

@@ -234,6 +234,7 @@ def remove_folder(path: Path) -> None:
     with output_errors(path):
         os.rename(path, trash)
         _delete(trash)
+        sync(path.parent)  # or it is back after a power cut
 
 
 def _delete(path: Path) -> None:
