@@ -126,13 +126,15 @@ CASES = {
         lambda p: (p.base / "chat_template.jinja").unlink(), 65, ("chat template",)
     ),
     "damaged weights": Case(
-        lambda p: os.truncate(p.base / "model.safetensors", 1000), 65, ("base: ",)
+        lambda p: os.truncate(p.base / "model.safetensors", 1000),
+        65, ("base/model.safetensors: ", "get it again"),
     ),
     "half a model": Case(
         lambda p: (p.base / "model.safetensors").unlink(), 65, ("base: ", "safetensors")
     ),
     "damaged description": Case(
-        lambda p: (p.base / "config.json").write_text("{"), 65, ("base: ",)
+        lambda p: (p.base / "config.json").write_text("{"),
+        65, ("base/config.json: ", "get it again"),
     ),
     "other weights than described": Case(
         edited("config.json", num_hidden_layers=3, layer_types=["full_attention"] * 3),
@@ -189,7 +191,7 @@ CASES = {
     ),
     "out is the model": Case(nothing, 73, ("something else",), {"out": "base"}),
     "out below a file": Case(
-        nothing, 73, ("cannot be written: Not a directory",), {"out": "pairs.jsonl/out"}
+        nothing, 73, ("cannot be written: ", "pairs.jsonl is no folder"), {"out": "pairs.jsonl/out"}
     ),
 }  # fmt: skip
 
