@@ -98,6 +98,27 @@ def stranger(model: Path, tmp_path: Path) -> Callable[[Change], Path]:
     return changed
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that are forked from here on."""
+    numbers: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        numbers.append(number := fork())
+        return number
+
+    monkeypatch.setattr(os, "fork", noted)
+    return numbers
+
+
+def assert_none_is_left(forked: list[int]) -> None:
+    assert forked
+    for number in forked:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(number, os.WNOHANG)
+
+
 def used() -> float:
     """Seconds of processor time of this process and of its children that ended."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -133,6 +154,7 @@ def test_every_command_ends_so(
     stranger: Callable[[Change], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    forked: list[int],
 ) -> None:
     change, _ = STRANGERS["a pattern that never ends"]
     data, folder, out = rows(tmp_path), stranger(change), tmp_path / "out"
@@ -142,8 +164,7 @@ def test_every_command_ends_so(
     assert main(words) == 65
     error = capsys.readouterr().err
     assert "pairs.jsonl:2 tokenizer.json: it " in error and not out.exists()
-    with pytest.raises(ChildProcessError):  # none is left
-        os.waitpid(-1, os.WNOHANG)
+    assert_none_is_left(forked)
 
 
 def test_in_large_data_too(
@@ -151,6 +172,7 @@ def test_in_large_data_too(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    forked: list[int],
 ) -> None:
     """The first row that kills is the one that is named, whichever child dies first."""
     monkeypatch.setattr("likelier.data.workers.ROWS_AT_ONCE", 1)
@@ -162,8 +184,7 @@ def test_in_large_data_too(
     folder = stranger(tokenizer(normalizer=growing(" a", 12)))
     assert main(["check", str(data), "--model", str(folder)]) == 65
     assert "pairs.jsonl:6 tokenizer.json: it takes more than" in capsys.readouterr().err
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert_none_is_left(forked)
 
 
 @pytest.mark.parametrize("rows_at_once", [500, 1])
