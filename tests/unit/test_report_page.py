@@ -32,6 +32,7 @@ from tests.support.report_runs import (
 )
 
 from likelier.base.errors import InputMissing, OutputError
+from likelier.base.files import sealed
 from likelier.pages import TEMPLATES, _environment
 from likelier.pages.charts import Series, draw_chart, packed, page_scripts
 from likelier.pages.texts import signed
@@ -453,7 +454,7 @@ def test_no_content_of_the_files_breaks_the_page(tmp_path: Path, data: st.DataOb
     if not run.exists():
         add_demo(build_run(run, steps=2, planned=2))
     about = anything_like(record(2, 2, "finished"))
-    write_json_ascii(run / "run.json", about if isinstance(about, dict) else {})
+    write_json_ascii(run / "run.json", sealed(about if isinstance(about, dict) else {}))
     (run / "config.yaml").write_text(json.dumps(anything_like(CONFIG)), encoding="utf-8")
     for name in LOGS:
         rows = [json.loads(line) for line in (run / name).read_text(encoding="utf-8").splitlines()]
