@@ -181,7 +181,7 @@ def adapter_with_new_tokens(folder: Path, modules: list[str], tied: bool = True)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "modules_to_save" in name:
-                parameter.add_(0.01 * torch.arange(len(parameter))[:, None])
+                parameter.add_(0.001 * torch.arange(len(parameter))[:, None])
     adapted.save_pretrained(folder / "sft", save_embedding_layers="lm_head" in modules)
     tokenizer.save_pretrained(folder / "sft")
     torch.save(logits(adapted), folder / "logits.pt")
