@@ -193,7 +193,7 @@ def test_limits_of_what_combines(setting: Setting) -> None:
     plain, _ = undivided(setting, "sigmoid")
     for rule in ({"kind": "ld", "alpha": 1.0}, {"kind": "decay", "gamma": 1.0}):
         loss = bind({"name": "sigmoid", "beta": 0.1, "tokens": rule})
-        batches = cut_batches(setting.pairs, setting.column, "segments", 90, tokens=rule)
+        batches = cut_batches(setting.pairs, setting.column, "segments", 90, tokens=loss.tokens)
         with setting.policy.running():
             loss_and_gradients(setting.policy, batches, loss)
         assert_near(taken(setting.policy.causal_lm), plain, 1e-10)

@@ -93,10 +93,11 @@ def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_that_resumes_shows_what_was_held_out_last(tmp_path: Path) -> None:
     assert _last_held_out(tmp_path) == ""
+    interval = {"eval_rewards/accuracies_low": 0.2, "eval_rewards/accuracies_high": 0.9}
     rows = [
-        {"step": 0, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5},
+        {"step": 0, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5, **interval},
         {"step": 1, "loss": 0.6},
-        {"step": 2, "eval_loss": 0.5, "eval_rewards/accuracies": 0.75},
+        {"step": 2, "eval_loss": 0.5, "eval_rewards/accuracies": 0.75, **interval},
         {"step": 3, "loss": 0.4},
     ]
     append_lines(tmp_path / "metrics.jsonl", rows)
