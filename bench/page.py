@@ -168,23 +168,33 @@ def rendered(name: str) -> str:
     )
 
 
-def page(text: str) -> str:
-    """The text with every table between its markers made anew."""
+def filled(text: str, marker: str, made: Callable[[str], str]) -> str:
+    """The text with what stands between its markers of a kind made anew, by their names."""
     return re.sub(
-        r"(<!-- table (\S+) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{rendered(found[2])}\n{found[3]}",
+        rf"(<!-- {marker} (\S+) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{made(found[2])}\n{found[3]}",
         text,
         flags=re.DOTALL,
     )
 
 
-def main() -> None:
-    """Write the page, or compare it."""
-    before = PAGE.read_text("utf-8")
+def write_or_check(file: Path, page: Callable[[str], str], results: str, command: str) -> None:
+    """Write a page of docs/, or with --check fail where it is not what its results say."""
+    before = file.read_text("utf-8")
     after = page(before)
     if "--check" in sys.argv and before != after:
-        sys.exit("docs/performance.md is not what bench/results says\n  fix: python bench/page.py")
-    PAGE.write_text(after, "utf-8")
+        sys.exit(f"docs/{file.name} is not what {results} says\n  fix: {command}")
+    file.write_text(after, "utf-8")
+
+
+def page(text: str) -> str:
+    """The text with every table between its markers made anew."""
+    return filled(text, "table", rendered)
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    write_or_check(PAGE, page, "bench/results", "python bench/page.py")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ same command must leave what a run leaves that nobody disturbed.
 """
 
 import errno
-from functools import partial
 
 from faults import Options
-from faults.lab import KINDS, Lab, every, make_lab
+from faults.lab import Lab, at_every_call, make_lab
 from faults.shim import CHANGES, READS
 from faults.table import Row
 
@@ -30,16 +29,7 @@ ENDS = (0, 73)
 
 def run(options: Options) -> list[Row]:
     """Each kind of tuning, from an empty folder and an empty cache."""
-    lab = make_lab(options, CHANGES + READS)
-    return [
-        every(
-            f"run folder and cache, {kind}",
-            {f"call {number}": number for number in range(1, len(lab.kinds[kind]) + 1)},
-            partial(_fails_at, lab, kind),
-            options,
-        )
-        for kind in KINDS
-    ]
+    return at_every_call(make_lab(options, CHANGES + READS), _fails_at, options)
 
 
 def _fails_at(lab: Lab, kind: str, number: int) -> list[str]:

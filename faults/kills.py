@@ -4,25 +4,14 @@ At a write, half of the bytes get there. What the second run leaves must be what
 nobody disturbed, and nothing else.
 """
 
-from functools import partial
-
 from faults import Options
-from faults.lab import KINDS, Lab, every, make_lab
+from faults.lab import Lab, at_every_call, make_lab
 from faults.table import Row
 
 
 def run(options: Options) -> list[Row]:
     """Each kind of tuning, from an empty folder and an empty cache."""
-    lab = make_lab(options)
-    return [
-        every(
-            f"run folder and cache, {kind}",
-            {f"call {number}": number for number in range(1, len(lab.kinds[kind]) + 1)},
-            partial(_killed_at, lab, kind),
-            options,
-        )
-        for kind in KINDS
-    ]
+    return at_every_call(make_lab(options), _killed_at, options)
 
 
 def _killed_at(lab: Lab, kind: str, number: int) -> list[str]:

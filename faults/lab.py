@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, islice, product
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -185,3 +186,18 @@ def every(
         found = zip(chosen, threads.map(tried, chosen.values()), strict=True)
         failed = [f"{name}: {'; '.join(wrong)}" for name, wrong in found if wrong]
     return Row(what, len(chosen), len(chosen) - len(failed), failed, len(cases))
+
+
+def at_every_call(
+    lab: Lab, try_: Callable[[Lab, str, int], list[str]], options: Options
+) -> list[Row]:
+    """Every counted file call of a run, by its number from 1: a row for each kind of tuning."""
+    return [
+        every(
+            f"run folder and cache, {kind}",
+            {f"call {number}": number for number in range(1, len(calls) + 1)},
+            partial(try_, lab, kind),
+            options,
+        )
+        for kind, calls in lab.kinds.items()
+    ]

@@ -5,12 +5,10 @@ python -m faults.page --check    fail where it is not what the results say
 """
 
 import json
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
-from bench.page import table
+from bench.page import filled, table, write_or_check
 
 from faults import SECTIONS
 from faults.table import RESULTS, Row
@@ -67,23 +65,12 @@ def _how(record: dict[str, Any]) -> str:
 
 def page(text: str) -> str:
     """The text with the figures between its markers made anew."""
-    return re.sub(
-        r"(<!-- figures (\w+) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{rendered(found[2])}\n{found[3]}",
-        text,
-        flags=re.DOTALL,
-    )
+    return filled(text, "figures", rendered)
 
 
 def main() -> None:
     """Write the page, or compare it."""
-    before = PAGE.read_text("utf-8")
-    after = page(before)
-    if "--check" in sys.argv and before != after:
-        sys.exit(
-            "docs/reliability.md is not what faults/results says\n  fix: python -m faults.page"
-        )
-    PAGE.write_text(after, "utf-8")
+    write_or_check(PAGE, page, "faults/results", "python -m faults.page")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,39 +10,16 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tests.support.children import command, limited, start
-from tests.support.runs import Place, bytes_of, differing, make_place
+from tests.support.runs import Place, bytes_of, differing
 
 from likelier.base.files import read_manifest
 from likelier.cli import main
-from likelier.run import train
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
 def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIKELIER_CACHE", str(cache))
     monkeypatch.setattr("likelier.run._write_report", lambda out: None)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Place]:
-    place = make_place(tmp_path_factory.mktemp("place"), rows=18)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIKELIER_CACHE", str(cache))
-        patch.setattr("likelier.run._write_report", lambda out: None)
-        train(place.config("whole"))
-    yield place
-
-
-@pytest.fixture
-def config(place: Place, tmp_path: Path) -> Path:
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(place.config(tmp_path / "out")))
-    return file
 
 
 def told(said: str, path: Path) -> None:

@@ -8,16 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
 from tests.support.children import KILLED, PATIENCE, command, no_report, reached, slowly, start
-from tests.support.runs import Place, bytes_of, differing, make_place
-
-from likelier.run import train
+from tests.support.runs import Place, bytes_of, differing
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 NO_REPORT = {"likelier.run._write_report": no_report}
@@ -44,33 +40,10 @@ PHASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIKELIER_CACHE", str(cache))
     (cache / "reached").unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Place]:
-    """With ``whole``, a run that nobody disturbed."""
-    place = make_place(tmp_path_factory.mktemp("place"), rows=18)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIKELIER_CACHE", str(cache))
-        patch.setattr("likelier.run._write_report", no_report)
-        train(place.config("whole"))
-    yield place
-
-
-@pytest.fixture
-def config(place: Place, tmp_path: Path) -> Path:
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(place.config(tmp_path / "out")))
-    return file
 
 
 def resumes(config: Path, place: Place, report: bool = False) -> None:

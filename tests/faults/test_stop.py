@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from tests.support.children import PATIENCE, Child, command, reached, slowly, start
-from tests.support.runs import Place, bytes_of, differing, make_place
+from tests.support.runs import Place, bytes_of, differing
 
 from likelier.base.errors import StoppedEarly
 from likelier.base.files import MANIFEST, read_lines, read_manifest
-from likelier.run import train
 from likelier.training.signals import listening
 
 SLOW_STEPS = {
@@ -30,34 +28,11 @@ SLOW_STEPS = {
 }
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIKELIER_CACHE", str(cache))
     monkeypatch.setattr("likelier.run._write_report", lambda out: None)
     (cache / "reached").unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Place]:
-    """With ``whole``, a run that nobody disturbed."""
-    place = make_place(tmp_path_factory.mktemp("place"), rows=18)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIKELIER_CACHE", str(cache))
-        patch.setattr("likelier.run._write_report", lambda out: None)
-        train(place.config("whole"))
-    yield place
-
-
-@pytest.fixture
-def config(place: Place, tmp_path: Path) -> Path:
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(place.config(tmp_path / "out")))
-    return file
 
 
 def stopped(child: Child, code: int) -> list[str]:
