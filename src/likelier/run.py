@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
 from likelier.base.errors import ConfigError, LikelierError
-from likelier.base.files import read_lines, sha256
+from likelier.base.files import read_errors, read_lines, sha256
 from likelier.base.terminal import bar, say
 from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
@@ -127,7 +127,8 @@ def train(
                     reference_model or policy, data.pairs, budget, folder.path,
                     base_only=fresh_adapter and reference_model is None, resumes=folder.resumes,
                 )  # fmt: skip
-            folder.must_hold(reference=sha256(folder.path / "reference.safetensors"))
+            with read_errors(stored := folder.path / "reference.safetensors"):
+                folder.must_hold(reference=sha256(stored))
         starts_equal = reference_model is None and objective.needs("reference")
         del reference_model  # its log-probs are all that is needed of it
         batcher = Batcher(policy, reference, objective, budget)

@@ -27,6 +27,10 @@ MAX_RECORD_BYTES = 64 * 2**20  # of a JSON object of ours
 MAX_FILE_BYTES = 4 * 2**30  # of a log, or of a file of the cache that is read whole
 _LEFT = re.compile(r"\..+\.(tmp|trash)|\.tmp\w{6}")  # the last is what safetensors writes
 _A_DAY = 86_400  # seconds
+# Why a file of ours is not there: missing, a link, a folder, a device, too large.
+_NOT_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO,
+             errno.EINVAL, errno.EFBIG)  # fmt: skip
+_UNREADABLE_HINT = "run the same command again; where it says so again, move this file away"
 # safetensors and tokenizers are written in Rust, and raise classes of their own for a full disk.
 _RUST_OS_ERROR = re.compile(r"(?P<what>[^:]*) \(os error \d+\)")
 
@@ -300,14 +304,42 @@ def read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
         return stream.read(size)
 
 
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Tell what cannot be read now from what is not there: a disk that fails once must not have a
+    whole file taken for a missing one, and then replaced.
+
+    Raises OutputError for the first. The OSError of a file that is missing, or none of ours, stays.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NOT_OURS or isinstance(error, FileNotFoundError):  # Rust gives no errno
+            raise
+        what = f"cannot be read: {error.strerror or error}"
+        raise OutputError(what, where=str(path), hint=_UNREADABLE_HINT) from error
+
+
 def sha256(path: Path) -> str:
     """Hash of a file's content, in hex. Raises OSError as `open_regular`."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def has_hash(path: Path, expected: Any) -> bool:
+    """Whether a file of ours is there and has this hash. Raises OutputError: see `read_errors`."""
+    try:
+        with read_errors(path):
+            return sha256(path) == expected
+    except OSError:
+        return False
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder where it is sealed and every file is unchanged; otherwise None."""
+    """The manifest of a folder where it is sealed and every file is unchanged; otherwise None.
+
+    Raises OutputError: see `read_errors`.
+    """
     manifest = read_json(folder / MANIFEST)
     if manifest is None or not manifest.get("seal"):
         return None
@@ -317,24 +349,31 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def changed_files(folder: Path, files: Mapping[str, Any]) -> list[str]:
-    """Those files of a manifest that are not there any more as it says."""
+    """Those files of a manifest that are not there any more as it says.
+
+    Raises OutputError: see `read_errors`.
+    """
     return [name for name, seal in files.items() if not _is_whole(folder / name, seal)]
 
 
 def _is_whole(file: Path, seal: Any) -> bool:
     try:
-        return bool(file.stat().st_size == seal["size"] and sha256(file) == seal["sha256"])
+        return file.stat().st_size == seal["size"] and has_hash(file, seal["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object of ours, or None where the file is missing, unreadable or damaged.
+    """A JSON object of ours, or None where the file is missing or damaged.
 
     Damaged is one whose seal is broken. Objects of format 1 and those without a format have none.
+
+    Raises OutputError: see `read_errors`.
     """
     try:
-        content = json.loads(read_bytes(path, MAX_RECORD_BYTES).decode())
+        with read_errors(path):
+            written = read_bytes(path, MAX_RECORD_BYTES)
+        content = json.loads(written.decode())
         if not isinstance(content, dict):
             return None
         old = "seal" not in content and content.get("format", 1) == 1
@@ -344,9 +383,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file of ours; a line cut short by a kill, or damaged, is left out."""
+    """The rows of a JSONL file of ours; a line cut short by a kill, or damaged, is left out.
+
+    Raises OutputError: see `read_errors`.
+    """
     try:
-        lines = read_bytes(path).split(b"\n")[:-1]  # the rest is empty, or a line cut short
+        with read_errors(path):
+            lines = read_bytes(path).split(b"\n")[:-1]  # the rest is empty, or a line cut short
     except OSError:
         return []
     parsed = [_parse(line) for line in lines]

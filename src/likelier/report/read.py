@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from likelier.base.errors import InputMissing
-from likelier.base.files import MAX_RECORD_BYTES, open_regular, read_bytes, read_json
+from likelier.base.files import MAX_RECORD_BYTES, open_regular, read_bytes, read_errors, read_json
 from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import text
 
@@ -337,7 +337,7 @@ def read_pair_log(folder: Path, gaps: list[str]) -> ExtremePairs | None:
 def _read_visits(file: Path, gaps: list[str]) -> pa.Table | None:
     name = f"{file.parent.name}/{file.name}"
     try:
-        with open_regular(file) as stream, pq.ParquetFile(stream) as parquet:
+        with read_errors(file), open_regular(file) as stream, pq.ParquetFile(stream) as parquet:
             lacking = [name for name in VISIT.names if name not in parquet.schema_arrow.names]
             if lacking:
                 gaps.append(text("report.gaps.pair_log_column", file=name, column=lacking[0]))

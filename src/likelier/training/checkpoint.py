@@ -18,6 +18,7 @@ a damaged manifest of that format cannot be told from a whole one.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from likelier.base.errors import OutputError, RunFailed
 from likelier.base.files import (
     MANIFEST,
     make_folder,
+    read_errors,
     read_json,
     read_manifest,
     remove_folder,
@@ -102,13 +104,20 @@ def latest_checkpoint(
     valid one. None where there is no checkpoint at all.
 
     Raises RunFailed where checkpoints stand there but none is valid, or where one was made with
-    other ``facts`` or by an older version.
+    other ``facts`` or by an older version; OutputError where one cannot be read now, and no other
+    will do.
     """
     steps = steps_saved(folder)
     newest: tuple[Path, dict[str, Any], list[str]] | None = None
+    unreadable: OutputError | None = None
     for step in steps:
         path = folder / f"step-{step:08d}"
-        manifest = _manifest(path, step)
+        try:
+            manifest = _manifest(path, step)
+        except OutputError as error:
+            say(f"{error.where} {error.what}: {path.name} is passed over")
+            unreadable = unreadable or error
+            continue
         if manifest is None:
             say(f"{path} is damaged: passed over")
             continue
@@ -123,6 +132,8 @@ def latest_checkpoint(
         if not lost:
             return path, manifest, []
         newest = newest or (path, manifest, lost)
+    if newest is None and unreadable is not None:
+        raise unreadable
     if steps and newest is None:
         raise RunFailed(
             f"none of the {len(steps)} checkpoints is whole",
@@ -135,7 +146,7 @@ def latest_checkpoint(
 def _manifest(path: Path, step: int) -> dict[str, Any] | None:
     """The manifest of a valid checkpoint; None where it is damaged, or another step's.
 
-    Raises RunFailed where an older version made it.
+    Raises RunFailed where an older version made it; OutputError where it cannot be read now.
     """
     manifest = read_manifest(path)
     if manifest is not None and _is_of(manifest, step):
@@ -165,13 +176,21 @@ def _is_of(manifest: dict[str, Any], step: int) -> bool:
 
 def good_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole, whatever it was made with; None where there is none."""
-    paths = [(folder / f"step-{step:08d}", step) for step in steps_saved(folder)]
-    return next((path for path, step in paths if _manifest(path, step) is not None), None)
+    for step in steps_saved(folder):
+        path = folder / f"step-{step:08d}"
+        with suppress(OutputError):  # it cannot be read now
+            if _manifest(path, step) is not None:
+                return path
+    return None
 
 
 def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
-    """Put a checkpoint's state into the optimizer and the model whose parameters it trains."""
-    optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in _PARTS})
+    """Put a checkpoint's state into the optimizer and the model whose parameters it trains.
+
+    Raises OutputError where it cannot be read now.
+    """
+    with read_errors(path):
+        optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in _PARTS})
 
 
 def resume(
@@ -198,7 +217,8 @@ def resume(
     batcher.loss.state.update(manifest.get("figures", {}))
     moved = "reference.safetensors"  # not there before it first moved
     if isinstance(batcher.reference, MovingReference) and moved in manifest["files"]:
-        batcher.reference.restore(load_file(path / moved))
+        with read_errors(path):
+            batcher.reference.restore(load_file(path / moved))
     for log in logs:
         log.cut_back(step, manifest.get("logs", {}).get(log.name, {}))
     say(f"resuming from step {step}")
@@ -210,7 +230,9 @@ def resume(
 def prune(folder: Path, keep: int, ended: bool = False) -> None:
     """Delete every checkpoint but the newest ``keep`` valid ones.
 
-    Until a run has ``ended``, one that cannot be read now stays where it is newer than these.
+    Until a run has ``ended``, one that is damaged stays where it is newer than these.
+
+    Raises OutputError where the disk refuses, or where one that is to stay cannot be read now.
     """
     valid = 0
     for step in steps_saved(folder):

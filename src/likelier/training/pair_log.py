@@ -12,7 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from likelier.base.files import make_folder, output_errors, remove_folder, sha256, write_file
+from likelier.base.files import (
+    has_hash,
+    make_folder,
+    output_errors,
+    remove_folder,
+    sha256,
+    write_file,
+)
 from likelier.data.records import TokenPair
 from likelier.losses.values import StepValues
 from likelier.training.logs import Seal
@@ -70,7 +77,9 @@ class PairLog:
         name = f"steps-{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}.parquet"
         table = pa.Table.from_pylist(self.rows)
         write_file(self.folder / name, lambda file: pq.write_table(table, file))
-        self._seals[name] = {"rows": len(self.rows), "sha256": sha256(self.folder / name)}
+        with output_errors(self.folder / name):
+            written = sha256(self.folder / name)
+        self._seals[name] = {"rows": len(self.rows), "sha256": written}
         self.rows = []
 
     sync = write
@@ -86,10 +95,8 @@ class PairLog:
         return f"{self.name}: the rows of step {spans} are lost" if ends else None
 
     def _is_whole(self, name: str, seal: Seal) -> bool:
-        try:
-            return bool(sha256(self.folder / name) == seal[name]["sha256"])
-        except (OSError, KeyError, TypeError):
-            return False
+        sealed = seal[name]
+        return isinstance(sealed, dict) and has_hash(self.folder / name, sealed.get("sha256"))
 
     def cut_back(self, step: int, seal: Seal) -> None:
         """Delete the files that are not in the seal, and set aside those that are damaged."""
