@@ -4,10 +4,15 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 from tests.support import children
+from tests.support.runs import bytes_of
 
 from faults import Options
 from faults.lab import KINDS, Lab, every, make_lab
@@ -44,10 +49,19 @@ class _Runs:
         wrong = ["a traceback"] if "Traceback" in child.output else []
         wrong += ["an error"] if "error: " in child.output else []
         wrong += trial.unless(0, trial.train(), "the next start")
-        # A stop cuts the pair log once more, and run.json seals it.
-        wrong += [one for one in trial.wrong() if "pair_log/" not in one and "run.json" not in one]
+        # A stop takes a checkpoint more, where the pair log is cut and run.json seals it.
+        varies = ("checkpoints/", "pair_log/", "run.json")
+        wrong += [one for one in trial.wrong() if not one.startswith(varies)]
+        whole = _visits(self.lab.whole[trial.kind, trial.keep])
+        wrong += [] if _visits(bytes_of(trial.out)) == whole else ["the pair log differs"]
         trial.remove()
         return [f"{trial.kind}, {sent.name}: {'; '.join(wrong)}"] if wrong else []
+
+
+def _visits(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """The rows of a pair log, however it was cut into files."""
+    logs = [BytesIO(files[name]) for name in sorted(files) if name.startswith("pair_log/")]
+    return [row for log in logs for row in pq.read_table(log).to_pylist()]
 
 
 @dataclass

@@ -11,10 +11,12 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from mmap import PAGESIZE, mmap
+from types import FrameType
 from typing import IO, Any
 
 from likelier.base.errors import LikelierError, RunFailed
@@ -30,14 +32,14 @@ class Child:
         self._board = mmap(-1, PAGESIZE)  # shared: what it does is known when it is dead
         inbox, to_child = os.pipe()
         from_child, outbox = os.pipe()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _signals_wait():
             # Python warns of threads: nothing here waits for one of theirs, or for a lock of it.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()
         if self._pid == 0:
             os.close(to_child)
             os.close(from_child)
-            _serve(answer, self._board, inbox, outbox)
+            _serve(answer, self._board, inbox, outbox)  # does not return
         os.close(inbox)
         os.close(outbox)
         self._end: LikelierError | None = None
@@ -76,6 +78,24 @@ class Child:
             what = f"a process that reads the data ended with {code}"
             return RunFailed(what, hint="there may be too little memory")
         return refusal_of(ran, of_time=code == -signal.SIGXCPU)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """What signals raise is raised after a fork: in a hook that runs at it, it would be lost."""
+    heard: list[tuple[int, FrameType | None]] = []
+    here = threading.current_thread() is threading.main_thread()  # others hear no signals
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here else ()
+    before = {n: old for n in numbers if callable(old := signal.getsignal(n))}
+    for number in before:
+        signal.signal(number, lambda *signals: heard.append(signals))
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+    for signals in heard:
+        before[signal.Signals(signals[0])](*signals)
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
