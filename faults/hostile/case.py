@@ -138,6 +138,9 @@ class Outcome:
     said: str = ""
 
 
+FINDING = re.compile(r"^error \S.*: \S.*\n  \S", re.MULTILINE)
+USAGE = ("  see `likelier --help`", "  write for example ")  # of words, which are their own place
+LISTS = ("check", "show")  # commands that list what they find in the data
 CASES: list[Case] = []
 
 
@@ -154,7 +157,10 @@ def hostile(kind: str, name: str, code: int | tuple[int, ...], **how: Any) -> An
 def meet(case: Case, folder: Path, common: Path) -> Outcome:
     """Run a case in a process of its own and look at everything it left."""
     room = Room(folder, common)
-    words = case.build(room)
+    try:
+        words = case.build(room)
+    except Exception as error:
+        return Outcome(case.kind, case.name, None, 0.0, 0.0, [f"it is not laid out: {error}"])
     before = everything(folder)
     log = folder.with_suffix(".log")
     began = time.monotonic()
@@ -171,7 +177,7 @@ def meet(case: Case, folder: Path, common: Path) -> Outcome:
         os.kill(process, signal.SIGKILL)
     if left:
         outcome.problems.append(f"{len(left)} processes stay behind")
-    outcome.problems += _problems(case, room, outcome, before)
+    outcome.problems += _problems(case, room, outcome, before, words[0] in LISTS)
     return outcome
 
 
@@ -244,12 +250,13 @@ def processes_of(session: int) -> list[int]:
 
 
 def resident(process: int) -> float:
-    """Its memory in megabytes, without what it shares with others."""
+    """Its memory in megabytes, with its part of what it shares with others."""
     try:
-        _, pages, shared = Path(f"/proc/{process}/statm").read_text().split()[:3]
+        counts = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    return (int(pages) - int(shared)) * resource.getpagesize() / 2**20
+    found = re.search(r"^Pss:\s+(\d+) kB", counts, re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -263,16 +270,20 @@ def everything(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-MAY_CHANGE = ("here/out", "cache", "home/hf")
+MAY_CHANGE = ("here/out", "cache", "home/hf", "home/.cache")
 
 
 def _problems(
-    case: Case, room: Room, outcome: Outcome, before: Mapping[str, tuple[int, int, int]]
+    case: Case,
+    room: Room,
+    outcome: Outcome,
+    before: Mapping[str, tuple[int, int, int]],
+    lists: bool,
 ) -> list[str]:
     found = []
     if outcome.code not in case.codes:
         found.append(f"exit code {outcome.code}, not {' or '.join(map(str, case.codes))}")
-    found += [] if case.quiet else _wrong_words(outcome)
+    found += [] if case.quiet else _wrong_words(outcome, lists)
     if outcome.megabytes > MAX_MEGABYTES:
         found.append(f"{outcome.megabytes:.0f} MB of memory")
     if room.marker.exists():
@@ -293,7 +304,8 @@ def _problems(
     return found
 
 
-def _wrong_words(outcome: Outcome) -> list[str]:
+def _wrong_words(outcome: Outcome, lists: bool) -> list[str]:
+    """What is wrong with its words; ``lists``: what is bad about data may be said as a list."""
     said, found = outcome.said, []
     if "Traceback" in said or "Exception ignored" in said:
         found.append("traceback")
@@ -303,13 +315,16 @@ def _wrong_words(outcome: Outcome) -> list[str]:
     if outcome.code in (0, 3, 75, 130):
         if errors:
             found.append("an error is said, and the exit code is another")
+    elif lists and outcome.code == 65 and not errors:
+        found += [] if FINDING.search(said) else ["no place and no cure is listed"]
     elif len(errors) != 1:
         found.append(f"{len(errors)} error blocks")
     else:
         block = said[said.index("error: ") :].rstrip("\n").split("\n")
-        if not ERROR.match(block[0]):
+        if not ERROR.match(block[0]) and not "".join(block[1:]).startswith(USAGE):
             found.append("the error names no place")
-        if len(block) < 2 or not all(line.startswith("  ") for line in block[1:]):
+        says = "; " in block[0] or len(block) > 1
+        if not says or not all(line.startswith("  ") for line in block[1:]):
             found.append("the error names no cure")
         if max(map(len, block)) > 1000:
             found.append("a line of the error is endless")

@@ -68,11 +68,11 @@ for _name, _text in {
     "numbers in base 60": GOOD.replace("steps: 2", "steps: 1:30:00"),
     "octal": GOOD.replace("steps: 2", "steps: 010"),
     "underscores": GOOD.replace("steps: 2", "steps: 1_000_000_"),
-    "yes": GOOD.replace("eval: null", "eval: yes"),
     "a date": GOOD.replace("steps: 2", "steps: 2024-01-01"),
     "10 MB of comment and then an error": "# " + "x" * 10**7 + "\n" + GOOD + "x: 1\n",
 }.items():
     configs(f"YAML: {_name}", 2)(text(_text))
+configs("YAML: yes, which is a text", 66)(text(GOOD.replace("eval: null", "eval: yes")))
 
 
 def keys(code: int | tuple[int, ...], name: str, **changes: Any) -> None:
@@ -82,7 +82,7 @@ def keys(code: int | tuple[int, ...], name: str, **changes: Any) -> None:
 for _key, _values in {
     "loss__beta": [0, -1, float("nan"), float("inf"), 1e9, "0.1x", True, None, [0.1], "\x1b[31m"],
     "optim__lr": [-1, 0, float("nan"), float("inf"), "fast", 1e9, "1e-6 x"],
-    "optim__warmup": [-1, 2, "x"],
+    "optim__warmup": [-1, 3, "x"],
     "optim__max_grad_norm": [0, -1, float("nan")],
     "train__steps": [0, -1, 1.5, 10**30, "2x", True],
     "train__pairs_per_step": [0, -1, 2.5, "4x"],
@@ -109,7 +109,7 @@ keys(2, "steps and epochs", train__epochs=1)
 keys(2, "a revision of a folder", model__revision="main")
 keys(2, "a key that this run does not read", model__save_dtype="float32", adapter={"kind": "lora"})
 keys(2, "a word that the template does not read", data__template={"evil": 1})
-keys((0, 2, 65), "10^9 pairs a step", train__pairs_per_step=10**9)
+keys(2, "10^9 pairs a step", train__pairs_per_step=10**9)
 keys(2, "10^30 pairs a step", train__pairs_per_step=10**30)
 keys(2, "a loss of no kind", loss={"name": "\x1b[31mevil"})
 keys(2, "smoothing of one half", loss={"name": "sigmoid", "label_smoothing": 0.5})

@@ -118,15 +118,16 @@ for _name, (_code, _change) in {
         "type": "Sequence", "normalizers": [replaces({"Regex": "."}, "aa")] * 40})),
     "a normalizer that writes 100 MB": (65, lambda t: t.update(
         normalizer=replaces({"Regex": "."}, "a" * 10**7))),
-    "a pattern that explodes": (65, lambda t: t.update(pre_tokenizer=splits(r"(?:(?:\S+)+)+~~$"))),
+    "a pattern that explodes": ((0, 65), lambda t: t.update(
+        pre_tokenizer=splits(r"(?:(?:\S+)+)+~~$"))),
     "a pattern that does not parse": (65, lambda t: t.update(pre_tokenizer=splits("((("))),
-    "a pattern of 10^9 repeats": (65, lambda t: t.update(
+    "a pattern of 10^9 repeats": ((0, 65), lambda t: t.update(
         pre_tokenizer=splits(r"((a{1,1000}){1,1000}){1,1000}"))),
     "a model of no kind": (65, lambda t: t["model"].update(type="Evil")),
     "merges of nothing": (65, lambda t: t["model"].update(merges=[["evil", "worse"]])),
     "ids of text": (65, lambda t: t["model"]["vocab"].update(evil="1")),
     "ids below 0": (65, lambda t: t["model"]["vocab"].update(evil=-1)),
-    "ids of 2^31": ((0, 65), lambda t: t["model"]["vocab"].update(evil=2**31)),
+    "ids of 2^31": (65, lambda t: t["model"]["vocab"].update(evil=2**31)),
     "ids of 2^40": (65, lambda t: t["model"]["vocab"].update(evil=2**40)),
     "one id for two tokens": ((0, 65), lambda t: t["model"]["vocab"].update(evil=7)),
     "no vocabulary": (65, lambda t: t["model"].update(vocab={}, merges=[])),

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -390,6 +391,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     debug = "--debug" in words
     try:
+        if sys.flags.optimize > 1:
+            raise ConfigError(
+                "Python was told to drop docstrings, without which transformers loads no model",
+                where="PYTHONOPTIMIZE, -OO",
+                hint="start it without",
+            )
         code = _run([word for word in words if word != "--debug"] or ["--help"])
         print(end="", flush=True)  # also where stdout is closed
         return code
@@ -434,13 +441,15 @@ def _print_error(what: str, hint: str | None, code: int) -> int:
 
 
 def _print_end(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # a full disk may be what it says
+        print(message, file=sys.stderr)
     return code
 
 
 def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not under every embedding
             stream.reconfigure(errors=WRITTEN_OUT)
@@ -452,6 +461,16 @@ def entry() -> None:
     except OSError:  # main has reported it; the interpreter must not try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Closed standard streams lead nowhere: else a file or pipe of ours takes their place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _hide_torch() -> None:

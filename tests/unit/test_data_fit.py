@@ -13,7 +13,7 @@ from likelier.base.errors import DataError
 from likelier.base.findings import Finding
 from likelier.chat.tokenizer import build_encoder
 from likelier.config.schema import DataConfig
-from likelier.data.fit import fit, trim_each
+from likelier.data.fit import fit, refuse_dropped, trim_each
 from likelier.data.records import Completion, Pair, TokenPair
 
 TEXT = build_encoder(bos_and_eos())
@@ -36,17 +36,26 @@ def trim(pairs: list[TokenPair], limit: int) -> tuple[list[TokenPair], list[Find
     return trim_each([Pair("가", "나", "다", one.source) for one in pairs], pairs, limit, TEXT)
 
 
+def keep(
+    pairs: list[TokenPair], overlong: Literal["drop", "error", "trim"]
+) -> tuple[list[TokenPair], list[Finding]]:
+    """What is left of some pairs at 10 tokens, where not too many are lost."""
+    kept, found = fit(pairs, 10, TEXT)
+    refuse_dropped(len(kept), found, 10, overlong, TEXT)
+    return kept, found
+
+
 def test_what_fits_is_left_alone() -> None:
     pairs = [pair(5, 5, 3), pair(2, 8, 8)]
     assert trim(pairs, 10) == (pairs, [])
     choices: tuple[Literal["drop", "error", "trim"], ...] = ("drop", "error", "trim")
     for overlong in choices:
-        assert fit(pairs, 10, overlong, TEXT) == (pairs, [])
+        assert keep(pairs, overlong) == (pairs, [])
 
 
 def test_drop_counts_and_shows() -> None:
     pairs = [pair(5, 5, 5, f"a:{n}") for n in range(19)] + [pair(5, 3, 6, "a:19")]
-    kept, (finding,) = fit(pairs, 10, "drop", TEXT)
+    kept, (finding,) = keep(pairs, "drop")
     assert kept == pairs[:19]
     assert (finding.code, finding.severity, finding.source) == ("overlong", "warning", "a:19")
     assert "11 tokens (prompt 5, chosen 3, rejected 6), at most 10 are taken" in finding.message
@@ -54,23 +63,23 @@ def test_drop_counts_and_shows() -> None:
 
 def test_drop_stops_at_more_than_one_in_twenty() -> None:
     pairs = [pair(5, 5, 5)] * 38 + [pair(5, 6, 5, "a:39"), pair(9, 9, 9, "a:40")]
-    assert fit(pairs, 10, "drop", TEXT)[0] == pairs[:38]
+    assert keep(pairs, "drop")[0] == pairs[:38]
     with pytest.raises(DataError, match="3 of 41 pairs are too long") as caught:
-        fit([*pairs, pair(5, 6, 5)], 10, "drop", TEXT)
+        keep([*pairs, pair(5, 6, 5)], "drop")
     assert caught.value.where == "a:39"
 
 
 def test_no_pair_left() -> None:
     with pytest.raises(DataError, match="no pair is left, all 1 are too long"):
-        fit([pair(5, 6, 5)], 10, "drop", TEXT)
+        keep([pair(5, 6, 5)], "drop")
     with pytest.raises(DataError, match="there is no pair"):
-        fit([], 10, "drop", TEXT)
+        keep([], "drop")
 
 
 def test_error_names_the_first() -> None:
     pairs = [pair(5, 5, 5), pair(5, 6, 5, "a:2"), pair(5, 7, 5, "a:3")]
     with pytest.raises(DataError, match=r"a:2: 11 tokens.*and 1 more"):
-        fit(pairs, 10, "error", TEXT)
+        keep(pairs, "error")
 
 
 def test_an_unknown_choice() -> None:

@@ -1,7 +1,9 @@
 """What can go wrong for a user: one class per exit code, one clear message each."""
 
+import copyreg
 import errno
 from collections.abc import Sequence
+from typing import Any
 
 from likelier.base.foreign import harmless
 
@@ -9,6 +11,7 @@ BUG = 70
 CLOSED_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 INTERRUPTED = 130
 UNWRITABLE = 73
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 DISK_HINT = "make room or choose another folder; what was complete is kept"
 
 
@@ -31,6 +34,11 @@ class LikelierError(Exception):
         self.hint = hint and harmless(hint, keep="\n")
         located = f"{self.where}: {self.what}" if where else self.what
         super().__init__(f"{located}\n  {self.hint}" if hint else located)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, from a child: made again from its message alone, it would say another."""
+        new = copyreg.__newobj__  # type: ignore[attr-defined]  # what pickle itself calls
+        return new, (type(self), *self.args), self.__dict__
 
 
 class RunFailed(LikelierError):
@@ -105,7 +113,7 @@ def describe_error(error: Exception) -> tuple[str, str | None, int]:
     """What a user is told about an exception: the line, what to do about it, the exit code."""
     if isinstance(error, LikelierError):
         return str(error), None, error.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _FULL:
         what = f"{error.filename or 'output'}: {error.strerror}"
         return harmless(what), DISK_HINT, UNWRITABLE
     first_line = harmless(str(error).partition("\n")[0])

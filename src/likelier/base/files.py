@@ -105,6 +105,21 @@ def make_folder(path: Path) -> None:
             sync(path.parent)
 
 
+def must_be_apart(out: Path, where: str, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write over what is read, or into a folder that is read. Names of the Hub are none.
+
+    Raises OutputError that names the key or option.
+    """
+    place = os.path.realpath(out)
+    for read in inputs:
+        if read is None or not os.path.exists(read):
+            continue
+        real = os.path.realpath(read)
+        if place == real or place.startswith(os.path.join(real, "")):
+            what = f"this is {read} itself" if place == real else f"this lies inside {read}"
+            raise OutputError(f"{what}, which is read", where=where, hint="name another place")
+
+
 def write_file(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
     """Let ``write`` make a file under a temporary name, then put it in place of ``path``.
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from likelier.base.errors import ConfigError, DataError
+from likelier.base.errors import ConfigError, DataError, LikelierError
 from likelier.base.limits import TEMPLATE, bounded
 from likelier.chat.messages import suggestion
 
 DEFAULT_DATE = "2024-07-26"  # as Llama 3.1's template says where it gets no date
 _ASKS = re.compile(r"""strftime_now\s*\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
+_FIX = "fix chat_template in tokenizer_config.json (or chat_template.jinja)"
 RESERVED = {
     "messages", "tools", "add_generation_prompt", "continue_final_message", "strftime_now"
 }  # fmt: skip
@@ -76,11 +77,14 @@ def _variables(source: str) -> set[str]:
         with bounded(TEMPLATE):
             return jinja2.meta.find_undeclared_variables(environment.parse(plain))
     except RecursionError as error:
-        hint = "fix chat_template in tokenizer_config.json (or chat_template.jinja)"
-        raise DataError("it is nested too deeply", where=TEMPLATE, hint=hint) from error
+        raise DataError("it is nested too deeply", where=TEMPLATE, hint=_FIX) from error
+    except LikelierError:
+        raise
     except jinja2.TemplateSyntaxError as error:
         raise DataError(
             f"it does not parse: {error.message}",
             where=f"chat template:{error.lineno}",
-            hint="fix chat_template in tokenizer_config.json (or chat_template.jinja)",
+            hint=_FIX,
         ) from error
+    except Exception as error:  # such as a number that Python writes out at no length
+        raise DataError(f"it does not parse: {error}", where=TEMPLATE, hint=_FIX) from error

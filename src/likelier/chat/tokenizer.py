@@ -16,6 +16,7 @@ from likelier.chat.template import DEFAULT_DATE, check_template, freeze
 BREAK = "\ufdd0"  # a noncharacter: no text may hold it, and the reader refuses it
 Boundary = Literal["auto", "history", "generation"]
 Turns = Literal["all", "last"]
+MAX_IDS = 2**24  # the largest vocabularies hold half a million tokens
 PROBES = ("a", "파이썬", "\n")
 
 
@@ -114,6 +115,7 @@ def build_encoder(
             where="tokenizer",
             hint="save the model with a tokenizer.json",
         )
+    highest = _highest(backend)
     description = json.loads(backend.to_str())
     whole, tail = _copy(description, continued=False), _copy(description, continued=True)
     stop, ends = _ends(tokenizer, generation_config)
@@ -157,7 +159,7 @@ def build_encoder(
         reads=reads,
         tool_frozen=tool_frozen,
         tool_reads=tool_reads,
-        vocabulary=vocabulary if _may_exceed(whole, vocabulary) else None,
+        vocabulary=vocabulary if vocabulary is not None and highest >= vocabulary else None,
         positions=positions,
     )
 
@@ -170,9 +172,18 @@ def _probe(tokenizer: Any, whole: Tokenizer, template: Mapping[str, Any]) -> Non
     check_template(tokenizer, template)
 
 
-def _may_exceed(whole: Tokenizer, vocabulary: int | None) -> bool:
-    """Whether the tokenizer has an id that the model does not embed."""
-    return vocabulary is not None and max(whole.get_vocab().values()) >= vocabulary
+def _highest(backend: Tokenizer) -> int:
+    """The highest id of a vocabulary. Writing it out takes memory for every id below it.
+
+    Raises DataError where it is higher than any vocabulary is large.
+    """
+    vocabulary = backend.get_vocab()
+    token = max(vocabulary, key=vocabulary.__getitem__, default="")
+    highest = vocabulary.get(token, 0)
+    if highest >= MAX_IDS:
+        what = f"{token[:40]!r} has the id {highest}; ids end below {MAX_IDS:,}"
+        raise DataError(what, where="tokenizer.json", hint="give the tokens ids without gaps")
+    return highest
 
 
 def _any_of(texts: Mapping[str, int]) -> re.Pattern[str]:
@@ -186,7 +197,12 @@ def _ends(tokenizer: Any, generation_config: Any) -> tuple[int, tuple[int, ...]]
     configured = getattr(generation_config, "eos_token_id", None)
     if configured is None:
         configured = []
-    ends = [configured] if isinstance(configured, int) else list(configured)
+    ends = list(configured) if isinstance(configured, list | tuple) else [configured]
+    for end in ends:
+        if type(end) is not int or end < 0 or end >= 2**31:
+            what = f"eos_token_id holds {str(end)[:40]!r}, which is no id of a token"
+            hint = "write the id of the token that ends an answer, or a list of them"
+            raise DataError(what, where="generation_config.json", hint=hint)
     own = tokenizer.eos_token_id
     if own is None and not ends:
         raise DataError(
@@ -232,7 +248,7 @@ def _same_as(tokenizer: Any, whole: Tokenizer) -> None:
     """Refuse a tokenizer that does in Python what its backend does not know of."""
     probe = "a 가나다\n  b, 한국어 c.\t\u1112\u1161 "
     ours = whole.encode(probe, add_special_tokens=False).ids
-    theirs = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    theirs = _ids(tokenizer, probe, specials=False)
     if ours != theirs:
         raise DataError(
             f"{type(tokenizer).__name__} does not tokenise as its tokenizer.json does",
@@ -241,11 +257,24 @@ def _same_as(tokenizer: Any, whole: Tokenizer) -> None:
         )
 
 
+def _ids(tokenizer: Any, text: str, specials: bool) -> list[int]:
+    """What a tokenizer of transformers makes of a text; its settings may be anything."""
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=specials)["input_ids"]
+    except Exception as error:
+        raise DataError(
+            f"it fails: {error}",
+            where="tokenizer",
+            hint="check tokenizer_config.json, or get the tokenizer again from who made it",
+        ) from error
+    return ids
+
+
 def _leading(tokenizer: Any, whole: Tokenizer) -> tuple[int, ...]:
     """The specials that stand before a text; those behind it (an EOS) are left out."""
     for probe in PROBES:
         bare = whole.encode(probe, add_special_tokens=False).ids
-        dressed = tokenizer(probe, add_special_tokens=True)["input_ids"]
+        dressed = _ids(tokenizer, probe, specials=True)
         places = [
             at for at in range(len(dressed) - len(bare) + 1) if dressed[at : at + len(bare)] == bare
         ]

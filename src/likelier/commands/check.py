@@ -1,9 +1,10 @@
 """`likelier check`: examine data, print what was found, write the page and the cleaned copy."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from likelier.base.files import must_be_apart
 from likelier.base.foreign import visible
 from likelier.base.terminal import console, say
 from likelier.checks.examine import Question, examine
@@ -33,6 +34,10 @@ def check(
     Raises GateMissed where a gate is missed and no row is in error, and what `examine` and `fix`
     raise.
     """
+    for option, file in {"--html": html, "--fix": out}.items():
+        if file is not None:
+            names = question.data if isinstance(question.data, Mapping) else [question.data]
+            must_be_apart(file, f"{option} {file}", [question.model, question.held_out, *names])
     limits = [read_gate(gate) for gate in gates]
     for line in describe_folders(question.data):
         say(line)

@@ -8,7 +8,7 @@ from typing import Any
 
 from likelier.base.child import in_child
 from likelier.base.errors import DataError
-from likelier.base.files import write_text
+from likelier.base.files import must_be_apart, write_text
 from likelier.base.terminal import say
 from likelier.batching.batch import completions_of
 from likelier.data.encode import encode_pairs
@@ -37,6 +37,8 @@ def score(
 
     Raises DataError where a row cannot be used: every row gets its values or none does.
     """
+    if out is not None:
+        must_be_apart(out, f"--out {out}", [data, model])
     # A bad row is found before any model is loaded.
     read = read_pairs(data, format_with(columns, chat))
     policy = load(model, dtype=dtype, frozen=True)

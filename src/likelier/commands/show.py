@@ -14,7 +14,7 @@ from rich.text import Text
 
 from likelier.base.child import in_child
 from likelier.base.errors import InputMissing
-from likelier.base.files import write_text
+from likelier.base.files import must_be_apart, write_text
 from likelier.base.findings import Finding, Unfit
 from likelier.base.foreign import harmless, visible
 from likelier.base.model_files import load_tokenizer
@@ -53,6 +53,8 @@ def show(
     where nothing shown can be used. Raises what reading and loading raise, and InputMissing where
     there is no such row.
     """
+    if html is not None:
+        must_be_apart(html, f"--html {html}", [data, model])
     encoder = build_encoder(*load_tokenizer(model), template, foreign=True)
     shown = in_child(_first, data, encoder, format_with(columns, chat), number, row)
     if html is not None:

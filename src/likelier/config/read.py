@@ -121,9 +121,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
-        raise ConfigError("is not UTF-8 text", where=str(path)) from None
+        hint = "save it as plain UTF-8 text"
+        raise ConfigError("is not UTF-8 text", where=str(path), hint=hint) from None
     except OSError as error:
-        raise InputMissing(f"cannot be read: {error.strerror}", where=str(path)) from None
+        what = f"cannot be read: {error.strerror}"
+        raise InputMissing(what, where=str(path), hint="name a config file") from None
     if tree is None:
         return {}
     if path.suffix == ".json" and (isinstance(tree, list) or _COLUMNS & set(tree)):

@@ -222,7 +222,9 @@ class TrainConfig(Section):
         1.0, description="passes over the data"
     )
     steps: Count | None = Field(None, description="optimizer steps, instead of epochs")
-    pairs_per_step: Count = Field(32, description="pairs of one optimizer step, over all devices")
+    pairs_per_step: Annotated[int, Field(ge=1, le=2**20)] = Field(
+        32, description="pairs of one optimizer step, over all devices"
+    )
     tokens_per_batch: Literal["auto"] | Annotated[int, Field(ge=16, le=2**31 - 1)] = Field(
         "auto", description="tokens of one batch at most; auto = what memory allows"
     )

@@ -103,7 +103,8 @@ def parse(text: str, source: str) -> Any:
         ConfigError: the text is not strict YAML; the message has ``source:line``.
     """
     if len(text) > _MAX_CHARACTERS:
-        raise ConfigError(f"is over {_MAX_CHARACTERS} characters long", where=source)
+        what, hint = f"is over {_MAX_CHARACTERS} characters long", "see `likelier schema`"
+        raise ConfigError(what, where=source, hint=hint)
     try:
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:

@@ -18,39 +18,44 @@ COMPLETION_SHARE = 4  # trimming leaves at least a quarter of max_length to the 
 
 
 def fit(
-    pairs: Sequence[TokenPair],
-    max_length: int,
-    overlong: Literal["drop", "trim", "error"],
-    encoder: Encoder,
-    found: Sequence[Finding] = (),
-) -> tuple[list[TokenPair], list[Finding]]:
-    """The pairs whose sequences (prompt and one answer) are at most ``max_length`` tokens long, and
-    one finding for each that was dropped.
-
-    Args:
-        overlong: ``drop`` whole pairs, or ``error`` at the first; ``trim``: they were trimmed by
-            `trim_each`.
-        encoder: knows the positions that the model has learned, which rule where they are fewer
-            than ``max_length``.
-        found: what was found before; pairs that `trim_each` dropped are among it.
-
-    Raises:
-        DataError: ``error`` and a pair is too long; ``drop`` and more than 5 % of the pairs
-            would go; or no pair is left.
-    """
-    kept, findings = fit_each(pairs, max_length, encoder)
-    dropped = [one for one in (*found, *findings) if one.code in ("overlong", "truncated")]
-    _check_dropped(len(kept), dropped, overlong, _cure(max_length, encoder))
-    return kept, findings
-
-
-def fit_each(
     pairs: Sequence[TokenPair], max_length: int, encoder: Encoder
 ) -> tuple[list[TokenPair], list[Finding]]:
-    """As `fit`, but however many are dropped."""
+    """The pairs whose sequences (prompt and one answer) are at most ``max_length`` tokens long, and
+    one finding for each that is not: it is dropped, unless `refuse_dropped` says otherwise.
+
+    ``encoder`` knows the positions that the model has learned, which rule where they are fewer.
+    """
     limit, cure = encoder.at_most(max_length), _cure(max_length, encoder)
     kept = [pair for pair in pairs if pair.length <= limit]
     return kept, [_overlong(pair, limit, cure) for pair in pairs if pair.length > limit]
+
+
+def refuse_dropped(
+    kept: int,
+    found: Sequence[Finding],
+    max_length: int,
+    overlong: Literal["drop", "trim", "error"],
+    encoder: Encoder,
+) -> None:
+    """Look at how many pairs are kept, and at what was found in all of them.
+
+    Raises DataError where no pair is left; for ``error`` where one was too long, for ``drop`` where
+    more than 5 % were. For ``trim`` they were trimmed by `trim_each`, or are among those found.
+    """
+    dropped = [one for one in found if one.code in ("overlong", "truncated")]
+    first, total = next(iter(dropped), None), kept + len(dropped)
+    cure = _cure(max_length, encoder)
+    if overlong == "error" and first:
+        more = f" (and {len(dropped) - 1} more pairs)" if len(dropped) > 1 else ""
+        raise DataError(first.message + more, where=first.where, hint=first.hint)
+    if not kept:
+        if first is None:
+            raise DataError("there is no pair", where="data.train", hint="give at least one")
+        what = f"no pair is left, all {total} are too long; here {first.message}"
+        raise DataError(what, where=first.where, hint=cure)
+    if first and overlong == "drop" and len(dropped) > MAX_DROPPED_SHARE * total:
+        what = f"{len(dropped)} of {total} pairs are too long; at most 5 % may be dropped"
+        raise DataError(what, where=first.where, hint=f"{cure}, or set data.overlong: trim")
 
 
 def trim_each(
@@ -101,21 +106,6 @@ def _cure(max_length: int, encoder: Encoder) -> str:
     if encoder.positions is not None and encoder.positions <= max_length:
         return f"shorten the texts, as the model has {encoder.positions} positions"
     return "raise data.max_length, or shorten the texts"
-
-
-def _check_dropped(kept: int, dropped: Sequence[Finding], overlong: str, cure: str) -> None:
-    first, total = next(iter(dropped), None), kept + len(dropped)
-    if overlong == "error" and first:
-        more = f" (and {len(dropped) - 1} more pairs)" if len(dropped) > 1 else ""
-        raise DataError(first.message + more, where=first.where, hint=first.hint)
-    if not kept:
-        if first is None:
-            raise DataError("there is no pair", where="data.train", hint="give at least one")
-        what = f"no pair is left, all {total} are too long; here {first.message}"
-        raise DataError(what, where=first.where, hint=cure)
-    if first and overlong == "drop" and len(dropped) > MAX_DROPPED_SHARE * total:
-        what = f"{len(dropped)} of {total} pairs are too long; at most 5 % may be dropped"
-        raise DataError(what, where=first.where, hint=f"{cure}, or set data.overlong: trim")
 
 
 def _overlong(pair: TokenPair, max_length: int, cure: str) -> Finding:

@@ -16,7 +16,7 @@ from likelier.chat.tokenizer import Encoder
 from likelier.config.losses import SigmoidLoss, needs
 from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
-from likelier.data.fit import fit
+from likelier.data.fit import fit, refuse_dropped
 from likelier.data.formats import first_pair, read_row
 from likelier.data.memory import rows_from_memory
 from likelier.data.records import Pair, Row, TokenPair
@@ -158,32 +158,35 @@ def _read_side(
     tokens: list[TokenPair] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
-    shared = Shared()
-    bad = 0
+    shared, found_in_fitting = Shared(), list[Finding]()
+    bad = usable = 0
+    assert task.encoder is not None
     for chunk in chunks(items, replace(task, form=form)):
         bad += sum(finding.severity == "error" for finding in chunk.findings)
         if bad > MAX_BAD_ROWS:
             what = f"more than {MAX_BAD_ROWS:,} rows cannot be used; the rest is not read"
             hint = "`likelier check` says what is wrong with them"
             raise DataError(what, where=where, hint=hint)
-        tokens += unpack_tokens(chunk, shared, needs(loss, "margin"), loss.pair_weights)
-        _check_kind(tokens[:1], loss, where)
+        encoded = [*unpack_tokens(chunk, shared, needs(loss, "margin"), loss.pair_weights)]
+        _check_kind(encoded[:1], loss, where)
+        fitted, too_long = fit(encoded, data.max_length, task.encoder)
+        usable += len(encoded)
+        tokens += fitted  # what is too long is kept no longer than its chunk
+        found_in_fitting += too_long
         pairs += chunk.pairs
         arrays = {name: array for name, array in chunk.arrays.items() if name not in PACKED}
         done.append(replace(chunk, arrays=arrays, pairs=()))
     num_rows = sum(chunk.rows for chunk in done)
     no_row(num_rows, where)
     findings = [finding for chunk in done for finding in chunk.findings]
-    refuse(findings, data.on_bad_row, usable=len(tokens))
-    assert task.encoder is not None
-    fitted, found_in_fitting = fit(
-        tokens, data.max_length, data.overlong, task.encoder, found=findings
-    )
-    refuse(found_in_fitting, data.on_bad_row, usable=len(fitted))
+    refuse(findings, data.on_bad_row, usable=usable)
+    too_long = [*findings, *found_in_fitting]
+    refuse_dropped(len(tokens), too_long, data.max_length, data.overlong, task.encoder)
+    refuse(found_in_fitting, data.on_bad_row, usable=len(tokens))
     findings += task.inspector.across(done) if task.inspector is not None else []
-    counts = _count_rows(done, fitted, found_in_fitting, findings)
+    counts = _count_rows(done, tokens, found_in_fitting, findings)
     findings += found_in_fitting
-    as_read = tuple(_as_the_loss_reads(fitted, loss, task.encoder))
+    as_read = tuple(_as_the_loss_reads(tokens, loss, task.encoder))
     return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts, form, example)
 
 

@@ -160,7 +160,9 @@ def _data_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
             raise InputMissing(
                 "the link leads nowhere", where=str(path), hint="delete it, or link it anew"
             )
-        elif kind_of(path) and path.is_file() and (saved is None or path.name in saved):
+        elif kind_of(path) and path.exists() and not path.is_file():
+            raise InputMissing("this is no regular file", where=str(path), hint="move it away")
+        elif kind_of(path) and (saved is None or path.name in saved):
             yield from () if _is_metadata(path) else (path,)
 
 

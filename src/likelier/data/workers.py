@@ -33,7 +33,7 @@ from likelier.base.findings import Finding
 from likelier.base.limits import TEMPLATE, Spent
 from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
-from likelier.data.fit import fit_each, trim_each
+from likelier.data.fit import fit, trim_each
 from likelier.data.formats import read_row
 from likelier.data.records import Completion, Pair, Row, TokenPair, taken
 from likelier.data.shapes import Format, without_unused
@@ -256,7 +256,7 @@ def _encoded(
     if task.trim:
         fitted, found = trim_each(pairs, encoded, task.max_length, encoder)
     else:
-        fitted, found = fit_each(encoded, task.max_length, encoder)
+        fitted, found = fit(encoded, task.max_length, encoder)
     return fitted, findings + found, lengths
 
 

@@ -20,6 +20,7 @@ from likelier.base.files import (
     changed_files,
     is_locked,
     make_folder,
+    must_be_apart,
     open_own,
     open_regular,
     output_errors,
@@ -43,6 +44,8 @@ OnRow = Callable[[dict[str, float]], None]
 _MODELS = ("model", "adapter")
 _FILES_OF_MODELS = ("config.json", "adapter_config.json", "tokenizer.json")
 _FOLDERS = ("checkpoints", "pair_log")
+_OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints")  # of which one is there where it began
+_WRITTEN = ("config.yaml", "report.html", "pair_texts.jsonl", "pair_log", *_MODELS)
 _FORMAT = 2  # of run.json; that of format 1 has no seal
 _SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "step": int}
 
@@ -88,13 +91,19 @@ class RunFolder:
                     hint="give another out folder, or the config of this run",
                 )
             return self.record.get("status") == "finished" and self._model_stands()
-        other = [name for name in _FILES_OF_MODELS if (self.path / name).exists()]
+        began = any((self.path / name).exists() for name in _OF_A_RUN)
+        names = _FILES_OF_MODELS if began else (*_FILES_OF_MODELS, *_WRITTEN)
+        other = [name for name in names if os.path.lexists(self.path / name)]
         if other or (self.path.exists() and not self.path.is_dir()):
             raise OutputError(
                 f"this holds something else ({other[0] if other else 'a file'})",
                 where=f"out: {self.path}",
                 hint="give a folder that does not exist yet",
             )
+        model, reference, data = (getattr(self.config, n) for n in ("model", "reference", "data"))
+        train = data.train if isinstance(data.train, Mapping) else [data.train]
+        read = (model.path, reference.path, data.eval_path, *train)
+        must_be_apart(self.path, f"out: {self.path}", read)
         return False
 
     def _model_stands(self) -> bool:
@@ -168,7 +177,6 @@ class RunFolder:
         threads = torch.get_num_threads()
         self._say_if_bits_may_differ({"threads": threads, **versions})
         settings = masked(settings)
-        write_text(self.path / "config.yaml", dump(settings))
         self.write_record(
             format=_FORMAT,
             likelier=__version__,
@@ -182,6 +190,8 @@ class RunFolder:
             threads=threads,
             **facts,
         )
+        # Behind run.json: where that is missing, a config.yaml is somebody else's.
+        write_text(self.path / "config.yaml", dump(settings))
 
     def _say_if_bits_may_differ(self, now: Mapping[str, Any]) -> None:
         """A run that resumes under other versions or threads rounds otherwise from here on."""
@@ -251,7 +261,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise OutputError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        what, hint = f"cannot be read: {error.strerror}", "give another out folder"
+        raise OutputError(what, where=str(path), hint=hint) from error
     record = read_json(path) or {}
     fits = all(isinstance(record.get(name, kind()), kind) for name, kind in _SHAPE.items())
     return record if fits else {}
@@ -278,7 +289,9 @@ def _cannot_be_written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", where=f"out: {path}") from error
+        what = f"cannot be written: {error.strerror}"
+        hint = "give another out folder, or clear what stands there"
+        raise OutputError(what, where=f"out: {path}", hint=hint) from error
 
 
 def _must_be_writable(path: Path) -> None:
@@ -286,10 +299,15 @@ def _must_be_writable(path: Path) -> None:
     folders = [there, *(path / name for name in _FOLDERS if (path / name).exists())]
     for folder in folders:
         if not folder.is_dir():
-            raise OutputError(f"cannot be written: {folder} is no folder", where=f"out: {path}")
+            raise OutputError(
+                f"cannot be written: {folder} is no folder",
+                where=f"out: {path}",
+                hint="give another out folder, or move this away",
+            )
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             what = f"cannot be written: {folder} is not writable"
-            raise OutputError(what, where=f"out: {path}")
+            hint = "give another out folder, or change its rights"
+            raise OutputError(what, where=f"out: {path}", hint=hint)
 
 
 def sweep_run(path: Path, alone: bool = True) -> None:
