@@ -19,6 +19,7 @@ from tests.support.runs import Place, bytes_of, differing, make_place
 from faults import Options
 from faults.shim import CHANGES, Fault, Tally, tally_of
 from faults.table import Row
+from likelier.base.terminal import bar
 
 Case = TypeVar("Case")
 KINDS: dict[str, dict[str, Any]] = {
@@ -182,9 +183,11 @@ def every(
         except Exception as error:  # the others are tried all the same
             return [f"{type(error).__name__}: {error}"]
 
-    with ThreadPoolExecutor(options.workers) as threads:
-        found = zip(chosen, threads.map(tried, chosen.values()), strict=True)
-        failed = [f"{name}: {'; '.join(wrong)}" for name, wrong in found if wrong]
+    failed = []
+    with ThreadPoolExecutor(options.workers) as threads, bar(what, len(chosen)) as show:
+        for name, wrong in zip(chosen, threads.map(tried, chosen.values()), strict=True):
+            failed += [f"{name}: {'; '.join(wrong)}"] if wrong else []
+            show(1, f"{len(failed)} failed")
     return Row(what, len(chosen), len(chosen) - len(failed), failed, len(cases))
 
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from likelier.base import files
 from likelier.base.errors import OutputError, RunFailed
+from likelier.base.files import open_regular, remove_folder
 from likelier.config.schema import OptimConfig
 from likelier.training.checkpoint import (
+    good_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     prune,
@@ -156,3 +159,31 @@ def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     save(tmp_path, 4)
     assert latest(tmp_path) == (4, tmp_path / "step-00000004")
     assert steps_saved(tmp_path) == [4, 2]
+
+
+def test_a_checkpoint_that_cannot_be_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older one will do; where none will, it is not called damaged, and it is never deleted."""
+    save(tmp_path, 1, 2)
+    newest = tmp_path / "step-00000002" / "masters.safetensors"
+
+    def fails(path: Path) -> object:
+        if path == newest:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(files, "open_regular", fails)
+    assert latest(tmp_path)[0] == 1
+    assert "cannot be read: Input/output error: step-00000002 is passed over" in (
+        capsys.readouterr().err
+    )
+    assert good_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    for ended in (False, True):
+        with pytest.raises(OutputError, match="cannot be read"):
+            prune(tmp_path, 1, ended)
+    assert steps_saved(tmp_path) == [2, 1]
+    remove_folder(tmp_path / "step-00000001")
+    with pytest.raises(OutputError, match="cannot be read"):
+        latest(tmp_path)
+    assert steps_saved(tmp_path) == [2]

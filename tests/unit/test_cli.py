@@ -478,3 +478,40 @@ def test_a_terminal_without_unicode_gets_escapes(pairs):
     )
     assert done.returncode == 65 and done.stderr == ""
     assert r"\uc9c8\ubb38" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams_lead_nowhere(closed, pairs, tmp_path):
+    """A pipe or file that is opened next must not be taken for the terminal."""
+    page = tmp_path / "page.html"
+    given = run(
+        "check", pairs(GOOD, GOOD), "--html", str(page),
+        preexec_fn=lambda: [os.close(number) for number in closed],
+    )  # fmt: skip
+    assert given.returncode == 0, given
+    assert page.read_text().rstrip().endswith("</html>")
+    assert ("page: " in given.stderr) is (2 not in closed)
+
+
+def test_python_without_docstrings():
+    given = run("losses", env={**os.environ, "PYTHONOPTIMIZE": "2"})
+    assert given.returncode == 2
+    assert given.stderr.startswith("error: PYTHONOPTIMIZE, -OO: ")
+    assert run("losses", env={**os.environ, "PYTHONOPTIMIZE": "1"}).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "pairs.jsonl", "--model", "base", "--out"),
+        ("check", "pairs.jsonl", "--html"),
+        ("show", "pairs.jsonl", "--model", "base", "--html"),
+    ],
+)
+def test_no_result_is_written_over_the_data(words, pairs, capsys):
+    path = Path(pairs(GOOD))
+    before = path.read_bytes()
+    words = [str(path) if word == "pairs.jsonl" else word for word in words]
+    assert main([*words, str(path)]) == 73
+    assert f"{words[-1]} {path}: this is {path} itself, which is read" in capsys.readouterr().err
+    assert path.read_bytes() == before

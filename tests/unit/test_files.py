@@ -5,7 +5,9 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,11 @@ from likelier.base.errors import OutputError
 from likelier.base.files import (
     MANIFEST,
     append_lines,
+    has_hash,
     make_folder,
+    must_be_apart,
     open_own,
+    open_regular,
     read_bytes,
     read_json,
     read_lines,
@@ -459,3 +464,50 @@ def test_sweeping_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.M
     write_text(tmp_path / "file", "x")
     sweep(tmp_path, alone=False)
     assert names(tmp_path) == {".new.1.3.tmp", "file"}
+
+
+@pytest.fixture
+def broken_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have every read of files of a name fail, as a disk does that breaks."""
+
+    def break_(name: str) -> None:
+        def fails(path: Path) -> Any:
+            if path.name == name:
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return open_regular(path)
+
+        monkeypatch.setattr(files, "open_regular", fails)
+
+    return break_
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_missing(
+    tmp_path: Path, broken_disk: Callable[[str], None]
+) -> None:
+    write_folder(tmp_path / "folder", fill, {})
+    write_lines(tmp_path / "folder" / "rows", [{"a": 1}])
+    broken_disk("a.bin")
+    for read in (
+        partial(read_manifest, tmp_path / "folder"),
+        partial(has_hash, tmp_path / "folder" / "a.bin", "0"),
+        partial(read_json, tmp_path / "folder" / "a.bin"),
+        partial(read_lines, tmp_path / "folder" / "a.bin"),
+    ):
+        with pytest.raises(OutputError, match="cannot be read: Input/output error") as found:
+            read()
+        assert found.value.where == str(tmp_path / "folder" / "a.bin")
+    assert read_lines(tmp_path / "folder" / "rows") == [{"a": 1}]
+    assert not has_hash(tmp_path / "nothing", "0")
+
+
+@pytest.mark.parametrize("out", ["data", "data/out", "data/a/b", "link/out", "data.jsonl"])
+def test_nothing_is_written_over_what_is_read(tmp_path: Path, out: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data.jsonl").touch()
+    (tmp_path / "link").symlink_to("data")
+    read = [None, "org/name", tmp_path / "data", tmp_path / "data.jsonl"]
+    with pytest.raises(OutputError, match="which is read") as found:
+        must_be_apart(tmp_path / out, "--out", read)
+    assert found.value.where == "--out"
+    for apart in (tmp_path, tmp_path / "data2", tmp_path / "data.jsonl.out"):
+        must_be_apart(apart, "--out", read)

@@ -274,3 +274,35 @@ def test_an_adapter_whose_files_are_damaged_is_no_bug(
     described.write_text("{")
     assert main([*check, str(tmp_path / "sft")]) == 65
     assert "this is no JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ids", ["evil", [[1]], -1, 10**30, [1, True]])
+def test_a_stop_that_is_no_id(ids: Any) -> None:
+    with pytest.raises(DataError, match="which is no id of a token") as found:
+        build_encoder(tiny_tokenizer(), SimpleNamespace(eos_token_id=ids))
+    assert found.value.where == "generation_config.json"
+
+
+def test_a_vocabulary_with_gaps_of_gigabytes(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text("utf-8"))
+    content["model"]["vocab"]["evil"] = 2**31
+    file.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(DataError, match="'evil' has the id 2147483648"):
+        load_encoder(str(tmp_path), None, {}, None)
+
+
+def test_a_tokenizer_whose_settings_are_of_no_kind() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = "evil"
+    with pytest.raises(DataError, match="it fails: ") as found:
+        build_encoder(tokenizer)
+    assert found.value.where == "tokenizer"
+
+
+def test_a_template_of_a_number_without_end() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% set a = 10 ** 5000 %}{{ messages }}"
+    with pytest.raises(DataError, match="it does not parse: Exceeds the limit"):
+        build_encoder(tokenizer)

@@ -51,6 +51,28 @@ def test_a_model_folder_is_never_written_into(tmp_path: Path, name: str) -> None
     assert name in str(found.value)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "report.html", "model", "pair_texts.jsonl"])
+def test_what_a_run_would_write_over_is_not_its_own(tmp_path: Path, name: str) -> None:
+    """``out: .`` beside a config.yaml; but a run whose run.json is gone goes on."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(OutputError, match="this holds something else") as found:
+        RunFolder(config(tmp_path)).finished()
+    assert name in str(found.value)
+    (tmp_path / "out" / "metrics.jsonl").touch()
+    assert not RunFolder(config(tmp_path)).finished()
+
+
+@pytest.mark.parametrize("out", ["base/out", "base", "rows/a/out"])
+def test_no_run_inside_what_it_reads(tmp_path: Path, out: str) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "rows").mkdir()
+    changes = {"data__train": {str(tmp_path / "rows"): 1.0}}
+    with pytest.raises(OutputError, match="which is read") as found:
+        RunFolder(config(tmp_path, out, **changes)).finished()
+    assert found.value.where == f"out: {tmp_path / out}"
+
+
 def test_a_file_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(OutputError, match="this holds something else"):
