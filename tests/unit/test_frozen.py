@@ -354,7 +354,7 @@ def test_a_run_on_a_slow_processor(
     record = json.loads((whole.folder / "run.json").read_text("utf-8"))
     assert record["resolved"]["model"]["dtype"] == "float32"
     assert record["preflight"]["unit"] == "an answer"
-    assert record["preflight"]["tolerance"] == 1e-4
+    assert 1e-4 < record["preflight"]["tolerance"] < 2e-4
 
     def stop(row: dict) -> None:
         if row["step"] == 3 and "loss" in row:
