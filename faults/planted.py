@@ -155,7 +155,7 @@ def main() -> None:
         bugs = [bug for bug in bugs if bug.id in wanted]
     survived = 0
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
-        for one in outcomes(bugs, given.workers, given.suite, Path(folder)):
+        for one in outcomes(bugs, given.workers, given.suite, folder=Path(folder)):
             print(f"{one.bug.id:18} {one.seconds:5.0f} s  {one.words}", flush=True)
             if not one.caught:
                 print(f"    {one.bug.bug} {one.bug.test}", flush=True)

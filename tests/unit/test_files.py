@@ -511,3 +511,18 @@ def test_nothing_is_written_over_what_is_read(tmp_path: Path, out: str) -> None:
     assert found.value.where == "--out"
     for apart in (tmp_path, tmp_path / "data2", tmp_path / "data.jsonl.out"):
         must_be_apart(apart, "--out", read)
+
+
+def test_a_workplace_that_cannot_be_held_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Any, flags: int, *mode: int, **named: Any) -> int:
+        if flags & os.O_DIRECTORY:
+            raise OSError(errno.EACCES, "Permission denied", str(path))
+        return os_open(path, flags, *mode, **named)
+
+    os_open = os.open
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(OutputError, match="Permission denied"):
+        write_text(tmp_path / "a.txt", "a")
+    assert names(tmp_path) == set()

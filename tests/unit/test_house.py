@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 12_500  # to come down to 8_000
-MOST_LINES = 22_200  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 12_600  # to come down to 8_000
+MOST_LINES = 22_400  # to come down to 14_000
 MOST_MODULES = 122  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -26,13 +26,13 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_590,
+    "base": 1_680,
     "batching": 480,
-    "chat": 1_850,
+    "chat": 1_890,
     "checks": 2_100,
-    "cli": 480,
-    "commands": 850,
-    "config": 1_300,
+    "cli": 500,
+    "commands": 870,
+    "config": 1_310,
     "data": 4_000,
     "demo": 740,
     "evaluation": 180,
@@ -45,7 +45,7 @@ LINES = {
     "report": 1_210,
     "run": 380,
     "testing": 170,
-    "training": 1_770,
+    "training": 1_830,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

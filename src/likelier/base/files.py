@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,13 @@ def _workplace(path: Path) -> Iterator[Path]:
     folder = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
+    with ExitStack() as behind:
+        behind.callback(shutil.rmtree, folder, ignore_errors=True)
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        behind.callback(os.close, held)
         with suppress(OSError):  # not every file system has locks
             fcntl.flock(held, fcntl.LOCK_SH)
         yield folder
-    finally:
-        os.close(held)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

@@ -127,9 +127,8 @@ def build_encoder(
     added = description["added_tokens"]
     special = {item["content"]: item["id"] for item in added if item["special"]}
     special |= end_ids
-    unknown = tokenizer.unk_token_id  # GPT-2 calls its end token unknown, too
-    if unknown in end_ids.values():
-        unknown = None
+    unknown = tokenizer.unk_token_id
+    unknown = None if unknown in end_ids.values() else unknown  # GPT-2 calls its end so, too
     if foreign:
         survive(_probe, tokenizer, whole, template or {})
     _same_as(tokenizer, whole)
