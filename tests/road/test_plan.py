@@ -37,6 +37,15 @@ def test_counts_are_those_of_the_run(place: Place, tmp_path: Path) -> None:
     assert planned.seconds > planned.seconds_per_step * 6 > 0
 
 
+def test_a_long_run_is_counted_from_some_of_its_steps(place: Place) -> None:
+    """32 steps are looked at, evenly; the counts are those of all 96."""
+    short, long = (
+        plan(config_from(place.config("nowhere", train__steps=steps), [])) for steps in (32, 96)
+    )
+    assert long.tokens == pytest.approx(3 * short.tokens, rel=0.1)
+    assert long.plain_tokens == pytest.approx(3 * short.plain_tokens, rel=0.1)
+
+
 @pytest.mark.parametrize("adapter", [{"kind": "none"}, {"kind": "lora", "r": 2}])
 def test_no_weight_changes(
     place: Place, tmp_path: Path, adapter: dict, monkeypatch: pytest.MonkeyPatch
