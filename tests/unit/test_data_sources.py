@@ -89,6 +89,11 @@ def test_a_set_that_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["check", str(path)]) == 0
     assert "6 pairs" in capsys.readouterr().out
     state = json.loads((path / "state.json").read_text())
+    (path / "state.json").unlink()
+    (path / "state.json").symlink_to("/dev/zero")  # has no end to be read to
+    with pytest.raises(InputMissing, match=r"state\.json: this is no regular file"):
+        files_of(path)
+    (path / "state.json").unlink()
     (path / "state.json").write_text(json.dumps({**state, "_indices_data_files": [{}]}))
     with pytest.raises(DataError, match="a selection of its rows"):
         files_of(path)

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from likelier.base.errors import ConfigError, DataError, InputMissing
+from likelier.base.files import MAX_RECORD_BYTES, read_bytes
 from likelier.base.findings import Finding
 from likelier.base.foreign import without_secrets
 from likelier.data.read import READERS, kind_of, read_rows
@@ -206,7 +207,7 @@ def _saved_tables(folder: Path) -> list[str] | None:
     Raises DataError where one of them is not there.
     """
     try:
-        record = json.loads((folder / "state.json").read_bytes())
+        record = json.loads(read_bytes(folder / "state.json", MAX_RECORD_BYTES))
         names = [str(table["filename"]) for table in record["_data_files"]]
         is_selection = bool(record.get("_indices_data_files"))  # as datasets before 2.0 saved
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
