@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from likelier.batching.batch import Batch, lay_out, padded_batch, tree_batch
 from likelier.model.adapters import attach_lora, checkpoint_activations
-from likelier.model.attention import UnsupportedAttention, attention_backend
+from likelier.model.attention.backends import UnsupportedAttention, attention_backend
 from likelier.model.policy import Policy
 
 FAMILIES = ("exaone4-sliding", "llama", "gemma3", "gpt2")

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from likelier.batching.tree import ancestor_mask_TT, build_tree
-from likelier.model.attention import dense
-from likelier.model.attention_cpu import PIECE, blocks, segments
+from likelier.model.attention.backends import dense
+from likelier.model.attention.cpu import PIECE, blocks, segments
 
 Tokens = tuple[int, ...]
 
@@ -28,7 +28,7 @@ def test_every_visible_key_is_in_exactly_one_block(
     tree, _ = build_tree(sequences)
     times_TT = torch.zeros(len(tree.token_T), len(tree.token_T), dtype=torch.int)
     squares = True
-    with patch("likelier.model.attention_cpu.PIECE", piece):
+    with patch("likelier.model.attention.cpu.PIECE", piece):
         found = blocks(tree, window)
     for block in found:
         assert not block.causal or window or block.query[1] - block.query[0] <= piece
@@ -66,7 +66,7 @@ def test_values_and_gradients_equal_the_dense_twin(
     inputs.append(states(tokens, heads[1], value_size))
     results = []
     for attention in (segments, dense):
-        with patch("likelier.model.attention_cpu.PIECE", piece):
+        with patch("likelier.model.attention.cpu.PIECE", piece):
             output = attention(*inputs, tree, 0.3, window)
         weight = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).view(output.shape)
         results.append([output.detach(), *torch.autograd.grad(output, inputs, weight)])

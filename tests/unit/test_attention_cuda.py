@@ -6,9 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from likelier.batching.tree import Tree, ancestor_mask_TT, build_tree
-from likelier.model import attention_cuda as module
-from likelier.model.attention import dense, segments
-from likelier.model.attention_cuda import block_mask, flex, padded_size
+from likelier.model.attention import cuda as module
+from likelier.model.attention.backends import dense, segments
+from likelier.model.attention.cuda import block_mask, flex, padded_size
 
 Tokens = tuple[int, ...]
 sets = st.lists(

@@ -29,7 +29,8 @@ def _tree() -> str:
         text = module.read_text(encoding="utf-8")
         idea = re.match(r'"""(.*?)(?:"""|\n)', text)
         assert idea, f"{name} does not say its idea in its first line"
-        shown = name if name.endswith("/") or "/" not in name else f"  {module.name}"
+        *above, last = name.removesuffix("/").split("/")
+        shown = "  " * len(above) + last + "/" * name.endswith("/")
         lines.append(f"{shown:20} {idea[1].rstrip('.')}")
     return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from likelier.batching.tree import build_tree
-from likelier.model.attention import TREE_BACKENDS, UnsupportedAttention, tree_obstacle
+from likelier.model.attention.backends import TREE_BACKENDS, UnsupportedAttention, tree_obstacle
 from likelier.model.policy import Policy, score_sequences
 
 TREE, _ = build_tree([(1, 2, 3), (1, 2, 4)])

@@ -17,7 +17,7 @@ from likelier.batching.pack import pack
 from likelier.chat.messages import Message
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.encode import encode_completion
-from likelier.model.attention import UnsupportedAttention, attention_backend, tree_obstacle
+from likelier.model.attention.backends import UnsupportedAttention, attention_backend, tree_obstacle
 from likelier.model.frozen import dtype_name, dtype_of, widen
 from likelier.model.limits import sizes
 from likelier.model.running import without_dropout

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from likelier.batching.tree import Tree, ancestor_mask_TT
-from likelier.model.attention_cpu import segments
-from likelier.model.attention_cuda import flex
+from likelier.model.attention.cpu import segments
+from likelier.model.attention.cuda import flex
 from likelier.model.limits import rotary_tables
 
 
