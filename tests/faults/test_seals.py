@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def test_something_else_in_the_place_of_a_folder_or_a_lock(
     (tmp_path / "config.yaml").write_text(json.dumps(settings(place, crashed)))
     assert main(["train", str(tmp_path / "config.yaml")]) == 73
     said = capsys.readouterr().err
-    assert said.startswith(f"error: out: {crashed}: cannot be written: ") and said.count("\n") == 1
+    assert said.startswith(f"error: out: {crashed}: cannot be written: ") and said.count("\n") == 2
     with pytest.raises(OutputError, match="cannot be written"):
         train(settings(place, crashed))
 
@@ -310,12 +310,14 @@ def test_killed_while_the_report_is_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    (out).mkdir()
-    (out / "report.html").write_text("as `likelier report` wrote it while the run went on")
+
+    def report(row: Mapping[str, float]) -> None:
+        (out / "report.html").write_text("as `likelier report` wrote it while the run went on")
+
     with monkeypatch.context() as patch:
         patch.setattr("likelier.run._write_report", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(settings(place, out))
+            train(settings(place, out), on_step=report)
     assert (read_json(out / "run.json") or {})["status"] == "finished"
     capsys.readouterr()
     (tmp_path / "config.yaml").write_text(json.dumps(settings(place, out)))

@@ -114,8 +114,9 @@ def must_be_apart(out: Path, where: str, inputs: Iterable[str | Path | None]) ->
         if read is None or not os.path.exists(read):
             continue
         real = os.path.realpath(read)
-        if place == real or place.startswith(os.path.join(real, "")):
-            what = f"this is {read} itself" if place == real else f"this lies inside {read}"
+        inside = os.path.isdir(real) and place.startswith(os.path.join(real, ""))
+        if place == real or inside:
+            what = f"this lies inside {read}" if inside else f"this is {read} itself"
             raise OutputError(f"{what}, which is read", where=where, hint="name another place")
 
 
