@@ -30,7 +30,12 @@ from likelier.export.save import save_policy
 from likelier.losses.registry import BoundLoss, bind
 from likelier.model.adapters import adapt
 from likelier.model.limits import say_limits
-from likelier.model.load import initial_policy, parse_dtype, reference_policy
+from likelier.model.load import (
+    initial_policy,
+    must_be_on_one_device,
+    parse_dtype,
+    reference_policy,
+)
 from likelier.model.policy import Policy
 from likelier.model.running import deterministic, freed_memory_kept
 from likelier.reference.cache import NoReference, reference_of_run
@@ -107,8 +112,8 @@ def train(
     reference_model = reference_policy(config, initial)  # None: the initial policy is its own
     policy = adapt(config, initial)
     fresh_adapter = policy is not initial  # switched off, it leaves the initial policy
-    if policy.backend_reason:
-        say(f"using padded batches (one sequence per row): {policy.backend_reason}")
+    if policy.backend_in_words:
+        say(policy.backend_in_words)
     if policy.scorer.rule.use_model_head:
         say(f"using the model's own head, which makes all logits: {policy.scorer.rule.reason}")
 
@@ -271,6 +276,7 @@ def _given_policy(
     """The policy that was handed over, as it is: keys that say otherwise are an error."""
     if model is None or tokenizer is None:
         return None
+    must_be_on_one_device(model, "model")
     policy = Policy(model.train(), tokenizer)
     if policy.has_adapter and policy.causal_lm is policy.model:
         raise ConfigError(

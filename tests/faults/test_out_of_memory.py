@@ -62,10 +62,22 @@ def test_the_same_run_in_smaller_batches(
             assert ours[name] == pytest.approx(theirs[name], rel=rounding, abs=rounding)
 
 
-def test_half_does_not_fit_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halved_as_often_as_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_place(tmp_path, rows=16)
+    changes = {"train__steps": 2, "train__pairs_per_step": 8}
+    seen = fails_at(monkeypatch, 100)
+    train(place.config("tight", train__tokens_per_batch=1024, **changes))
+    told = capsys.readouterr().err
+    sizes = [size for size in (512, 256, 128, 64, 32) if f"at most {size} tokens" in told]
+    assert sizes[:2] == [512, 256] and sum(tokens > 100 for tokens in seen) == len(sizes)
+
+
+def test_a_pair_alone_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = make_place(tmp_path, rows=16)
     fails_at(monkeypatch, 8)
-    with pytest.raises(RunFailed, match="batches of 128 tokens do not fit"):
+    with pytest.raises(RunFailed, match="batches of 32 tokens do not fit"):
         train(place.config("tight", train__tokens_per_batch=256))
     record = json.loads((tmp_path / "tight" / "run.json").read_text())
     assert record["step"] == 0 and record["status"] == "running"

@@ -1,9 +1,12 @@
 """FlexAttention over a tree: the blocks it visits, and its values, against the dense twin."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from likelier.batching.tree import Tree, ancestor_mask_TT, build_tree
 from likelier.model.attention import cuda as module
@@ -95,6 +98,48 @@ def test_values_equal_the_twin(window: int | None) -> None:
     assert set(tree.memo) == {window}
 
 
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
+    """The compilations of FlexAttention, which is then run uncompiled: no compiler is needed."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(module, "flex_attention", module.compiled(counter))
+    yield counter
+    module.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def attend(answers: int, window: int | None) -> None:
+    """Attention over one prompt and so many answers."""
+    tree, _ = build_tree([(7,) * 130 + (n,) * 90 for n in range(answers)])
+    with torch.no_grad():
+        flex(
+            *(states(len(tree.end_T), heads, "cpu", torch.float32) for heads in (4, 2, 2)),
+            tree, None, window,
+        )  # fmt: skip
+
+
+def test_one_kernel_for_each_count_of_rows_and_window(kernels: CompileCounter) -> None:
+    """Not for each batch: those of as many rows share theirs. More than torch's limit of 8."""
+    for answers, count in ((1, 1), (2, 2), (3, 2), (4, 2), (1, 2)):
+        attend(answers, None)
+        assert kernels.frame_count == count
+    for window in range(10, 20):
+        attend(1, window)
+    assert kernels.frame_count == 12
+
+
+def test_more_kernels_than_allowed_are_an_error(
+    kernels: CompileCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch alone would warn, and hold all tokens by all tokens in memory."""
+    monkeypatch.setattr(module, "MOST_KERNELS", 2)
+    attend(1, 10)
+    attend(1, 11)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        attend(1, 12)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("window", [None, 50])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -123,7 +168,7 @@ def test_the_backend_of_a_gpu_is_flex_and_passes_the_gate(tmp_path: object) -> N
     place = make_place(tmp_path, rows=20)  # type: ignore[arg-type]
     run = train(place.config("run"))
     record = __import__("json").loads((run.folder / "run.json").read_text())
-    assert record["backend"] in ("flex", "padded")
+    assert (record["backend"], record["backend_reason"]) == ("flex", None)
     assert record["device"].startswith("cuda")
 
 

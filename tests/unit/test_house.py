@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 12_600  # to come down to 8_000
-MOST_LINES = 22_400  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 13_000  # to come down to 8_000
+MOST_LINES = 22_800  # to come down to 14_000
 MOST_MODULES = 122  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -39,11 +39,11 @@ LINES = {
     "export": 240,
     "generation": 140,
     "losses": 1_570,
-    "model": 2_000,
+    "model": 2_060,
     "pages": 530,
     "reference": 450,
     "report": 1_210,
-    "run": 380,
+    "run": 390,
     "testing": 170,
     "training": 1_830,
 }

@@ -21,7 +21,7 @@ from likelier.base.model_files import load_tokenizer
 from likelier.config import config_from
 from likelier.model.adapters import attach_lora
 from likelier.model.limits import sizes_of_folder
-from likelier.model.load import load, parse_dtype, reference_policy
+from likelier.model.load import load, must_be_on_one_device, parse_dtype, reference_policy
 from likelier.model.policy import Policy
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -110,6 +110,16 @@ def test_the_dtype_is_a_choice(model_folder: Path, dtype: Any) -> None:
 
 def test_a_device_map_is_passed_through(model_folder: Path) -> None:
     assert load(model_folder, device_map="cpu").device.type == "cpu"
+
+
+def test_a_model_in_parts_is_refused(model_folder: Path) -> None:
+    """As ``device_map="auto"`` makes them on several GPUs, or with parts on the disk."""
+    model = load(model_folder).causal_lm
+    must_be_on_one_device(model, "model")
+    model.get_output_embeddings().to("meta")
+    with pytest.raises(ConfigError, match="lies on cpu and meta") as caught:
+        must_be_on_one_device(model, "model")
+    assert caught.value.where == "model"
 
 
 @pytest.mark.parametrize("name", ["float31", "nn", ""])

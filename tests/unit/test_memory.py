@@ -7,7 +7,14 @@ from tests.support.tiny import tiny_model, tiny_tokenizer
 from likelier.batching.batch import Scored, tree_batch
 from likelier.model.adapters import checkpoint_activations
 from likelier.model.policy import Policy
-from likelier.training.memory import Memory, _saved_by, memory_of, operations_of, tokens_per_batch
+from likelier.training.memory import (
+    Memory,
+    _saved_by,
+    device_memory,
+    memory_of,
+    operations_of,
+    tokens_per_batch,
+)
 
 CPU = torch.device("cpu")
 
@@ -59,6 +66,14 @@ def test_fixed_memory_is_weights_gradients_averages_and_masters(
 )
 def test_the_largest_power_of_two_that_fits(total: int, device: str, expected: int) -> None:
     assert tokens_per_batch(Memory(total, 1000, 1000), torch.device(device)) == expected
+
+
+def test_a_gpu_has_what_others_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free, and what this process holds already: its weights are counted on their own."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20)
+    assert device_memory(torch.device("cuda")) == 50
+    assert device_memory(CPU) > 2**30
 
 
 def test_work_by_hand() -> None:

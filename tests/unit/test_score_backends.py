@@ -19,7 +19,14 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from likelier.batching.tree import build_tree
-from likelier.model.attention.backends import TREE_BACKENDS, UnsupportedAttention, tree_obstacle
+from likelier.model.attention.backends import (
+    TREE_BACKENDS,
+    UnsupportedAttention,
+    _attend,
+    dense,
+    tree_obstacle,
+)
+from likelier.model.attention.cuda import padded_size
 from likelier.model.policy import Policy, score_sequences
 
 TREE, _ = build_tree([(1, 2, 3), (1, 2, 4)])
@@ -117,6 +124,72 @@ def test_the_rest_goes_padded_and_says_why(make: Any, reason: str) -> None:
         expected = plain_logps(model, TELLING)
     for place, logps in enumerate(expected):
         assert distance(found[place], logps.detach()) < 1e-4
+
+
+KERNEL_ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("CUDA error: no kernel image is available"),
+    torch._dynamo.exc.TorchDynamoException("head size 24"),
+]
+
+
+@pytest.mark.parametrize("error", KERNEL_ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("broken", [("flex",), ("flex", "dense")])
+def test_a_kernel_that_fails_leads_to_the_next_backend(
+    error: Exception, broken: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU: FlexAttention, then one mask, then the model's own attention; said aloud."""
+
+    def fails(*states: Any, **others: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("likelier.model.policy._tree_backends", lambda policy: ("flex", "dense"))
+    for name in broken:
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, f"likelier_{name}", fails)
+    policy = Policy(shared_model("exaone4", torch.float32), None)  # type: ignore[arg-type]
+    backend, words = ("dense", "a mask of all") if broken == ("flex",) else ("padded", "one seq")
+    assert policy.backend == backend
+    assert words in str(policy.backend_in_words)
+    assert str(error) in str(policy.backend_reason)
+
+
+@pytest.mark.parametrize("length", [0, 256])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_backward_of_a_kernel_is_tried(
+    length: int, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 256 and at 512 rows, and only where something is trained. Nothing is left of it."""
+    rows: list[int] = []
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, states: torch.Tensor) -> torch.Tensor:
+            ctx.tokens = states.shape[2]
+            return states.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            rows.append(padded_size(ctx.tokens))
+            if rows[-1] >= (length or 10**9):
+                raise RuntimeError("out of resources: shared memory")
+            return grad
+
+    def flex(query: Any, *others: Any) -> torch.Tensor:
+        return Fails.apply(dense(query, *others))  # type: ignore[no-any-return,no-untyped-call]
+
+    monkeypatch.setattr("likelier.model.policy._tree_backends", lambda policy: ("flex", "dense"))
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "likelier_flex", _attend(flex))
+    model = shared_model("exaone4", torch.float32)
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    try:
+        model.requires_grad_(trained)
+        policy = Policy(model, None)  # type: ignore[arg-type]
+        assert policy.backend == ("dense" if trained and length else "flex")
+        assert set(rows) == (({256, 512} if not length else {256}) if trained else set())
+        assert all(parameter.grad is None for parameter in model.parameters())
+    finally:
+        for parameter, was in zip(model.parameters(), before, strict=True):
+            parameter.requires_grad_(was)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -50,8 +50,8 @@ def score(
             what = f"{pair.length} tokens, and the model has {encoder.positions} positions"
             raise DataError(what, where=pair.source, hint="shorten its texts, or delete the row")
     say_limits(policy.causal_lm, None, pairs)
-    if policy.backend_reason:
-        say(f"using padded batches (one sequence per row): {policy.backend_reason}")
+    if policy.backend_in_words:
+        say(policy.backend_in_words)
     completions = {completion for pair in pairs for completion in completions_of(pair)}
     budget = tokens_per_batch(memory_of(policy), policy.device)
     scored = cached_reference(policy, completions, budget)

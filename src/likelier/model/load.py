@@ -97,10 +97,25 @@ def load(
             news.append(f"weights stay {dtype_name(stored)} in memory, except in {others}")
         if base is not None:
             model = _with_adapter(model, where, revision)
+        must_be_on_one_device(model, f"device_map of {where}")
         tokenizer = own_tokenizer(where, revision, base)
     if news:
         say("; ".join(news))
     return Policy(model.train(), tokenizer, where)
+
+
+def must_be_on_one_device(model: torch.nn.Module, where: str) -> None:
+    """Refuse a model in parts: log-probs and the states of the optimizer would lie apart.
+
+    Raises ConfigError that names the devices.
+    """
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise ConfigError(
+            f"the model lies on {' and '.join(devices)}, and one device is used",
+            where=where,
+            hint='load it on one, such as device_map={"": 0}, or take a smaller model',
+        )
 
 
 def compute_dtype(

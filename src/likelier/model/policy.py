@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from likelier.base.model_files import first_line
 from likelier.base.terminal import say
-from likelier.batching.batch import Scored, lay_out, padded_batch, scored
+from likelier.batching.batch import Batch, Scored, lay_out, padded_batch, scored
 from likelier.batching.pack import pack
 from likelier.chat.messages import Message
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.encode import encode_completion
 from likelier.model.attention.backends import UnsupportedAttention, attention_backend, tree_obstacle
+from likelier.model.attention.cuda import ROW_COUNTS
 from likelier.model.frozen import dtype_name, dtype_of, widen
 from likelier.model.limits import sizes
 from likelier.model.running import without_dropout
@@ -82,14 +84,24 @@ class Policy:
 
     @property
     def backend_reason(self) -> str | None:
-        """Why the tree cannot serve this model, None where it does."""
+        """Why the fast backend of the device cannot serve this model, None where it does."""
         return self._backend_and_reason[1]
+
+    @property
+    def backend_in_words(self) -> str | None:
+        """What is used instead of the fast backend, and why; None where nothing is."""
+        return self.backend_reason and f"using {_SLOW[self.backend]}: {self.backend_reason}"
 
     @cached_property
     def _backend_and_reason(self) -> tuple[str, str | None]:
-        backend = _tree_backend(self)
-        reason = tree_obstacle(self.causal_lm.config) or _failed_probe(self, backend)
-        return ("padded", reason) if reason else (backend, None)
+        if reason := tree_obstacle(self.causal_lm.config):
+            return "padded", reason
+        first = None
+        for backend in _tree_backends(self):
+            if (reason := _failed_probe(self, backend)) is None:
+                return backend, first
+            first = first or reason
+        return "padded", first
 
     def encoder(
         self, template: Mapping[str, Any] | None = None, today: str | None = None
@@ -112,12 +124,18 @@ class Policy:
             yield scorer
 
 
-def _tree_backend(policy: Policy) -> str:
-    """The tree backend for a policy's device; FlexAttention has no float64."""
+_SLOW = {
+    "padded": "padded batches (one sequence per row)",
+    "dense": "a mask of all tokens by all tokens of a batch",
+}
+
+
+def _tree_backends(policy: Policy) -> Sequence[str]:
+    """The tree backends for a policy's device, the fastest first; FlexAttention has no float64."""
     if policy.device.type == "cpu":
-        return "segments"
+        return ("segments",)
     is_cuda = policy.device.type == "cuda"
-    return "flex" if is_cuda and policy.dtype != torch.float64 else "dense"
+    return ("flex", "dense") if is_cuda and policy.dtype != torch.float64 else ("dense",)
 
 
 # Five branches on one stem. Their first tokens are left out: the stem predicts those, and it is
@@ -131,7 +149,6 @@ _PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}
 _PROBE_TOLERANCE_HALF = 0.25
 
 
-@torch.no_grad()
 def _failed_probe(policy: Policy, backend: str) -> str | None:
     """Try a tree backend on a tiny batch: why it cannot serve this model, None where it can.
 
@@ -139,25 +156,45 @@ def _failed_probe(policy: Policy, backend: str) -> str | None:
     without any error: only a comparison with the plain path shows it. The median is compared,
     because the routing of experts may flip on a rounding.
     """
-    vocabulary = policy.causal_lm.config.get_text_config().vocab_size
-    probe = [Scored(tuple(t % vocabulary for t in s.tokens), s.scored) for s in _PROBE]
     logps = []
     try:
         for one in (backend, "padded"):
-            batch = lay_out(probe, one).to(policy.device)
-            with policy.running(one) as scorer:
+            batch = _probe_of(policy, one)
+            with policy.running(one) as scorer, torch.no_grad():
                 logps.append(scorer(batch)[batch.entry_K])
+        if backend == "flex":
+            _try_backward(policy)
     except UnsupportedAttention as unsupported:
         return str(unsupported)
     except TypeError as error:  # a forward that takes no further keywords
         return f"its forward takes no layout ({error})"
-    except torch._dynamo.exc.TorchDynamoException as error:  # no compiler, or too small a head
-        return f"its attention cannot be compiled ({str(error).splitlines()[0]})"
+    except RuntimeError as error:  # no compiler, too small a head, no kernel, no memory
+        if backend not in ("flex", "dense"):
+            raise
+        return f"{backend} attention fails ({type(error).__name__}: {first_line(error)})"
     difference = float((logps[0] - logps[1]).abs().median())
     allowed = _PROBE_TOLERANCE.get(policy.dtype, _PROBE_TOLERANCE_HALF)
     if not difference <= allowed:
         return f"in a tree, its log-probs of a test batch are off by {difference:.2g} nats a token"
     return None
+
+
+def _probe_of(policy: Policy, backend: str, length: int = 0) -> Batch:
+    """The probe as a batch of a backend, its stem so many tokens longer."""
+    vocabulary = policy.causal_lm.config.get_text_config().vocab_size
+    longer = [((0,) * length + s.tokens, (False,) * length + s.scored) for s in _PROBE]
+    probe = [Scored(tuple(t % vocabulary for t in tokens), scored) for tokens, scored in longer]
+    return lay_out(probe, backend).to(policy.device)
+
+
+def _try_backward(policy: Policy) -> None:
+    """Gradients at both counts of rows that kernels are first made for; none is kept."""
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    positions = sizes(policy.causal_lm)["positions"] or ROW_COUNTS[-1]
+    for rows in ROW_COUNTS[:2] if trained else ():
+        batch = _probe_of(policy, "flex", min(rows, positions) // 2)
+        with policy.running("flex") as scorer, torch.enable_grad():
+            torch.autograd.grad(scorer(batch).sum(), trained, allow_unused=True)
 
 
 @torch.no_grad()

@@ -21,20 +21,21 @@ from likelier.losses.values import StepValues
 from likelier.model.policy import Policy
 from likelier.reference.moving import MovingReference, Reference
 
+_LEAST_TOKENS = 16  # of a batch, as the config allows
 Weighted = tuple[Scored, Weights | None]  # a completion, and what its scored tokens count
 
 
 class Batcher:
     """Turns pairs into batches of at most ``tokens_per_batch`` tokens; a pair is never cut.
 
-    Where the memory of the device does not hold such a batch, `halve` lowers the limit, once.
+    Where the memory of the device does not hold such batches, `halve` lowers the limit.
     """
 
     def __init__(
         self, policy: Policy, reference: Reference, loss: BoundLoss, tokens_per_batch: int
     ):
         self.policy, self.reference, self.loss = policy, reference, loss
-        self.tokens_per_batch, self.halved = tokens_per_batch, False
+        self.tokens_per_batch = tokens_per_batch
 
     def __call__(self, pairs: Sequence[TokenPair]) -> list[Batch]:
         """The batches of a step's pairs, with the reference as it is now."""
@@ -60,19 +61,20 @@ class Batcher:
             return self.reference.rescored(batches)
         return list(batches)
 
-    def halve(self, error: Exception) -> None:
+    def halve(self, error: Exception, batches: Sequence[Batch]) -> None:
         """Make batches of half the size from here on.
 
-        Raises RunFailed where they were halved before.
+        Raises RunFailed where each of the ``batches`` that did not fit held one pair alone.
         """
-        if self.halved:
+        alone = batches and all(len(batch.position_P) == 1 for batch in batches)
+        if alone or self.tokens_per_batch <= _LEAST_TOKENS:
             raise RunFailed(
                 f"batches of {self.tokens_per_batch} tokens do not fit into the memory of the "
                 "device",
                 hint="set train.gradient_checkpointing: true, or a smaller data.max_length; "
                 "`likelier plan` says what a run needs",
             ) from error
-        self.tokens_per_batch, self.halved = self.tokens_per_batch // 2, True
+        self.tokens_per_batch //= 2
         say(f"out of memory: from here on batches of at most {self.tokens_per_batch} tokens")
 
 

@@ -18,7 +18,7 @@ from likelier.model.limits import sizes
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 
-_USABLE_SHARE = 0.8  # of all memory there is, not of what is free now: the same every time
+_USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is not counted
 _LEAST_TOKENS = 256
 # Where products reach their full speed and a larger batch only takes more memory.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -27,7 +27,7 @@ _PROBED_TOKENS = 16, 48
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: ``total`` of the device, ``fixed`` for weights, masters, gradients and AdamW's
+    """Bytes: ``total`` there are, ``fixed`` for weights, masters, gradients and AdamW's
     averages, ``per_token`` for what a token of a batch keeps for the backward."""
 
     total: int
@@ -118,9 +118,12 @@ def _saved_by(policy: Policy, tokens: int) -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory in all: of the GPU, or of this machine."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+    """Bytes there are: of the GPU, what is free or holds this process's tensors already; else the
+    memory of this machine.
+    """
+    if device.type == "cuda":  # other processes may use it, too
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

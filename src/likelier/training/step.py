@@ -37,15 +37,15 @@ def gradients_that_fit(
 
     The gradient is the same for any size.
 
-    Raises RunFailed where half the size does not fit either.
+    Raises RunFailed where a pair alone does not fit.
     """
-    loss = batcher.loss
+    loss, batches = batcher.loss, list[Batch]()
     before = dict(loss.state)
     try:
         batches = batcher(pairs)
         return batches, loss_and_gradients(batcher.policy, batches, loss)
     except torch.OutOfMemoryError as error:
-        batcher.halve(error)
+        batcher.halve(error, batches)
     # Outside of the handler: the error holds the frames, and they hold the tensors.
     loss.state.clear()
     loss.state.update(before)

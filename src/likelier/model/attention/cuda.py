@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from likelier.batching.tree import Tree
 
 BLOCK = 128
+MOST_KERNELS = 128  # torch's own limit is 8: fewer than the counts of rows with two windows
 ROW_COUNTS = tuple(BLOCK << n for n in range(1, 9))  # 256 to 32768; beyond, multiples of that
 
 
@@ -76,11 +77,20 @@ def flex(
     tokens = query.shape[2]
     more = padded_size(tokens) - tokens
     padded = [F.pad(states, (0, 0, 0, more)) for states in (query, key, value)]
-    attention: Any = _compiled() if query.is_cuda else flex_attention
-    output: Any = attention(*padded, block_mask=tree.memo[window], scale=scaling, enable_gqa=True)
+    attention: Any = compiled() if query.is_cuda else flex_attention
+    with torch._dynamo.config.patch(recompile_limit=MOST_KERNELS):  # type: ignore[operator]
+        output: Any = attention(
+            *padded, block_mask=tree.memo[window], scale=scaling, enable_gqa=True
+        )
     return output[:, :, :tokens]
 
 
 @cache
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False)
+def compiled(backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
+    """FlexAttention with a kernel for each count of rows, window, shape of heads and dtype, with
+    gradient and without.
+
+    ``fullgraph``: beyond `MOST_KERNELS` it is an error. Torch would continue with all tokens by
+    all tokens in memory, and one warning.
+    """
+    return torch.compile(flex_attention, backend=backend, dynamic=False, fullgraph=True)
