@@ -78,7 +78,7 @@ def flex(
     more = padded_size(tokens) - tokens
     padded = [F.pad(states, (0, 0, 0, more)) for states in (query, key, value)]
     attention: Any = compiled() if query.is_cuda else flex_attention
-    with torch._dynamo.config.patch(recompile_limit=MOST_KERNELS):  # type: ignore[operator]
+    with torch._dynamo.config.patch(recompile_limit=MOST_KERNELS):
         output: Any = attention(
             *padded, block_mask=tree.memo[window], scale=scaling, enable_gqa=True
         )
