@@ -37,6 +37,7 @@ from likelier.model.load import (
     reference_policy,
 )
 from likelier.model.policy import Policy
+from likelier.model.quantise import numbers_of
 from likelier.model.running import deterministic, freed_memory_kept
 from likelier.reference.cache import NoReference, reference_of_run
 from likelier.reference.fingerprint import hash_of, model_identity
@@ -284,12 +285,13 @@ def _given_policy(
             where="model",
             hint="hand over a fresh one, or load the run's adapter folder",
         )
-    if config.model.revision is not None:
-        raise ConfigError(
-            "has no effect: the model was handed over",
-            where="model.revision",
-            hint="remove model.revision",
-        )
+    for key, unset in (("revision", None), ("quantise", "none")):
+        if getattr(config.model, key) != unset:
+            raise ConfigError(
+                "has no effect: the model was handed over",
+                where=f"model.{key}",
+                hint=f"remove model.{key}",
+            )
     if parse_dtype(config.model.dtype) not in ("auto", policy.dtype):
         raise ConfigError(
             f"the model handed over computes in {policy.dtype}",
@@ -337,7 +339,7 @@ def _facts(folder: RunFolder, data: Dataset, batcher: Batcher) -> dict[str, Any]
             "column": folder.inputs.get("reference"),
             "answers": len(reference.values),
         },
-        "parameters": sum(p.numel() for p in parameters),
+        "parameters": sum(map(numbers_of, parameters)),
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
     }
 

@@ -34,7 +34,8 @@ LEAST = {"model": {"path": "m"}, "data": {"train": "pairs.jsonl"}, "out": "runs/
 FACTS = {"dtype": "float32", "save_dtype": "bfloat16", "tokens_per_batch": 4096}
 
 FULL_TEXT = """
-model:     {path: LGAI-EXAONE/EXAONE-4.0-1.2B, revision: null, dtype: auto, save_dtype: auto}
+model:     {path: LGAI-EXAONE/EXAONE-4.0-1.2B, revision: null, dtype: auto, save_dtype: auto,
+            quantise: none}
 data:      {train: pairs.jsonl, eval: 5%, columns: {}, template: {}, max_length: 2048,
             overlong: drop, on_bad_row: error}
 adapter:   {kind: lora, r: 16, alpha: 32, targets: all-linear}      # or {kind: none}
@@ -340,6 +341,9 @@ def test_an_unknown_key_is_answered_with_the_nearest(tree, answer):
         ({"fp16": True}, "float16 overflows"),
         ({"torch_dtype": "torch.float32"}, "write model.dtype: float32"),
         ({"use_peft": False}, "write adapter.kind: none"),
+        ({"load_in_4bit": True}, "write model.quantise: nf4"),
+        ({"quantization_bit": 8}, "our key is model.quantise"),
+        ({"load_in_4bit": False}, "leave it out"),
         ({"lora_r": 8}, "write adapter.r: 8"),
         ({"lora_alpha": 16}, "write adapter.alpha: 16"),
         ({"lora_dropout": 0.05}, "dropout is always off"),
@@ -806,7 +810,7 @@ def test_difference_names_every_key_with_both_values():
     assert "train.steps: nothing before, 3 now" in found
     assert "adapter.kind: lora before, none now" in found
     assert "out: runs/a before, runs/b now" in found
-    assert len(found) == 8, found
+    assert len(found) == 9, found  # weights in four bits are for adapters alone
     assert difference({"a": {"b": None}}, {}) == ["a.b: null before, nothing now"]
 
 

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 13_000  # to come down to 8_000
-MOST_LINES = 22_800  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 13_150  # to come down to 8_000
+MOST_LINES = 22_900  # to come down to 14_000
 MOST_MODULES = 122  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -26,20 +26,20 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_680,
+    "base": 1_720,
     "batching": 480,
     "chat": 1_890,
     "checks": 2_100,
     "cli": 500,
     "commands": 870,
-    "config": 1_310,
+    "config": 1_330,
     "data": 4_000,
     "demo": 740,
     "evaluation": 180,
     "export": 240,
     "generation": 140,
     "losses": 1_570,
-    "model": 2_060,
+    "model": 2_280,
     "pages": 530,
     "reference": 450,
     "report": 1_210,

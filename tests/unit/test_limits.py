@@ -250,8 +250,8 @@ def test_quantised_weights_are_named(dtype: torch.dtype) -> None:
     must_be_floats(layer, "base")
     layer.register_buffer("qweight", torch.zeros(4, 4).to(dtype))
     must_be_floats(layer, "base")  # a buffer of integers alone, such as positions, is no sign
-    layer.config = SimpleNamespace(quantization_config={"quant_method": "gptq"})  # type: ignore[assignment]
-    with pytest.raises(DataError, match=r"quantised \(gptq\), the first qweight"):
+    layer.config = SimpleNamespace(quantization_config={"quant_method": "quanto"})  # type: ignore[assignment]
+    with pytest.raises(DataError, match=r"quantised \(quanto\), the first qweight"):
         must_be_floats(layer, "base")
 
 

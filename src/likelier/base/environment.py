@@ -1,10 +1,12 @@
 """What this machine is and which packages are installed: facts for a bug report, no secrets."""
 
+import logging
 import os
 import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from packaging.requirements import Requirement
 from likelier import __version__
 from likelier.base.errors import ConfigError
 from likelier.base.files import cache_dir
+
+QUANTISE = "quantise"  # the extra with bitsandbytes
 
 # Read by torch, the Hub client or us. Their values are harmless; no other variable is shown.
 SHOWN_VARIABLES = (
@@ -34,7 +38,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "implementation": sys.implementation.name,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "packages": {one.name: one.installed for one in packages()},
+        "packages": {one.name: one.installed for one in packages(QUANTISE)},
         "unfit": [f"{one.name}{one.wanted}" for one in packages() if not one.fits],
         "cpu": _cpu(),
         "accelerators": _accelerators(),
@@ -111,8 +115,8 @@ class Package:
         return self.installed is not None and specifier.contains(self.installed, prereleases=True)
 
 
-def packages() -> list[Package]:
-    """The dependencies of pyproject.toml, without extras, and what is installed of them.
+def packages(extra: str = "") -> list[Package]:
+    """The dependencies of pyproject.toml, those of an extra too, and what is installed of them.
 
     Raises:
         ConfigError: likelier itself is not installed, so that nothing says what it needs.
@@ -127,7 +131,7 @@ def packages() -> list[Package]:
     return [
         Package(one.name, _installed(one.name), str(one.specifier))
         for one in wanted
-        if one.marker is None or one.marker.evaluate({"extra": ""})
+        if one.marker is None or one.marker.evaluate({"extra": extra})
     ]
 
 
@@ -142,6 +146,42 @@ def check_versions() -> None:
         found = ", ".join(f"{one.name} {one.installed or 'missing'}" for one in unfit)
         names = " ".join(f'"{one.name}{one.wanted}"' for one in unfit)
         raise ConfigError(f"cannot run with {found}", hint=f"run: pip install {names}")
+
+
+def needs_bitsandbytes(key: str) -> None:
+    """Check, without importing anything, that a config key has the library that it needs.
+
+    Raises:
+        ConfigError: bitsandbytes is missing or too old.
+    """
+    (one,) = [package for package in packages(QUANTISE) if package.name == "bitsandbytes"]
+    if not one.fits:
+        found = f"not {one.installed}" if one.installed else "which is not installed"
+        hint = f"run: pip install 'likelier[{QUANTISE}]'"
+        raise ConfigError(f"needs {one.name}{one.wanted}, {found}", where=key, hint=hint)
+
+
+def import_bitsandbytes() -> Any:
+    """bitsandbytes, or None where it is not installed; to be called before peft imports it.
+
+    On a processor with AVX-512 bfloat16 its import asks the Hub for a kernel, and warns where it
+    gets none. Here it asks nobody: there is no package ``kernels`` while it is imported.
+    """
+    if find_spec("bitsandbytes") is None:
+        return None
+    if "bitsandbytes" in sys.modules:
+        return sys.modules["bitsandbytes"]
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level, hub = logger.level, {k: m for k, m in sys.modules.items() if k == "kernels"}
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # importing it then fails
+    logger.setLevel(logging.CRITICAL)
+    try:
+        import bitsandbytes
+    finally:
+        logger.setLevel(level)
+        del sys.modules["kernels"]
+        sys.modules.update(hub)
+    return bitsandbytes
 
 
 def _installed(name: str) -> str | None:

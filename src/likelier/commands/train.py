@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from likelier.base.environment import needs_bitsandbytes
 from likelier.base.model_files import describe_files, place_of
 from likelier.base.terminal import say
 from likelier.config import Config
@@ -30,6 +31,8 @@ def first_look(config: Config) -> bool:
         must_be_there(name)
     for line in describe_folders(data.train):
         say(line)
+    if config.model.quantise != "none":
+        needs_bitsandbytes("model.quantise")
     if config.reference.path is not None:
         place_of(config.reference.path)
     say(f"loading {describe_files(config.model.path, config.model.revision)}")

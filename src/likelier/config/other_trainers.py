@@ -34,6 +34,7 @@ _VALUES: dict[str, dict[str, Any]] = {
         "True": "bfloat16",
         "False": _LEAVE_OUT,
     },
+    "model.quantise": {"True": "nf4", "4": "nf4", "False": _LEAVE_OUT},
     "optim.max_grad_norm": {"0": None, "0.0": None, "None": None},
     "optim.schedule": {
         **{name: name for name in ("cosine", "linear", "constant")},

@@ -162,6 +162,8 @@ def live(config: Config) -> dict[str, Any]:
     tree["loss"] = live_loss(config.loss)
     if config.reference.update_every is None:
         tree["reference"] = {"path": config.reference.path}
+    if config.adapter.kind == "none":
+        del tree["model"]["quantise"]
     train = tree["train"]
     del train["epochs" if config.train.epochs is None else "steps"]
     if config.data.eval is None:

@@ -93,6 +93,9 @@ class ModelConfig(Section):
     save_dtype: Dtype = Field(
         "auto", description="dtype of the saved weights; auto = the initial policy's"
     )
+    quantise: Literal["none", "nf4"] = Field(
+        "none", description="hold the frozen weights of linear layers in four bits (QLoRA)"
+    )
 
 
 ColumnName = Literal[
@@ -302,6 +305,15 @@ class Config(Section):
                 where="reference.path and reference.update_every",
                 hint="keep one of the two",
             )
+        if self.model.quantise != "none" and self.adapter.kind == "none":
+            raise ConfigError(
+                "weights in four bits cannot be trained",
+                where="model.quantise",
+                hint="use adapter.kind: lora, or remove model.quantise",
+            )
+        if self.model.quantise != "none" and self.model.dtype == "float64":
+            what = "weights of float64 are not packed in four bits"
+            raise ConfigError(what, where="model.quantise", hint="use model.dtype: float32")
         warmup, steps = self.optim.warmup, self.train.steps
         if isinstance(warmup, int) and steps is not None and warmup > steps:
             raise ConfigError(

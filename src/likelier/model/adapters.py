@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from likelier.base.environment import import_bitsandbytes
 from likelier.base.errors import ConfigError
 from likelier.base.model_files import first_line
 from likelier.config import Config
 from likelier.model.load import quietly
 from likelier.model.policy import Policy
+from likelier.model.quantise import method_of
 
 
 def adapt(config: Config, initial: Policy) -> Policy:
@@ -30,6 +32,12 @@ def adapt(config: Config, initial: Policy) -> Policy:
                 "model.path holds an adapter, so its weights cannot all be trained",
                 where="adapter.kind",
                 hint="merge the adapter into its base first, or use adapter.kind: lora",
+            )
+        if method := method_of(initial.causal_lm.config):
+            raise ConfigError(
+                f"the weights are quantised ({method}), so they cannot be trained",
+                where="adapter.kind",
+                hint="use adapter.kind: lora",
             )
         initial.model.requires_grad_(True)
     else:
@@ -71,6 +79,7 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
 
     Raises ConfigError where no module has such a name.
     """
+    import_bitsandbytes()  # if peft does, it may ask the Hub
     import peft  # slow to import, and only adapters need it
 
     config = peft.LoraConfig(

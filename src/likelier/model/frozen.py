@@ -102,12 +102,15 @@ def keep_stored(model: nn.Module, stored: torch.dtype, compute: torch.dtype) -> 
     widened: dict[int, str] = {}  # a parameter, and a kind of layer that asks for it
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if type(module) not in _STORED or name != "weight":
+            packed = hasattr(parameter, "quant_state")
+            if not packed and (type(module) not in _STORED or name != "weight"):
                 widened.setdefault(id(parameter), type(module).__name__)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
-            parameter.data = parameter.data.to(compute if id(parameter) in widened else stored)
+            if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):
+                wanted = compute if id(parameter) in widened else stored
+                parameter.data = parameter.data.to(wanted)
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.dtype == stored:
                 setattr(module, name, buffer.to(compute))

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,6 +22,7 @@ from transformers.utils import cached_file, has_file
 from likelier.base.errors import DataError
 from likelier.base.terminal import say
 from likelier.data.records import TokenPair
+from likelier.model.quantise import LIBRARIES, method_of
 
 # A table that is looked up by position, learned or computed once; others grow when they have to.
 _TABLES = re.compile(r"(^|\.)(wpe\.weight|\w*position\w*\.weight|embed_positions|pos_encoding)$")
@@ -128,15 +128,12 @@ def say_limits(model: PreTrainedModel, max_length: int | None, pairs: Sequence[T
 
 
 def must_be_floats(model: nn.Module, where: str) -> None:
-    """Raise DataError where weights are stored as anything but floating-point numbers."""
-    described: Any = getattr(getattr(model, "config", None), "quantization_config", None)
-    if described is None:
+    """Raise DataError where weights are stored as numbers that no adapter is trained on."""
+    method = method_of(getattr(model, "config", None))
+    if method is None or method in LIBRARIES:
         return
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point() or tensor.element_size() == 1:
-            get = getattr(described, "get", None)
-            method = get("quant_method") if get else getattr(described, "quant_method", "")
-            method = getattr(method, "value", method)
             what = f"its weights are quantised ({method}), the first {name} as {tensor.dtype}"
             hint = "give the model that it was made from, with weights in bfloat16 or float32"
             raise DataError(what, where=where, hint=hint)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, has_file, logging
 
-from likelier.base.environment import multiplies_bfloat16
+from likelier.base.environment import import_bitsandbytes, multiplies_bfloat16
 from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.base.limits import ADAPTER, bounded
 from likelier.base.model_files import (
@@ -37,6 +37,13 @@ from likelier.model.frozen import dtype_name, keep_stored, made_in
 from likelier.model.limits import must_be_floats, resize_for, shapes_in_adapter, sizes_of_folder
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
+from likelier.model.quantise import (
+    describe_packed,
+    in_four_bits,
+    method_of,
+    must_be_readable,
+    settle,
+)
 
 FREE_NUMBERS = 10**8  # that a config may ask for beyond what the weights hold
 UNFIT = "the weights do not fit config.json; get the folder again"
@@ -53,6 +60,7 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     frozen: bool = False,
+    quantise: Literal["none", "nf4"] = "none",
 ) -> Policy:
     """Load a model and its tokenizer from a folder or by Hub id, ready to be trained.
 
@@ -65,11 +73,15 @@ def load(
     more bits than its weights are stored in, those of linear layers and embeddings stay as they
     are in memory, and none has a gradient.
 
+    ``quantise="nf4"`` freezes it, too, and holds every linear layer but the head in four bits. They
+    are packed tensor by tensor as they are read.
+
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
-    be used.
+    be used, ConfigError where the library of quantised weights is missing.
     """
     where = place_of(path, revision)
     placed: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    packs = quantise == "nf4"
     with in_one_line(where), quietly():
         base = base_of_adapter(where, revision)
         home = base or (where, revision)
@@ -77,10 +89,12 @@ def load(
         on_gpu = torch.cuda.is_available() and device_map != "cpu"
         model: Any  # a transformers model, from `_with_adapter` on a peft model
         try:
-            stored = _stored_dtype(*home)
+            stored, method = _stored_dtype(*home)
             compute, reason = compute_dtype(wanted, stored, "cuda" if on_gpu else "cpu")
-            widens = is_half(stored) and not is_half(compute)
-            keeps = frozen and widens and not (base and _brings_layers(where, revision))
+            if packs:
+                placed["quantization_config"] = in_four_bits(compute, method)
+            widens = is_half(stored) and not is_half(compute) and method in (None, "bitsandbytes")
+            keeps = (frozen or packs) and widens and not (base and _brings_layers(where, revision))
             model = _load_weights(*home, stored if keeps else compute, placed)
             if keeps and made_in(model, stored):
                 model = _load_weights(*home, compute, placed)
@@ -91,7 +105,10 @@ def load(
             raise InputMissing(what, where=where, hint=error.hint) from error
         if device_map is None and torch.cuda.is_available():
             model.to("cuda")
+        settle(model, compute, where)
         news = [] if reason is None else [f"computing in {dtype_name(compute)}: {reason}"]
+        if packs:
+            news.append(describe_packed(model))
         if keeps:
             others = ", ".join(keep_stored(model, stored, compute)) or "none"
             news.append(f"weights stay {dtype_name(stored)} in memory, except in {others}")
@@ -150,6 +167,7 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
         dtype=config.model.dtype,
         revision=config.model.revision,
         frozen=config.adapter.kind != "none",
+        quantise=config.model.quantise,
     )
     for name, parameter in policy.model.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -237,18 +255,24 @@ def _sizes_must_fit(where: str, revision: str | None) -> None:
         raise DataError(what, where=where, hint=UNFIT)
 
 
-def _stored_dtype(where: str, revision: str | None) -> torch.dtype:
-    """The dtype of a checkpoint, as its configuration names it, or else as its weights show it."""
+def _stored_dtype(where: str, revision: str | None) -> tuple[torch.dtype, str | None]:
+    """The dtype of a checkpoint, as its configuration names it, or else as its weights show it; and
+    how it is quantised.
+
+    Raises ConfigError where the library that reads its quantised weights is missing.
+    """
     with in_one_line(where):
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+        must_be_readable(config, where)
         named = config.dtype or config.get_text_config().dtype
     if not isinstance(named, torch.dtype):  # not said, or one for each part
         named = _load_weights(where, revision, "auto", {}).dtype
     assert isinstance(named, torch.dtype)
-    return named
+    return named, method_of(config)
 
 
 def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> nn.Module:
+    import_bitsandbytes()  # if peft does, it may ask the Hub
     import peft  # slow to import, and only adapters need it
 
     if not has_file(where, "adapter_model.safetensors", revision):

@@ -17,6 +17,7 @@ from likelier.model.frozen import dtype_name
 from likelier.model.limits import sizes
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
+from likelier.model.quantise import numbers_of
 
 _USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is not counted
 _LEAST_TOKENS = 256
@@ -138,7 +139,7 @@ def operations_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
     embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
     head = {id(p) for p in model.get_output_embeddings().parameters()}
     weights = sum(
-        p.numel()
+        numbers_of(p)
         for p in model.parameters()
         if p.ndim >= 2 and id(p) not in embeddings and id(p) not in head
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from likelier import __version__
-from likelier.base.environment import packages
+from likelier.base.environment import QUANTISE, packages
 from likelier.base.errors import OutputError, RunFailed
 from likelier.base.files import (
     MANIFEST,
@@ -173,7 +173,7 @@ class RunFolder:
 
         if self.record.get("status") == "finished":
             say(f"the model of {self.path} is gone: the last checkpoint gives it once more")
-        versions = {package.name: package.installed for package in packages()}
+        versions = {one.name: one.installed for one in packages(QUANTISE) if one.installed}
         threads = torch.get_num_threads()
         self._say_if_bits_may_differ({"threads": threads, **versions})
         settings = masked(settings)
