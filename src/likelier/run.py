@@ -28,7 +28,7 @@ from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.evaluation.spikes import Spikes
 from likelier.export.save import save_policy
 from likelier.losses.registry import BoundLoss, bind
-from likelier.model.adapters import adapt
+from likelier.model.adapters import adapt, for_training
 from likelier.model.limits import say_limits
 from likelier.model.load import (
     initial_policy,
@@ -118,8 +118,13 @@ def train(
     if policy.scorer.rule.use_model_head:
         say(f"using the model's own head, which makes all logits: {policy.scorer.rule.reason}")
 
-    with open_folder(config, on_step) as folder, deterministic(config.train.deterministic):
-        folder.must_hold(**_inputs(config, data, policy, objective))
+    inputs = _inputs(config, data, policy, objective)
+    with (
+        open_folder(config, on_step) as folder,
+        deterministic(config.train.deterministic),
+        for_training(policy) as exact,
+    ):
+        folder.must_hold(**inputs)
         if folder.finished():  # but for its texts, or by another process meanwhile
             say(f"{config.out} is finished: {folder.what_to_do()}")
             _keep_texts(config.out, data, policy)
@@ -142,7 +147,7 @@ def train(
         order = make_order(data.train, config.train)
         facts = _facts(folder, data, batcher)
         folder.begin(settings, steps=order.num_steps, preflight=figures, **facts)
-        adamw = MasterAdamW(policy.model.named_parameters(), config.optim)
+        adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact)
         with listening() as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept():
                 _take_steps(data, order, batcher, optimizer, folder, stop)

@@ -21,7 +21,7 @@ from likelier.base.errors import RunFailed
 from likelier.batching.batch import Scored
 from likelier.batching.tree import Tree, ancestor_mask_TT
 from likelier.data.records import Completion, TokenPair
-from likelier.model import attention
+from likelier.model.attention import backends as attention
 from likelier.model.policy import Policy
 from likelier.model.scorer import HeadRule
 from likelier.reference.cache import StoredReference, load_reference, reference_of_run

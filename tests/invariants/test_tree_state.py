@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from likelier.batching.batch import Batch, lay_out, padded_batch, tree_batch
-from likelier.model.adapters import attach_lora, checkpoint_activations
+from likelier.model.adapters import attach_lora
 from likelier.model.attention.backends import UnsupportedAttention, attention_backend
 from likelier.model.policy import Policy
+from likelier.model.recompute import checkpoint_layers
 
 FAMILIES = ("exaone4-sliding", "llama", "gemma3", "gpt2")
 HALVES = (TELLING[:6], TELLING[3:])  # two trees of different size and shape
@@ -80,7 +81,7 @@ def test_two_layouts_in_flight_with_checkpointing(family: str, lora: bool) -> No
         calls = count_calls(model, "mlp")
         one_after_the_other(policy, "segments")
         assert calls() == 2 * model.config.num_hidden_layers
-        checkpoint_activations(model)
+        checkpoint_layers(model)
         calls()
         for backend in ("segments", "dense"):
             for order in ((0, 1), (1, 0)):

@@ -82,7 +82,7 @@ def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_does_not_fit_is_said_before_it_is_tried(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 2**20)
+    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 3 << 18)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
     assert main(["plan", str(file)]) == 2

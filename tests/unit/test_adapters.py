@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from tests.support.families import tiny_model
+from tests.support.numerics import TELLING, assert_near, distance, gradients
 from tests.support.tiny import tiny_model as exaone
 from tests.support.tiny import tiny_tokenizer
 from torch import Tensor
 
 from likelier.base.errors import ConfigError
-from likelier.model.adapters import adapters_off, attach_lora
+from likelier.batching.batch import lay_out
+from likelier.model.adapters import adapters_off, attach_lora, in_compute_dtype
+from likelier.model.load import quietly
 from likelier.model.policy import Policy
 
 
@@ -164,3 +167,99 @@ def test_a_model_without_adapters_stays_as_it_is() -> None:
     with adapters_off(model):
         assert torch.equal(logits(model), before)
     assert all(p.requires_grad for p in model.parameters())
+
+
+# Adapters in what the model computes in
+
+
+def test_matrices_compute_as_the_model_does_and_come_back_to_the_bit() -> None:
+    policy = make_policy(dtype=torch.bfloat16)
+    train(policy)
+    before = adapter(policy)
+    with in_compute_dtype(policy) as exact:
+        assert {tensor.dtype for tensor in adapter(policy).values()} == {torch.bfloat16}
+        assert exact.keys() == before.keys()
+        assert all(torch.equal(exact[name], before[name]) for name in before)
+        assert all(p.requires_grad == ("lora_" in n) for n, p in policy.model.named_parameters())
+        next(iter(exact.values())).add_(1)  # as an optimizer does
+    after = adapter(policy)
+    first, *others = before
+    assert torch.equal(after[first], before[first] + 1)
+    assert all(torch.equal(after[name], before[name]) for name in others)
+    with pytest.raises(ZeroDivisionError), in_compute_dtype(policy):
+        raise ZeroDivisionError
+    assert {tensor.dtype for tensor in adapter(policy).values()} == {torch.float32}
+
+
+def test_gradients_are_as_near_to_those_of_a_float32_model_as_with_float32_matrices() -> None:
+    """The slow twin is peft's way: float32 matrices, and a float32 copy of every input."""
+    policy = make_policy(dtype=torch.bfloat16)
+    train(policy)
+    batch = lay_out(TELLING, policy.backend)
+
+    def step() -> Tensor:
+        with policy.running() as scorer:
+            logp_E = scorer(batch)
+            logp_E.backward(torch.linspace(1, 2, len(logp_E)))
+        return torch.cat([grad.float().flatten() for grad in gradients(policy.model).values()])
+
+    plain = step()
+    with in_compute_dtype(policy):
+        ours = step()
+    policy.model.float()
+    truth = step()
+    assert not torch.equal(ours, plain)
+    assert distance(ours, truth) < 1.5 * distance(plain, truth)
+
+
+def test_off_is_the_base_while_matrices_are_half() -> None:
+    policy = make_policy(dtype=torch.bfloat16)
+    train(policy)
+    base = logits(exaone(tiny_tokenizer(), torch.bfloat16).eval())
+    with in_compute_dtype(policy), adapters_off(policy.model):
+        assert torch.equal(logits(policy.model.eval()), base)
+
+
+def test_half_merged_is_what_float32_merges_but_for_rounding() -> None:
+    policies = [make_policy(dtype=torch.bfloat16) for _ in range(2)]
+    for policy in policies:
+        train(policy)
+    with in_compute_dtype(policies[0]):
+        ours = policies[0].model.merge_and_unload().state_dict()  # type: ignore[operator]
+    theirs = policies[1].model.merge_and_unload().state_dict()  # type: ignore[operator]
+    assert_near(ours, theirs, 2**-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wider_models_have_their_matrices_as_they_are(dtype: torch.dtype) -> None:
+    policy = make_policy(dtype=dtype)
+    before = {name: p.data_ptr() for name, p in policy.model.named_parameters()}
+    with in_compute_dtype(policy) as exact:
+        assert not exact
+        assert before == {name: p.data_ptr() for name, p in policy.model.named_parameters()}
+
+
+@pytest.mark.parametrize("why", ["a variant", "a frozen half", "an embedding"])
+def test_matrices_of_other_kinds_stay_float32(why: str) -> None:
+    import peft
+
+    tokenizer = tiny_tokenizer()
+    target = "embed_tokens" if why == "an embedding" else "q_proj"
+    wanted = peft.LoraConfig(r=2, target_modules=[target], use_dora=why == "a variant")
+    with quietly():
+        model = peft.get_peft_model(exaone(tokenizer, torch.bfloat16), wanted)
+    for name, parameter in model.named_parameters():
+        if why == "a frozen half" and "lora_A" in name:
+            parameter.requires_grad_(False)
+    policy = Policy(model.train(), tokenizer)
+    with in_compute_dtype(policy) as exact:
+        assert not exact
+        assert {tensor.dtype for tensor in adapter(policy).values()} == {torch.float32}
+
+
+def test_transposed_layers_have_theirs_in_half_as_well() -> None:
+    policy = Policy(tiny_model("gpt2", torch.bfloat16), tiny_tokenizer())
+    policy = attach_lora(policy, 2, 4, "all-linear", seed=0)
+    with in_compute_dtype(policy) as exact:
+        assert exact.keys() == adapter(policy).keys()
+        assert logits(policy.model).dtype is torch.bfloat16

@@ -23,10 +23,11 @@ from likelier.base.errors import StoppedEarly
 from likelier.batching.batch import lay_out
 from likelier.cli import main
 from likelier.model import frozen
-from likelier.model.adapters import attach_lora, checkpoint_activations
+from likelier.model.adapters import attach_lora
 from likelier.model.frozen import StoredEmbedding, StoredLinear, dtype_of, keep_stored, widen
 from likelier.model.load import load, quietly
 from likelier.model.policy import Policy
+from likelier.model.recompute import checkpoint_layers
 from likelier.reference.fingerprint import reference_identity
 from likelier.run import train
 from likelier.training.memory import bytes_saved, memory_of
@@ -171,7 +172,7 @@ def test_a_model_gives_what_the_float32_model_gives(
     assert kept.scorer.rule == plain.scorer.rule
     for policy in (kept, plain):
         if recomputes:
-            checkpoint_activations(policy.causal_lm)
+            checkpoint_layers(policy.causal_lm)
     (ours, our_grads), (theirs, their_grads) = step(kept), step(plain)
     assert ours.dtype is torch.float32
     assert float((ours - theirs).abs().max()) < 1e-5

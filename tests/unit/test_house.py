@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 13_150  # to come down to 8_000
-MOST_LINES = 22_900  # to come down to 14_000
-MOST_MODULES = 122  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 13_450  # to come down to 8_000
+MOST_LINES = 23_260  # to come down to 14_000
+MOST_MODULES = 123  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -39,7 +39,7 @@ LINES = {
     "export": 240,
     "generation": 140,
     "losses": 1_570,
-    "model": 2_280,
+    "model": 2_570,
     "pages": 530,
     "reference": 450,
     "report": 1_210,

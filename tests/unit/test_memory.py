@@ -5,8 +5,8 @@ import torch
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 from likelier.batching.batch import Scored, tree_batch
-from likelier.model.adapters import checkpoint_activations
 from likelier.model.policy import Policy
+from likelier.model.recompute import checkpoint_layers
 from likelier.training.memory import (
     Memory,
     _saved_by,
@@ -36,7 +36,7 @@ def test_what_a_token_keeps_holds_for_larger_passes() -> None:
 def test_recomputed_activations_are_not_counted() -> None:
     policy = ready_of()
     before = memory_of(policy).per_token
-    checkpoint_activations(policy.causal_lm)
+    checkpoint_layers(policy.causal_lm)
     assert memory_of(policy).per_token < before / 3
 
 

@@ -24,11 +24,12 @@ from likelier.batching.batch import lay_out
 from likelier.cli import main
 from likelier.config import config_from, live
 from likelier.generation.sample import sample
-from likelier.model.adapters import attach_lora, checkpoint_activations
+from likelier.model.adapters import attach_lora
 from likelier.model.frozen import widen
 from likelier.model.load import load, quietly
 from likelier.model.policy import Policy
 from likelier.model.quantise import describe_packed, numbers_of, unpack
+from likelier.model.recompute import checkpoint_layers
 from likelier.reference.fingerprint import model_identity
 from likelier.run import train
 from likelier.training.memory import memory_of, operations_of
@@ -151,7 +152,7 @@ def test_a_model_gives_what_its_unpacked_twin_gives(
         if dtype == torch.float64:
             double(policy)
         if recomputes:
-            checkpoint_activations(policy.causal_lm)
+            checkpoint_layers(policy.causal_lm)
     ours, our_grads = step(policies[0])
     for theirs, their_grads in (step(policies[1]), step(policies[0], "padded")):
         assert float((ours - theirs).abs().max()) < (1e-5 if dtype == torch.float32 else 1e-13)

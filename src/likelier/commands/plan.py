@@ -19,7 +19,7 @@ from likelier.config import Config, live
 from likelier.data.load import Dataset, load
 from likelier.data.records import TokenPair
 from likelier.losses.registry import bind
-from likelier.model.adapters import adapt
+from likelier.model.adapters import adapt, for_training
 from likelier.model.limits import say_limits
 from likelier.model.load import initial_policy
 from likelier.model.policy import Policy, score_sequences
@@ -77,15 +77,17 @@ def plan(config: Config) -> Plan:
     data = load(config.data, encoder, config.loss, config.train.seed)
     say_limits(initial.causal_lm, config.data.max_length, data.pairs)
     policy = adapt(config, initial)
-    memory = memory_of(policy)
-    batcher = Batcher(policy, NoReference(), objective, tokens_for(config, policy, memory))
-    order = make_order(data.train, config.train)
-    steps = [(pairs, batcher(pairs)) for pairs in _sampled(order, data.train)]
-    _must_fit(memory, max(batch.num_tokens for _, batches in steps for batch in batches), config)
-    opened = time.perf_counter() - began
-    with deterministic(config.train.deterministic), freed_memory_kept():
-        pace = _measure(config, data.train, batcher, steps)
-    planned = _whole_run(config, data, batcher, order, steps, pace)
+    with for_training(policy):
+        memory = memory_of(policy)
+        batcher = Batcher(policy, NoReference(), objective, tokens_for(config, policy, memory))
+        order = make_order(data.train, config.train)
+        steps = [(pairs, batcher(pairs)) for pairs in _sampled(order, data.train)]
+        largest = max(batch.num_tokens for _, batches in steps for batch in batches)
+        _must_fit(memory, largest, config)
+        opened = time.perf_counter() - began
+        with deterministic(config.train.deterministic), freed_memory_kept():
+            pace = _measure(config, data.train, batcher, steps)
+        planned = _whole_run(config, data, batcher, order, steps, pace)
     return replace(planned, seconds=opened + planned.seconds)
 
 

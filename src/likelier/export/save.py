@@ -20,8 +20,9 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
     """Write ``model/`` or ``adapter/`` into a run folder, as plain ``from_pretrained`` loads it.
 
     Its card is made of what the run folder holds, so the logs are complete by then.
-    ``masters`` are the float32 copies of what was trained; where ``save_dtype`` is wider than
-    the compute dtype, the weights come from them. ``auto`` is the compute dtype.
+    ``masters`` are the float32 copies of what was trained. An adapter is saved as these; of a full
+    model the weights come from them where ``save_dtype`` is wider than the compute dtype. ``auto``
+    is the compute dtype.
 
     Raises OutputError where the disk refuses; nothing half-written then stands there.
     """
@@ -38,8 +39,9 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
                     _name_base(config, policy.causal_lm.name_or_path)
                     _order_sets(config)
                     _mask_secrets(config)
+                weights = {**model.state_dict(), **masters}
                 # Without False, peft asks the Hub whether the vocabulary grew.
-                model.save_pretrained(target, save_embedding_layers=False)
+                model.save_pretrained(target, state_dict=weights, save_embedding_layers=False)
             else:
                 _save_model(policy, masters, wanted, target)
             policy.tokenizer.save_pretrained(target)

@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from likelier.base.environment import import_bitsandbytes
 from likelier.base.errors import ConfigError
 from likelier.base.model_files import first_line
 from likelier.config import Config
 from likelier.model.load import quietly
+from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.quantise import method_of
+from likelier.model.recompute import made_again
 
 
 def adapt(config: Config, initial: Policy) -> Policy:
@@ -66,8 +68,6 @@ def adapt(config: Config, initial: Policy) -> Policy:
             where="model",
             hint="load it with is_trainable=True",
         )
-    if config.train.gradient_checkpointing:
-        checkpoint_activations(policy.causal_lm)
     return policy
 
 
@@ -122,10 +122,46 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trainable[name])
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Let a transformers model recompute activations in the backward.
+@contextmanager
+def for_training(policy: Policy) -> Iterator[dict[str, Tensor]]:
+    """`in_compute_dtype` and `made_again`: how a policy is trained, so that little is saved."""
+    with in_compute_dtype(policy) as exact, made_again(policy.causal_lm, policy.dtype):
+        yield exact
 
-    The method has another name since transformers 5.2x, which warns of the old one.
+
+@contextmanager
+def in_compute_dtype(policy: Policy) -> Iterator[dict[str, Tensor]]:
+    """Have the LoRA matrices of a model in half precision compute in it while they are trained.
+
+    peft keeps them in float32, and then each of them has a float32 copy of its input saved for the
+    backward. Gives their float32 values by name, which are to be the optimizer's masters: on
+    leaving, the matrices are these tensors.
+
+    Matrices of other kinds of layers, of variants such as DoRA, and those of which only one half
+    is trained stay as they are.
     """
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    exact: dict[str, Tensor] = {}
+    wanted = {id(p) for p in _plain_matrices(policy.model)} if is_half(policy.dtype) else set()
+    named = {name: p for name, p in policy.model.named_parameters() if id(p) in wanted}
+    try:
+        for name, parameter in named.items():
+            exact[name] = parameter.detach()
+            parameter.data = parameter.data.to(policy.dtype)
+        yield exact
+    finally:
+        for name, master in exact.items():
+            named[name].data = master
+
+
+def _plain_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The float32 matrices of LoRA on linear layers, where both halves are trained."""
+    for module in model.modules():
+        halves = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
+        base = getattr(module, "base_layer", None)
+        if not isinstance(base, nn.Linear | Conv1D) or None in halves:
+            continue
+        for name in halves[0]:  # type: ignore[union-attr]
+            pair = [p for half in halves for p in half[name].parameters()]  # type: ignore[index]
+            varies = name in module.lora_variant  # type: ignore[operator]
+            if not varies and all(p.requires_grad and p.dtype == torch.float32 for p in pair):
+                yield from pair

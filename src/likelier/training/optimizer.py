@@ -41,13 +41,15 @@ class MasterAdamW:
 
     Gradients of half-precision parameters are moved to their float32 masters after every batch,
     so that sums over batches are float32 sums. Weight decay applies to matrices, not to biases,
-    norms and other vectors. `close` takes the hooks off the model.
+    norms and other vectors. `close` takes the hooks off the model. ``exact`` are masters that hold
+    more than their parameters, by name.
     """
 
     def __init__(
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         config: OptimConfig,
+        exact: Mapping[str, Tensor] | None = None,
     ):
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.max_grad_norm = config.max_grad_norm
@@ -56,7 +58,7 @@ class MasterAdamW:
         for name, parameter in self.parameters.items():
             parameter.grad = None  # a model handed over may bring gradients of its own
             if is_half(parameter.dtype):
-                master = parameter.detach().float()
+                master = (exact or {}).get(name, parameter.detach().float())
                 hook = parameter.register_post_accumulate_grad_hook(_hand_over_to(master))
                 self._hooks.append(hook)
                 self.masters[name] = master
