@@ -66,7 +66,9 @@ class Batch:
     tree, which has no padding) are the model's input. ``predict_N`` are flat positions of the
     predicting tokens in ascending order; ``row_E`` (index into N, ascending) and ``token_E`` the
     entries; ``entry_K`` the entry of every scored token, completion after completion;
-    ``scored_R`` how many scored tokens each completion has.
+    ``scored_R`` how many scored tokens each completion has. ``starts`` are the first entry of every
+    row of N and their number, and ``longest`` the tokens of the longest sequence: plain numbers,
+    so that nobody waits for a device to say them.
 
     The rest is there where the completions form pairs of a training step: ``chosen_P`` and
     ``rejected_P`` index into R, ``position_P`` is each pair's position in the step, ``reference_R``
@@ -84,6 +86,8 @@ class Batch:
     token_E: Tensor
     entry_K: Tensor
     scored_R: Tensor
+    starts: tuple[int, ...]
+    longest: int
     reference_R: Tensor = _NO_PAIRS
     chosen_P: Tensor = _NO_PAIRS
     rejected_P: Tensor = _NO_PAIRS
@@ -204,4 +208,6 @@ def _entries(sequences: Sequence[Scored], positions: Iterable[Sequence[int]]) ->
         "token_E": torch.tensor([token for _, token in entries]),
         "entry_K": torch.tensor([number[entry] for entry in wanted]),
         "scored_R": torch.tensor([sequence.num_scored for sequence in sequences]),
+        "starts": (0, *row_E.bincount().cumsum(0).tolist()),
+        "longest": max(len(sequence.inputs) for sequence in sequences),
     }

@@ -164,15 +164,12 @@ def rotary_tables(config: object) -> RotaryTables:
     return RotaryTables(tuple(sorted(set(original))), max_length)
 
 
-def check_length(tables: RotaryTables, depth_BL: Tensor) -> None:
-    """Raise DataError where a sequence is longer than ``max_length``.
+def check_length(tables: RotaryTables, longest: int) -> None:
+    """Raise DataError where the longest sequence, in tokens, is longer than ``max_length``.
 
     Its log-probs would depend on what the model computed before.
     """
-    if tables.max_length is None:
-        return
-    longest = int(depth_BL.max()) + 1
-    if longest > tables.max_length:
+    if tables.max_length is not None and longest > tables.max_length:
         raise DataError(
             f"a sequence of {longest} tokens: beyond {tables.max_length} this model's rotary table "
             "depends on what was computed before",

@@ -9,6 +9,7 @@ Axis letters: N predicting positions, E (position, token) entries, C rows of a c
 V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,17 +79,23 @@ def logits_of(hidden_ND: Tensor, head: Head) -> Tensor:
 
 
 def token_logps(
-    hidden_ND: Tensor, head: Head, row_E: Tensor, token_E: Tensor, chunk: int | None = None
+    hidden_ND: Tensor,
+    head: Head,
+    row_E: Tensor,
+    token_E: Tensor,
+    chunk: int | None = None,
+    starts: Sequence[int] | None = None,
 ) -> Tensor:
     """``log softmax(head(hidden[row]))[token]`` for every entry, in nats, shape (E,).
 
     ``row_E`` indexes rows of ``hidden_ND`` in ascending order, several entries a row at a fork;
-    no (row, token) stands twice. ``chunk`` is the number of rows whose logits exist at once.
-    Gradients go to the hidden states, the weight and the bias.
+    no (row, token) stands twice. ``starts`` are the first entry of every row and their number;
+    None: they are read from ``row_E``, for which a GPU must be waited for. ``chunk`` is the number
+    of rows whose logits exist at once. Gradients go to the hidden states, the weight and the bias.
     """
-    chunk = chunk or default_chunk(head)
-    edge_C = torch.arange(0, len(hidden_ND) + chunk, chunk, device=row_E.device)
-    cuts = torch.searchsorted(row_E, edge_C).tolist()
+    chunk, rows = chunk or default_chunk(head), len(hidden_ND)
+    starts = starts or (0, *row_E.bincount(minlength=rows).cumsum(0).tolist())
+    cuts = [starts[min(at, rows)] for at in range(0, rows + chunk, chunk)]
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
     makes_gradient = torch.is_grad_enabled() and hidden_ND.requires_grad
     is_frozen = makes_gradient and not trained and not head.softcap

@@ -63,7 +63,7 @@ class Scorer(nn.Module):
 
         Raises DataError where a sequence is longer than the rotary table allows.
         """
-        check_length(self.tables, batch.depth_BL)
+        check_length(self.tables, batch.longest)
         if batch.tree is not None:
             states_BLD = self._states(batch.token_BL, batch.depth_BL, tree=batch.tree)
         elif self.tables.longrope:
@@ -81,7 +81,9 @@ class Scorer(nn.Module):
             if collisions:
                 return logp_E, collisions_of(logits_NV.detach())[batch.row_E]
             return logp_E
-        logp_E = token_logps(states_ND, self.head(), batch.row_E, batch.token_E, self.chunk)
+        logp_E = token_logps(
+            states_ND, self.head(), batch.row_E, batch.token_E, self.chunk, batch.starts
+        )
         if collisions:
             return logp_E, collision_logps(states_ND, self.head(), self.chunk)[batch.row_E]
         return logp_E
@@ -124,7 +126,7 @@ def score_once(model: PreTrainedModel, batch: Batch) -> Tensor:
     if tables.longrope or rule.use_model_head:  # rows in several runs, or all logits in one
         rule = rule if rule.use_model_head else find_head_rule(model)
         return Scorer(model, rule)(batch)
-    check_length(tables, batch.depth_BL)
+    check_length(tables, batch.longest)
     seen: list[Any] = []
     hook = model.base_model.register_forward_hook(lambda *called: seen.append(called[-1]))
     inputs: dict[str, Any] = {"position_ids": batch.depth_BL, "attention_mask": batch.keep_BL}

@@ -44,6 +44,9 @@ def gradients_that_fit(
     try:
         batches = batcher(pairs)
         return batches, loss_and_gradients(batcher.policy, batches, loss)
+    except NotFinite:
+        optimizer.forget_gradients()
+        raise
     except torch.OutOfMemoryError as error:
         batcher.halve(error, batches)
     # Outside of the handler: the error holds the frames, and they hold the tensors.
@@ -59,26 +62,31 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
 
     Returns the values in the order of the step, on the CPU. Called inside `Policy.running`.
 
-    Raises NotFinite where a log-prob or the loss is not; no gradient of that batch has
-    then been added.
+    Raises NotFinite where a log-prob or the loss is not; the gradients are then worth nothing. All
+    is computed before it is looked at: a GPU is waited for once a step.
     """
     num_pairs = sum(len(batch.position_P) for batch in batches)
     if loss.needs_whole_step:
         whole = joined([_scored(policy, batch, loss)[0] for batch in batches])
         if loss.observe is not None:
             loss.observe(whole)
-        grad_R, loss_P = _gradient_of_loss(policy, batches, whole, loss, num_pairs)
+        grad_R, loss_P = _gradient_of_loss(whole, loss, num_pairs)
         parts = grad_R.split([len(batch.scored_R) for batch in batches])
         for batch, part_R in zip(batches, parts, strict=True):
             _backward(policy.scorer(batch), batch, part_R)
-        return _in_step_order(batches, replace(whole, loss_P=loss_P), loss)
-    done = []
+        values = _in_step_order(batches, replace(whole, loss_P=loss_P), loss)
+        _must_be_finite(policy, values, grad_R)
+        return values
+    done, grads = [], []
     for batch in batches:
         values, logp_E = _scored(policy, batch, loss, with_gradient=True)
-        grad_R, loss_P = _gradient_of_loss(policy, [batch], values, loss, num_pairs)
+        grad_R, loss_P = _gradient_of_loss(values, loss, num_pairs)
         _backward(logp_E, batch, grad_R)
         done.append(replace(values, loss_P=loss_P))
-    return _in_step_order(batches, joined(done), loss)
+        grads.append(grad_R)
+    values = _in_step_order(batches, joined(done), loss)
+    _must_be_finite(policy, values, torch.cat(grads))
+    return values
 
 
 @torch.no_grad()
@@ -89,8 +97,9 @@ def step_values(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> St
     """
     values = joined([_scored(policy, batch, loss)[0] for batch in batches])
     loss_P = (loss.held_out or loss.per_pair)(values)
-    _must_be_finite(policy, batches, values, loss_P)
-    return _in_step_order(batches, replace(values, loss_P=loss_P), loss)
+    values = _in_step_order(batches, replace(values, loss_P=loss_P), loss)
+    _must_be_finite(policy, values)
+    return values
 
 
 def _scored(
@@ -109,42 +118,34 @@ def _scored(
     return values_of(batch, policy_R, wpo_log_weight_R), logp_E
 
 
-def _gradient_of_loss(
-    policy: Policy, batches: Sequence[Batch], values: StepValues, loss: BoundLoss, num_pairs: int
-) -> tuple[Tensor, Tensor]:
+def _gradient_of_loss(values: StepValues, loss: BoundLoss, num_pairs: int) -> tuple[Tensor, Tensor]:
     """dL/d logp_R for L = sum of the pairs' losses / num_pairs, and the losses."""
     policy_R = values.policy_R.detach().requires_grad_()
     with torch.enable_grad():
         loss_P = loss.per_pair(replace(values, policy_R=policy_R))
         (grad_R,) = torch.autograd.grad(loss_P.sum() / num_pairs, policy_R)
-    _must_be_finite(policy, batches, values, loss_P, grad_R)
     return grad_R, loss_P.detach()
 
 
-def _must_be_finite(
-    policy: Policy,
-    batches: Sequence[Batch],
-    values: StepValues,
-    loss_P: Tensor,
-    grad_R: Tensor | None = None,
-) -> None:
-    """A log-prob of -inf can have a loss of 0, so all are looked at."""
+def _must_be_finite(policy: Policy, values: StepValues, grad_R: Tensor | None = None) -> None:
+    """A log-prob of -inf can have a loss of 0, so all are looked at. Pairs are in step order."""
+    assert values.loss_P is not None
     numbers = {"log-prob": values.policy_R, "reference log-prob": values.reference_R}
-    numbers |= {"loss": loss_P} | ({} if grad_R is None else {"gradient of the loss": grad_R})
+    numbers["loss"] = values.loss_P
+    numbers |= {} if grad_R is None else {"gradient of the loss": grad_R.cpu()}
     for what, found in numbers.items():
         finite = found.isfinite()
         if bool(finite.all()):
             continue
-        if found is not loss_P:  # a pair has two answers
+        if what != "loss":  # a pair has two answers
             finite = finite[values.chosen_P] & finite[values.rejected_P]
-        position_P = torch.cat([batch.position_P for batch in batches])
         named = policy.scorer.model.named_parameters()
         weights = (name for name, p in named if not p.isfinite().all())
         because = next((f" because {name} is not" for name in weights), "")
         raise NotFinite(
             f"a {what} is not finite{because}, so no update was made",
             hint="model.dtype and optim.lr",
-            positions=position_P[~finite.cpu()].tolist(),
+            positions=torch.nonzero(~finite).flatten().tolist(),
         )
 
 
