@@ -138,7 +138,7 @@ class Outcome:
     said: str = ""
 
 
-FINDING = re.compile(r"^error \S.*: \S.*\n  \S", re.MULTILINE)
+FINDING = re.compile(r"^(error )?\S.*: \S.*\n  \S", re.MULTILINE)
 USAGE = ("  see `likelier --help`", "  write for example ")  # of words, which are their own place
 LISTS = ("check", "show")  # commands that list what they find in the data
 CASES: list[Case] = []
