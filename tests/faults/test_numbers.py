@@ -163,7 +163,7 @@ def test_in_the_averages_of_the_optimizer(
 
     def spoils(self: MasterAdamW, lr: float) -> float:
         norm = original(self, lr)
-        self.adamw.state[self.masters[PLANTED]][kind][2, 3] = torch.inf
+        self.adamw_of[PLANTED].state[self.masters[PLANTED]][kind][2, 3] = torch.inf
         return norm
 
     monkeypatch.setattr(MasterAdamW, "step", spoils)

@@ -41,7 +41,7 @@ data:      {train: pairs.jsonl, eval: 5%, columns: {}, template: {}, max_length:
 adapter:   {kind: lora, r: 16, alpha: 32, targets: all-linear}      # or {kind: none}
 reference: {path: null}
 loss:      {name: sigmoid, beta: 0.1}
-optim:     {lr: auto, schedule: cosine, warmup: 0.1, betas: [0.9, 0.999], eps: 1.0e-8,
+optim:     {kind: adamw, lr: auto, schedule: cosine, warmup: 0.1, betas: [0.9, 0.999], eps: 1.0e-8,
             weight_decay: 0.0, max_grad_norm: 1.0}
 train:     {epochs: 1, pairs_per_step: 32, tokens_per_batch: auto, seed: 0, log_every: 1,
             eval_every: 50, save_every: 200, keep: 2}

@@ -25,6 +25,7 @@ from likelier.model.load import initial_policy
 from likelier.model.policy import Policy, score_sequences
 from likelier.model.running import deterministic, freed_memory_kept
 from likelier.reference.cache import NoReference, StoredReference, completion_key
+from likelier.training.adamw8bit import bytes_of_averages
 from likelier.training.batches import Batcher
 from likelier.training.memory import Memory, device_memory, memory_of, operations_of, tokens_for
 from likelier.training.optimizer import MasterAdamW
@@ -78,7 +79,7 @@ def plan(config: Config) -> Plan:
     say_limits(initial.causal_lm, config.data.max_length, data.pairs)
     policy = adapt(config, initial)
     with for_training(policy):
-        memory = memory_of(policy)
+        memory = memory_of(policy, config.optim.kind)
         batcher = Batcher(policy, NoReference(), objective, tokens_for(config, policy, memory))
         order = make_order(data.train, config.train)
         steps = [(pairs, batcher(pairs)) for pairs in _sampled(order, data.train)]
@@ -250,13 +251,14 @@ def _peak(policy: Policy) -> int:
 
 def _disk(config: Config, policy: Policy, data: Dataset) -> int:
     """Checkpoints (masters, two averages, one more while it is written), model and reference."""
-    trainable = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    trained = [p.numel() for p in policy.model.parameters() if p.requires_grad]
+    averages = sum(bytes_of_averages(numbers, config.optim.kind) for numbers in trained)
     kept = config.train.keep + 1 if config.train.save_every is not None else 0
-    saved = trainable * (4 if policy.has_adapter else 0)
+    saved = sum(trained) * (4 if policy.has_adapter else 0)
     if not policy.has_adapter:
         saved = sum(p.nbytes for p in policy.model.parameters())
     reference = 4 * sum(one.num_scored for pair in data.pairs for one in completions_of(pair))
-    return 12 * trainable * kept + saved + reference
+    return (4 * sum(trained) + averages) * kept + saved + reference
 
 
 def print_plan(planned: Plan, as_json: bool) -> None:

@@ -31,8 +31,12 @@ def first_look(config: Config) -> bool:
         must_be_there(name)
     for line in describe_folders(data.train):
         say(line)
-    if config.model.quantise != "none":
-        needs_bitsandbytes("model.quantise")
+    for key, needs in (
+        ("model.quantise", config.model.quantise == "nf4"),
+        ("optim.kind", config.optim.kind == "adamw8bit"),
+    ):
+        if needs:
+            needs_bitsandbytes(key)
     if config.reference.path is not None:
         place_of(config.reference.path)
     say(f"loading {describe_files(config.model.path, config.model.revision)}")

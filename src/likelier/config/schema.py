@@ -199,6 +199,9 @@ class ReferenceConfig(Section):
 class OptimConfig(Section):
     """AdamW and its learning rate over the run."""
 
+    kind: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="adamw8bit holds its two averages in eight bits"
+    )
     lr: Literal["auto"] | Share = Field(
         "auto", description="peak; auto = 5e-7 for full tuning, 1e-5 for LoRA"
     )

@@ -167,6 +167,12 @@ def unpack(packed: Any, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
 
+def bytes_of(parameter: Tensor) -> int:
+    """What a weight takes, with the scales of one that is packed."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.nbytes + (0 if state is None else state.absmax.nbytes)
+
+
 def numbers_of(parameter: Tensor) -> int:
     """How many numbers a weight is: a packed one holds two in a byte."""
     state = getattr(parameter, "quant_state", None)

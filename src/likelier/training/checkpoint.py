@@ -5,6 +5,8 @@ A checkpoint is a folder, ``step-00000040``, that holds
 - ``masters.safetensors``: the float32 copies of all trained tensors, by name;
 - ``exp_avg.safetensors``, ``exp_avg_sq.safetensors``, ``count.safetensors``: AdamW's averages and
   its count of steps, by the same names;
+- ``exp_avg_scale.safetensors``, ``exp_avg_sq_scale.safetensors``: where its averages are held in
+  eight bits, the scales of their blocks;
 - ``reference.safetensors``: the weights of a reference that moves, once it has moved;
 - ``MANIFEST.json``: the step, the hashes of what the run reads, the loss's own figures, the seals
   of the run's logs as they stood (`likelier.training.logs`), the size and hash of every file, and
@@ -190,7 +192,8 @@ def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
     Raises OutputError where it cannot be read now.
     """
     with read_errors(path):
-        optimizer.restore({name: load_file(path / f"{name}.safetensors") for name in _PARTS})
+        parts = {name: load_file(path / f"{name}.safetensors") for name in optimizer.parts}
+        optimizer.restore(parts)
 
 
 def resume(

@@ -17,7 +17,8 @@ from likelier.model.frozen import dtype_name
 from likelier.model.limits import sizes
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
-from likelier.model.quantise import numbers_of
+from likelier.model.quantise import bytes_of, numbers_of
+from likelier.training.adamw8bit import bytes_of_averages
 
 _USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is not counted
 _LEAST_TOKENS = 256
@@ -45,14 +46,18 @@ class Memory:
         return int(_USABLE_SHARE * self.total)
 
 
-def memory_of(policy: Policy) -> Memory:
-    """Count what is saved for the backward on two tiny batches: exact, and the same every time."""
+def memory_of(policy: Policy, optimizer: str = "adamw") -> Memory:
+    """Count what is saved for the backward on two tiny batches: exact, and the same every time.
+
+    ``optimizer`` is what ``optim.kind`` says.
+    """
     fixed = 0
     for parameter in policy.model.parameters():
-        fixed += parameter.nbytes
+        fixed += bytes_of(parameter)
         if parameter.requires_grad:
-            # A float32 gradient and two averages, and a master where the weight is not one.
-            fixed += (16 if is_half(parameter.dtype) else 12) * parameter.numel()
+            # A float32 gradient, and a master where the weight is not one.
+            fixed += (8 if is_half(parameter.dtype) else 4) * parameter.numel()
+            fixed += bytes_of_averages(parameter.numel(), optimizer)
     short, long = _PROBED_TOKENS
     long = min(long, sizes(policy.causal_lm)["positions"] or long)
     per_token = (_saved_by(policy, long) - _saved_by(policy, short)) // (long - short)
@@ -74,7 +79,7 @@ def tokens_for(config: Config, policy: Policy, memory: Memory | None = None) -> 
     wanted = config.train.tokens_per_batch
     if wanted != "auto":
         return wanted
-    return tokens_per_batch(memory or memory_of(policy), policy.device)
+    return tokens_per_batch(memory or memory_of(policy, config.optim.kind), policy.device)
 
 
 def without_autos(config: Config, policy: Policy) -> dict[str, Any]:

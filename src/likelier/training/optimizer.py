@@ -6,6 +6,7 @@ smaller than 1/256 of a weight is rounded away.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from likelier.base.errors import NotFinite, RunFailed
 from likelier.config.schema import OptimConfig
 from likelier.model.logprob import is_half
+from likelier.training.adamw8bit import AdamW8bit, packs
 
 
 def schedule(config: OptimConfig, peak: float, num_steps: int) -> Callable[[int], float]:
@@ -64,16 +66,10 @@ class MasterAdamW:
                 self.masters[name] = master
             else:
                 self.masters[name] = parameter
-        decayed = [m for m in self.masters.values() if m.ndim >= 2]
-        others = [m for m in self.masters.values() if m.ndim < 2]
-        groups = [
-            {"params": params, "weight_decay": decay}
-            for params, decay in ((decayed, config.weight_decay), (others, 0.0))
-            if params
-        ]
-        self.adamw = torch.optim.AdamW(
-            groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True
-        )
+        self.adamw_of = _adamw_of_each(self.masters, config)
+        averages = ("exp_avg", "exp_avg_sq")
+        scales = [f"{name}_scale" for name in averages] if config.kind == "adamw8bit" else []
+        self.parts = ("masters", *averages, *scales, "count")
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
@@ -90,9 +86,10 @@ class MasterAdamW:
             )
         if self.max_grad_norm is not None and norm > self.max_grad_norm:
             torch._foreach_mul_(list(grads.values()), self.max_grad_norm / norm)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
+        for adamw in dict.fromkeys(self.adamw_of.values()):
+            for group in adamw.param_groups:
+                group["lr"] = lr
+            adamw.step()
         for name, parameter in self.parameters.items():
             if self.masters[name] is not parameter:
                 parameter.copy_(self.masters[name])
@@ -126,18 +123,19 @@ class MasterAdamW:
             hook.remove()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a resumed run needs: masters and AdamW's averages, by parameter name."""
+        """Everything a resumed run needs, by parameter name: masters, AdamW's averages, the scales
+        of those in eight bits, and its count of steps.
+        """
         moments = {
-            name: self.adamw.state[master]
+            name: self.adamw_of[name].state[master]
             for name, master in self.masters.items()
-            if master in self.adamw.state
+            if master in self.adamw_of[name].state
         }
-        return {
-            "masters": {name: m.detach() for name, m in self.masters.items()},
-            "exp_avg": {name: state["exp_avg"] for name, state in moments.items()},
-            "exp_avg_sq": {name: state["exp_avg_sq"] for name, state in moments.items()},
-            "count": {name: state["step"] for name, state in moments.items()},
-        }
+        found = {"masters": {name: m.detach() for name, m in self.masters.items()}}
+        for part in self.parts[1:]:
+            key = "step" if part == "count" else part
+            found[part] = {name: state[key] for name, state in moments.items() if key in state}
+        return found
 
     @torch.no_grad()
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
@@ -153,11 +151,35 @@ class MasterAdamW:
             if master is not self.parameters[name]:
                 self.parameters[name].copy_(master)
             if name in state["exp_avg"]:
-                self.adamw.state[master] = {
+                parts = [part for part in self.parts[1:-1] if name in state[part]]
+                self.adamw_of[name].state[master] = {
                     "step": state["count"][name].clone(),
-                    "exp_avg": state["exp_avg"][name].clone().to(master.device),
-                    "exp_avg_sq": state["exp_avg_sq"][name].clone().to(master.device),
+                    **{part: state[part][name].clone().to(master.device) for part in parts},
                 }
+
+
+def _adamw_of_each(
+    masters: Mapping[str, Tensor], config: OptimConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """What updates each master, by its name."""
+    is_packed = {name: config.kind == "adamw8bit" and packs(m) for name, m in masters.items()}
+    packed, others = ([n for n in masters if is_packed[n] == kind] for kind in (True, False))
+    found: dict[str, torch.optim.Optimizer] = {}
+    if config.kind == "adamw8bit":
+        groups = _with_decay([masters[name] for name in packed], config.weight_decay)
+        found |= dict.fromkeys(packed, AdamW8bit(groups, config.betas, config.eps))
+    if others:
+        groups = _with_decay([masters[name] for name in others], config.weight_decay)
+        plain = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+        found |= dict.fromkeys(others, plain)
+    return found
+
+
+def _with_decay(masters: list[Tensor], decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters: matrices decay, vectors do not."""
+    matrices = {"params": [m for m in masters if m.ndim >= 2], "weight_decay": decay}
+    vectors = {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0}
+    return [group for group in (matrices, vectors) if group["params"]]
 
 
 def _not_finite(grads: Mapping[str, Tensor]) -> str:
