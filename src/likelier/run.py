@@ -129,7 +129,7 @@ def train(
             say(f"{config.out} is finished: {folder.what_to_do()}")
             _keep_texts(config.out, data, policy)
             return _result(config.out)
-        settings = folder.settings() or without_autos(config, policy)
+        settings = without_autos(config, policy, data.train, folder.settings())
         budget: int = settings["train"]["tokens_per_batch"]
         reference: Reference = NoReference()
         if objective.needs("reference"):

@@ -78,6 +78,6 @@ def test_a_pair_alone_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     place = make_place(tmp_path, rows=16)
     fails_at(monkeypatch, 8)
     with pytest.raises(RunFailed, match="batches of 32 tokens do not fit"):
-        train(place.config("tight", train__tokens_per_batch=256))
+        train(place.config("tight", train__tokens_per_batch=256, train__checkpointing="none"))
     record = json.loads((tmp_path / "tight" / "run.json").read_text())
     assert record["step"] == 0 and record["status"] == "running"

@@ -10,18 +10,20 @@ from typing import Any
 import peft
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
-from tests.support.runs import Place, make_place, token_pairs, training_rows
+from tests.support.runs import Place, bytes_of, differing, make_place, token_pairs, training_rows
 from tests.support.tiny import TEMPLATE, pair_rows, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from likelier.base.errors import ConfigError
+from likelier.base.errors import ConfigError, StoppedEarly
 from likelier.base.files import read_json, read_lines
 from likelier.batching.batch import completions_of
 from likelier.data.records import TokenPair
 from likelier.model.adapters import attach_lora
 from likelier.model.load import load, quietly
 from likelier.model.policy import Policy, score_sequences
+from likelier.model.scorer import Scorer
 from likelier.reference.cache import load_reference, reference_of_run
 from likelier.report.read import read_run
 from likelier.run import Run, train
@@ -394,10 +396,51 @@ def test_checkpointing_activations_changes_little(place: Place, tmp_path: Path) 
         settings = {"adapter": adapter, "train__steps": 3, "train__save_every": None}
         kept = train(place.config(tmp_path / name, **settings))
         again = train(
-            place.config(tmp_path / f"{name}-again", train__gradient_checkpointing=True, **settings)
+            place.config(tmp_path / f"{name}-again", train__checkpointing="layers", **settings)
         )
         for ours, theirs in zip(kept.metrics, again.metrics, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
+def test_layers_run_again_where_memory_is_short_and_a_resumed_run_keeps_to_it(
+    place: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same bytes as where it is asked for; memory that is there later changes nothing."""
+
+    def stop(row: dict[str, float]) -> None:
+        if row["step"] == 3 and "loss" in row:
+            raise StoppedEarly("here")
+
+    asked = train(place.config(tmp_path / "asked", adapter=LORA, train__checkpointing="layers"))
+    short = place.config(tmp_path / "short", adapter=LORA)
+    seen: list[bool] = []
+    scored = Scorer.forward
+
+    def look(self: Scorer, *given: Any) -> Any:
+        if torch.is_grad_enabled():
+            seen.append(self.model.is_activation_checkpointing)
+        return scored(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("likelier.training.memory.device_memory", lambda device: 2**18)
+        with pytest.raises(StoppedEarly):
+            train(short, on_step=stop)
+    line = "train.checkpointing: layers, because the longest pair ("
+    assert capsys.readouterr().err.count(line) == 1
+    settings = yaml.safe_load((tmp_path / "short" / "config.yaml").read_text("utf-8"))
+    assert settings["train"]["checkpointing"] == "layers"
+    monkeypatch.setattr(Scorer, "forward", look)
+    resumed = train(short)
+    assert line not in capsys.readouterr().err
+    assert seen and all(seen)
+    different = differing(bytes_of(asked.folder), bytes_of(resumed.folder))
+    assert not [name for name in different if "MANIFEST" not in name]  # they hash what was asked
+    plain = train(place.config(tmp_path / "plain", adapter=LORA))
+    settings = yaml.safe_load((plain.folder / "config.yaml").read_text("utf-8"))
+    assert settings["train"]["checkpointing"] == "none"
 
 
 def test_a_model_whose_head_is_its_own_is_said(

@@ -82,13 +82,18 @@ def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_does_not_fit_is_said_before_it_is_tried(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 3 << 18)
+    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 2**18)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
-    assert main(["plan", str(file)]) == 2
-    told = capsys.readouterr().err
-    assert "of the 1 MiB there are" in told
-    assert "train.gradient_checkpointing: true" in told
+    for word, hint in [
+        ("none", "set train.checkpointing: layers, or a smaller train.tokens_per_batch"),
+        ("layers", "set a shorter data.max_length, or a smaller model"),
+        ("auto", "set a shorter data.max_length, or a smaller model"),  # it tried layers itself
+    ]:
+        assert main(["plan", str(file), f"train.checkpointing={word}"]) == 2
+        told = capsys.readouterr().err
+        assert "of the 0 MiB there are" in told and hint in told
+        assert ("train.checkpointing: layers, because" in told) == (word == "auto")
 
 
 def test_a_loss_without_reference(place: Place, tmp_path: Path) -> None:

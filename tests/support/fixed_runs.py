@@ -230,7 +230,7 @@ def _more_sections(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: {"loss": loss} for name, loss in MODIFIED.items()} | {
         "bfloat16": {"model": {"dtype": "bfloat16"}},
         "checkpointing": {
-            "train": {"steps": 3, "save_every": None, "gradient_checkpointing": True}
+            "train": {"steps": 3, "save_every": None, "checkpointing": "layers"}
         },
         "other_reference": {
             "reference": {"path": str(folder / "other")}, "data": {"eval": file("held_out")}

@@ -31,7 +31,8 @@ from likelier.config.other_trainers import NEEDLESS, RENAMED
 from likelier.config.schema import NoAdapter
 
 LEAST = {"model": {"path": "m"}, "data": {"train": "pairs.jsonl"}, "out": "runs/a"}
-FACTS = {"dtype": "float32", "save_dtype": "bfloat16", "tokens_per_batch": 4096}
+FACTS = {"dtype": "float32", "save_dtype": "bfloat16", "tokens_per_batch": 4096,
+         "checkpointing": "none"}  # fmt: skip
 
 FULL_TEXT = """
 model:     {path: LGAI-EXAONE/EXAONE-4.0-1.2B, revision: null, dtype: auto, save_dtype: auto,
@@ -94,7 +95,7 @@ def test_defaults_fill_what_is_left_out():
     assert config.adapter.kind == "lora" and config.loss.beta == 0.1
     assert config.train.epochs == 1 and config.train.steps is None
     assert config.out == Path("runs/a")
-    assert config.train.deterministic and not config.train.gradient_checkpointing
+    assert config.train.deterministic and config.train.checkpointing == "auto"
 
 
 def test_words_of_a_command_line_win_over_the_file(file):
@@ -354,6 +355,11 @@ def test_an_unknown_key_is_answered_with_the_nearest(tree, answer):
         ({"train": {"learning_rate": 1e-6}}, "write optim.lr: 1.0e-06"),
         ({"train": {"tokens_per_pass": 4096}}, "write train.tokens_per_batch: 4096"),
         ({"train": {"tokens_per_pass": "auto"}}, "write train.tokens_per_batch: auto"),
+        ({"train": {"gradient_checkpointing": True}}, "write train.checkpointing: layers"),
+        ({"train": {"gradient_checkpointing": False}}, "write train.checkpointing: none"),
+        ({"gradient_checkpointing": True}, "write train.checkpointing: layers"),
+        ({"activation_checkpointing": "offload"}, "our key is train.checkpointing"),
+        ({"activation_offloading": True}, "train.checkpointing=layers saves memory"),
         ({"train": {"compile": True}}, "compiling the layers is no longer offered"),
         ({"torch_compile": True}, "compiling the layers is no longer offered"),
     ],

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 13_450  # to come down to 8_000
-MOST_LINES = 23_260  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 13_550  # to come down to 8_000
+MOST_LINES = 23_330  # to come down to 14_000
 MOST_MODULES = 124  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -27,11 +27,11 @@ LINES = {
     "__main__": 12,
     "api": 200,
     "base": 1_720,
-    "batching": 490,
+    "batching": 500,
     "chat": 1_890,
     "checks": 2_100,
     "cli": 500,
-    "commands": 870,
+    "commands": 880,
     "config": 1_330,
     "data": 4_000,
     "demo": 740,
@@ -45,7 +45,7 @@ LINES = {
     "report": 1_210,
     "run": 390,
     "testing": 170,
-    "training": 2_020,
+    "training": 2_080,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

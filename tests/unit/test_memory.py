@@ -5,11 +5,14 @@ import torch
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 from likelier.batching.batch import Scored, tree_batch
+from likelier.config import config_from
+from likelier.data.records import Completion, TokenPair
 from likelier.model.policy import Policy
 from likelier.model.recompute import checkpoint_layers
 from likelier.training.memory import (
     Memory,
     _saved_by,
+    checkpoint_if_needed,
     device_memory,
     memory_of,
     operations_of,
@@ -104,3 +107,48 @@ def test_the_counted_arithmetic_is_torch_s() -> None:
         scorer(batch)
     products = counter.get_flop_counts()["Global"]
     assert products[torch.ops.aten.mm] == work["layers"] + work["head"]
+
+
+# Checkpoints where they are needed
+
+
+def pair_of(prompt: int, answer: int) -> TokenPair:
+    tokens = tuple(range(3, 3 + answer))
+    chosen, rejected = (Completion((*tokens, last), (True,) * (answer + 1)) for last in (1, 2))
+    return TokenPair(tuple(range(50, 50 + prompt)), chosen, rejected, source="here:1")
+
+
+PAIRS = [pair_of(5, 3), pair_of(20, 30), pair_of(40, 8)]
+LONGEST = 20 + 30  # the answers of a pair differ in their last token, which is no input
+
+
+@pytest.mark.parametrize("asked", ["auto", "none", "layers"])
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_layers_run_again_where_the_longest_pair_does_not_fit(
+    asked: str,
+    lacking: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    policy = ready_of()
+    monkeypatch.setattr(Memory, "usable", property(lambda memory: memory.total))
+    limit = memory_of(policy).needs(LONGEST) - lacking
+    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: limit)
+    config = config_from({"model": {"path": "m"}, "data": {"train": "d"}, "out": "o",
+                          "train": {"checkpointing": asked}})  # fmt: skip
+    needed = asked == "auto" and lacking
+    decided, memory = checkpoint_if_needed(config, policy, PAIRS)
+    assert memory in (None, memory_of(policy))
+    assert decided == ("layers" if needed else "none" if asked == "auto" else asked)
+    assert policy.causal_lm.is_activation_checkpointing == bool(needed)
+    said = capsys.readouterr().err
+    assert ("the longest pair (50 tokens) needs 0.0 GiB without it" in said) == bool(needed)
+    assert len(said.splitlines()) == bool(needed)
+
+
+def test_nothing_is_decided_for_a_model_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = ready_of()
+    monkeypatch.setattr(type(policy.causal_lm), "supports_gradient_checkpointing", False)
+    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 1)
+    config = config_from({"model": {"path": "m"}, "data": {"train": "d"}, "out": "o"})
+    assert checkpoint_if_needed(config, policy, PAIRS)[0] == "none"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.numerics import sequence
 
 from likelier.batching.batch import Scored, lay_out, padded_batch, tree_batch
-from likelier.batching.pack import Unit, pack
+from likelier.batching.pack import Unit, pack, tokens_of
 from likelier.batching.tree import build_tree
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
@@ -30,7 +30,7 @@ def two(prompt: tuple[int, ...], *answers: tuple[int, ...]) -> Unit:
     return tuple(sequence(prompt, answer) for answer in answers)
 
 
-def tokens_of(given_units: Sequence[Unit], places: Sequence[int], backend: str) -> int:
+def laid_out(given_units: Sequence[Unit], places: Sequence[int], backend: str) -> int:
     sequences: list[Scored] = [s for place in places for s in given_units[place]]
     return lay_out(sequences, backend).num_tokens
 
@@ -43,7 +43,7 @@ def test_trees_take_units_in_order_up_to_the_budget(given_units: list[Unit], bud
     assert [place for places in passes for place in places] == list(range(len(given_units)))
     assert all(passes)
     for places in passes:
-        assert tokens_of(given_units, places, "segments") <= budget or len(places) == 1
+        assert laid_out(given_units, places, "segments") <= budget or len(places) == 1
     for places, following in itertools.pairwise(passes):
         # Neither the next unit would have fitted nor, where that would have, all of its prompt.
         of_prompt = [
@@ -52,9 +52,9 @@ def test_trees_take_units_in_order_up_to_the_budget(given_units: list[Unit], bud
             if all(_context(given_units[p]) == _context(given_units[following[0]])
                    for p in range(following[0], place + 1))
         ]  # fmt: skip
-        assert tokens_of(given_units, [*places, *of_prompt], "segments") > budget
-        if tokens_of(given_units, of_prompt, "segments") > budget:
-            assert tokens_of(given_units, [*places, following[0]], "segments") > budget
+        assert laid_out(given_units, [*places, *of_prompt], "segments") > budget
+        if laid_out(given_units, of_prompt, "segments") > budget:
+            assert laid_out(given_units, [*places, following[0]], "segments") > budget
 
 
 def _context(unit: Unit) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def test_rows_are_taken_by_length_up_to_the_budget(given_units: list[Unit], budg
     lengths = [max(len(s.inputs) for s in given_units[place]) for place in order]
     assert lengths == sorted(lengths)
     for places in passes:
-        assert tokens_of(given_units, places, "padded") <= budget or len(places) == 1
+        assert laid_out(given_units, places, "padded") <= budget or len(places) == 1
     for places, following in itertools.pairwise(passes):
         joined = [s for place in (*places, following[0]) for s in given_units[place]]
         # Rows are counted as if all differed; repeated sequences then share one.
@@ -121,3 +121,10 @@ def test_a_prompt_larger_than_a_pass_is_cut_between_its_pairs() -> None:
         for places in passes
     )
     assert passes[0][:1] == [0] and len(passes) > 2
+
+
+@pytest.mark.parametrize("backend", ["segments", "padded"])
+@given(given_units=units)
+def test_a_unit_alone_has_the_tokens_of_its_batch(backend: str, given_units: list[Unit]) -> None:
+    for unit in given_units:
+        assert tokens_of(unit, backend) == laid_out([unit], [0], backend)

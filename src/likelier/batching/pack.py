@@ -19,6 +19,14 @@ def pack(units: Sequence[Unit], budget: int, backend: str) -> list[list[int]]:
     return _pack_rows(units, budget) if backend == "padded" else _pack_trees(units, budget)
 
 
+def tokens_of(unit: Unit, backend: str) -> int:
+    """Tokens that a batch of one unit computes."""
+    if backend == "padded":
+        rows = {sequence.inputs for sequence in unit}
+        return len(rows) * max(map(len, rows))
+    return _tree_size([unit], [0])
+
+
 def _pack_trees(units: Sequence[Unit], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     trie = Trie()

@@ -27,7 +27,14 @@ from likelier.model.running import deterministic, freed_memory_kept
 from likelier.reference.cache import NoReference, StoredReference, completion_key
 from likelier.training.adamw8bit import bytes_of_averages
 from likelier.training.batches import Batcher
-from likelier.training.memory import Memory, device_memory, memory_of, operations_of, tokens_for
+from likelier.training.memory import (
+    Memory,
+    checkpoint_if_needed,
+    device_memory,
+    memory_of,
+    operations_of,
+    tokens_for,
+)
 from likelier.training.optimizer import MasterAdamW
 from likelier.training.order import Order, make_order
 from likelier.training.preflight import pairs_to_compare, preflight
@@ -60,6 +67,7 @@ class Plan:
     peak_memory: int
     memory: int
     disk: int
+    checkpointing: str = "none"
 
 
 def plan(config: Config) -> Plan:
@@ -79,17 +87,18 @@ def plan(config: Config) -> Plan:
     say_limits(initial.causal_lm, config.data.max_length, data.pairs)
     policy = adapt(config, initial)
     with for_training(policy):
-        memory = memory_of(policy, config.optim.kind)
+        checkpointing, counted = checkpoint_if_needed(config, policy, data.train)
+        memory = counted or memory_of(policy, config.optim.kind)
         batcher = Batcher(policy, NoReference(), objective, tokens_for(config, policy, memory))
         order = make_order(data.train, config.train)
         steps = [(pairs, batcher(pairs)) for pairs in _sampled(order, data.train)]
         largest = max(batch.num_tokens for _, batches in steps for batch in batches)
-        _must_fit(memory, largest, config)
+        _must_fit(memory, largest, checkpointing)
         opened = time.perf_counter() - began
         with deterministic(config.train.deterministic), freed_memory_kept():
             pace = _measure(config, data.train, batcher, steps)
         planned = _whole_run(config, data, batcher, order, steps, pace)
-    return replace(planned, seconds=opened + planned.seconds)
+    return replace(planned, seconds=opened + planned.seconds, checkpointing=checkpointing)
 
 
 def _sampled(order: Order, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
@@ -99,7 +108,7 @@ def _sampled(order: Order, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
     return [[pairs[index] for _, index in order.step(number)] for number in numbers]
 
 
-def _must_fit(memory: Memory, tokens: int, config: Config) -> None:
+def _must_fit(memory: Memory, tokens: int, checkpointing: str) -> None:
     if memory.needs(tokens) <= memory.total:
         return
     raise ConfigError(
@@ -107,8 +116,8 @@ def _must_fit(memory: Memory, tokens: int, config: Config) -> None:
         f"{_size(memory.needs(tokens))} of the {_size(memory.total)} there are",
         where="train.tokens_per_batch",
         hint="set a shorter data.max_length, or a smaller model"
-        if config.train.gradient_checkpointing
-        else "set train.gradient_checkpointing: true, or a smaller train.tokens_per_batch",
+        if checkpointing == "layers"
+        else "set train.checkpointing: layers, or a smaller train.tokens_per_batch",
     )
 
 
@@ -278,7 +287,8 @@ def print_plan(planned: Plan, as_json: bool) -> None:
         ("in all", _duration(planned.seconds)),
         ("peak memory", f"{_size(planned.peak_memory)} of {_size(planned.memory)}"),
         ("disk", _size(planned.disk)),
-        ("settings", f"train.tokens_per_batch={planned.tokens_per_batch}"),
+        ("settings", f"train.tokens_per_batch={planned.tokens_per_batch} "
+                     f"train.checkpointing={planned.checkpointing}"),
     ]  # fmt: skip
     table = Table(show_header=False)
     for name, text in rows:

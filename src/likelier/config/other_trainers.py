@@ -41,6 +41,7 @@ _VALUES: dict[str, dict[str, Any]] = {
         "constant_with_warmup": "constant",
     },
     "track": {"none": "none", "None": "none", "[]": "none"},
+    "train.checkpointing": {"True": "layers", "False": "none"},
     "train.save_every": {"no": None, "False": None},
     "train.steps": {"0": _LEAVE_OUT, "-1": _LEAVE_OUT},
 }

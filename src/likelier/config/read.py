@@ -18,7 +18,7 @@ from likelier.config.strict_yaml import argument, document, flow, parse
 AUTO_LR = {"none": 5e-7, "lora": 1e-5}
 _SUFFIXES_OF_DATA = frozenset({".arrow", ".csv", ".gz", ".jsonl", ".ndjson", ".parquet"})
 _COLUMNS = frozenset({"chosen", "completion", "completions", "messages", "prompt", "rejected"})
-_AUTO_KEYS = frozenset({"dtype", "save_dtype", "lr", "tokens_per_batch"})
+_AUTO_KEYS = frozenset({"dtype", "save_dtype", "lr", "tokens_per_batch", "checkpointing"})
 
 
 def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Config:
@@ -179,7 +179,8 @@ def resolved(config: Config, **facts: Any) -> dict[str, Any]:
     Args:
         config: as read.
         facts: what the run decided, by the last word of the key: ``dtype``, ``save_dtype``,
-            ``tokens_per_batch``. A value that the user gave stays. ``lr`` follows from the adapter.
+            ``tokens_per_batch``, ``checkpointing``. A value that the user gave stays. ``lr``
+            follows from the adapter.
 
     Raises:
         ValueError: an ``auto`` was left undecided, or what was decided could not run again.

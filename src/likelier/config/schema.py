@@ -239,8 +239,10 @@ class TrainConfig(Section):
     eval_every: Count | None = Field(50, description="steps between evaluations; null = never")
     save_every: Count | None = Field(200, description="steps between checkpoints; null = never")
     keep: Count = Field(2, description="checkpoints kept")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations: less memory, more time"
+    checkpointing: Literal["auto", "none", "layers"] = Field(
+        "auto",
+        description="layers = the backward runs every layer once more: less memory, more time; "
+        "auto = none where the longest pair fits without it",
     )
     deterministic: bool = Field(
         True, description="same bytes from the same run; false may be faster on CUDA"

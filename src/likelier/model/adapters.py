@@ -16,7 +16,7 @@ from likelier.model.load import quietly
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.quantise import method_of
-from likelier.model.recompute import made_again
+from likelier.model.recompute import checkpoint_layers, made_again
 
 
 def adapt(config: Config, initial: Policy) -> Policy:
@@ -25,7 +25,8 @@ def adapt(config: Config, initial: Policy) -> Policy:
     It is ``initial`` itself unless a fresh adapter was attached, which changes the layers of
     ``initial`` in place.
 
-    Raises ConfigError for a key that would have no effect on this initial policy.
+    Raises ConfigError for a key that would have no effect on this initial policy, or that it
+    cannot follow.
     """
     policy = initial
     if config.adapter.kind == "none":
@@ -68,6 +69,8 @@ def adapt(config: Config, initial: Policy) -> Policy:
             where="model",
             hint="load it with is_trainable=True",
         )
+    if config.train.checkpointing == "layers":
+        checkpoint_layers(policy.causal_lm)
     return policy
 
 

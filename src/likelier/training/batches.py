@@ -71,7 +71,7 @@ class Batcher:
             raise RunFailed(
                 f"batches of {self.tokens_per_batch} tokens do not fit into the memory of the "
                 "device",
-                hint="set train.gradient_checkpointing: true, or a smaller data.max_length; "
+                hint="set train.checkpointing: layers, or a smaller data.max_length; "
                 "`likelier plan` says what a run needs",
             ) from error
         self.tokens_per_batch //= 2

@@ -4,6 +4,7 @@ Where a batch does not fit all the same, `training.step.gradients_that_fit` cuts
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from likelier.batching.batch import Batch, Scored, lay_out
+from likelier.base.terminal import say
+from likelier.batching.batch import Batch, Scored, completions_of, lay_out
+from likelier.batching.pack import tokens_of
 from likelier.config import Config, resolved
+from likelier.data.records import TokenPair
 from likelier.model.frozen import dtype_name
 from likelier.model.limits import sizes
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of, numbers_of
+from likelier.model.recompute import can_checkpoint, checkpoint_layers
 from likelier.training.adamw8bit import bytes_of_averages
 
 _USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is not counted
@@ -82,14 +87,52 @@ def tokens_for(config: Config, policy: Policy, memory: Memory | None = None) -> 
     return tokens_per_batch(memory or memory_of(policy, config.optim.kind), policy.device)
 
 
-def without_autos(config: Config, policy: Policy) -> dict[str, Any]:
-    """The config with every ``auto`` decided, as ``config.yaml`` of a run holds it."""
+def checkpoint_if_needed(
+    config: Config, policy: Policy, pairs: Sequence[TokenPair]
+) -> tuple[str, Memory | None]:
+    """What ``train.checkpointing`` means for some pairs; a model that needs it is told to.
+
+    ``auto`` is ``layers`` where memory does not hold a batch of the longest pair alone without.
+    The second value is what `memory_of` says then, where it had to be asked.
+    """
+    model, backend = policy.causal_lm, policy.backend
+    if config.train.checkpointing != "auto":
+        return config.train.checkpointing, None
+    memory = memory_of(policy, config.optim.kind)
+    longest = max((tokens_of(completions_of(pair), backend) for pair in pairs), default=0)
+    if memory.needs(longest) <= memory.usable or not can_checkpoint(model):
+        return "none", memory
+    checkpoint_layers(model)
+    needed, usable = (size / 2**30 for size in (memory.needs(longest), memory.usable))
+    say(
+        f"train.checkpointing: layers, because the longest pair ({longest:,} tokens) needs "
+        f"{needed:.1f} GiB without it, and training may take {usable:.1f}"
+    )
+    return "layers", None
+
+
+def without_autos(
+    config: Config,
+    policy: Policy,
+    pairs: Sequence[TokenPair],
+    before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The config with every ``auto`` decided, as ``config.yaml`` of a run holds it.
+
+    ``before`` is what was decided when a run began that now resumes: that stays.
+    """
+    if before is not None:
+        if before["train"]["checkpointing"] == "layers":
+            checkpoint_layers(policy.causal_lm)
+        return before
     dtype = dtype_name(policy.dtype)
+    checkpointing, memory = checkpoint_if_needed(config, policy, pairs)
     return resolved(
         config,
         dtype=dtype,
         save_dtype="auto" if policy.has_adapter else dtype,
-        tokens_per_batch=tokens_for(config, policy),
+        checkpointing=checkpointing,
+        tokens_per_batch=tokens_for(config, policy, memory),
     )
 
 
