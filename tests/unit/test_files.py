@@ -266,7 +266,8 @@ def test_json_is_plain(tmp_path: Path) -> None:
 
 
 def flipped(content: bytes) -> Iterator[bytes]:
-    """The content with each of its bytes changed in one bit, one at a time."""
+    """The content without its last byte, and with each changed in one bit, one at a time."""
+    yield content[:-1]
     for place, byte in enumerate(content):
         yield content[:place] + bytes([byte ^ 1 << place % 8]) + content[place + 1 :]
 

@@ -381,7 +381,8 @@ def _is_whole(file: Path, seal: Any) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object of ours, or None where the file is missing or damaged.
 
-    Damaged is one whose seal is broken. Objects of format 1 and those without a format have none.
+    Damaged is one whose seal is broken, or whose last line has no end. Objects of format 1 and
+    those without a format have none.
 
     Raises OutputError: see `read_errors`.
     """
@@ -392,7 +393,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if not isinstance(content, dict):
             return None
         old = "seal" not in content and content.get("format", 1) == 1
-        return content if old or content["seal"] == _seal(content) else None
+        sealed_whole = not old and written.endswith(b"\n") and content["seal"] == _seal(content)
+        return content if old or sealed_whole else None
     except (OSError, ValueError, KeyError, RecursionError):
         return None
 
