@@ -222,3 +222,22 @@ def test_closed_it_leaves_gradients_to_the_model() -> None:
     optimizer.close()
     parameters["matrix"].sum().backward()
     assert parameters["matrix"].grad is not None and optimizer.masters["matrix"].grad is None
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+def test_what_is_restored_lies_where_the_weights_do(kind: str) -> None:
+    """A checkpoint is read on the CPU. torch's fused AdamW counts its steps on the device; ours of
+    eight bits reads its count for every tensor, and so keeps it on the CPU.
+    """
+    config = OptimConfig.model_validate({"kind": kind})
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    weight.grad = torch.ones_like(weight)
+    trained = MasterAdamW([("weight", weight)], config)
+    weight.grad = torch.ones_like(weight)
+    trained.step(0.1)
+    elsewhere = torch.nn.Parameter(torch.empty(64, 128, device="meta"))
+    resumed = MasterAdamW([("weight", elsewhere)], config)
+    resumed.restore(trained.state())
+    places = {part: tensors["weight"].device.type for part, tensors in resumed.state().items()}
+    assert places.pop("count") == ("meta" if kind == "adamw" else "cpu")
+    assert set(places.values()) == {"meta"} and len(places) == (3 if kind == "adamw" else 5)

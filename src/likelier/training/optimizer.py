@@ -151,9 +151,11 @@ class MasterAdamW:
             if master is not self.parameters[name]:
                 self.parameters[name].copy_(master)
             if name in state["exp_avg"]:
+                adamw, count = self.adamw_of[name], state["count"][name].clone()
                 parts = [part for part in self.parts[1:-1] if name in state[part]]
-                self.adamw_of[name].state[master] = {
-                    "step": state["count"][name].clone(),
+                is_fused = isinstance(adamw, torch.optim.AdamW)  # which counts on the device
+                adamw.state[master] = {
+                    "step": count.to(master.device) if is_fused else count,
                     **{part: state[part][name].clone().to(master.device) for part in parts},
                 }
 
