@@ -31,6 +31,7 @@ from faults.disk import Disk, Event, IncompleteRecording, State, events_of, read
 from faults.native import NoCompiler
 from faults.recording import Job, RecordedRunFailed, record, reporting
 from faults.table import Row
+from likelier.base.terminal import bar
 
 STEPS, SAVE_EVERY = 5, 2
 OUT = "runs/out"  # two folders that the run makes itself
@@ -258,7 +259,11 @@ def run(options: Options) -> list[Row]:
 def _rows(one: Recorded, options: Options) -> Iterator[Row]:
     states = one.states(options.seed)
     tried = states[:: options.stride]
-    wrong = list(faults_of(one, tried, options.folder, options.workers))
+    wrong: list[str] = []
+    with bar(one.plan.name, len(tried)) as show:
+        for fault in faults_of(one, tried, options.folder, options.workers):
+            wrong.append(fault)
+            show(1, f"{sum(map(bool, wrong))} failed")
     for family in dict.fromkeys(state.family for state in states):
         found = [w for w, state in zip(wrong, tried, strict=True) if state.family == family]
         failed = [line for line in found if line]
