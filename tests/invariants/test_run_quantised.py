@@ -112,15 +112,17 @@ def crash(row: dict) -> None:
         raise Crash
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_resumes_to_the_bit(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
-    whole = train(settings(place, tmp_path / "whole"))
+    changes = {"model__dtype": dtype}
+    whole = train(settings(place, tmp_path / "whole", **changes))
     with pytest.raises(Crash):
-        train(settings(place, tmp_path / "crashed"), on_step=crash)
+        train(settings(place, tmp_path / "crashed", **changes), on_step=crash)
     assert not (tmp_path / "crashed" / "adapter").exists()
-    train(settings(place, tmp_path / "crashed"))
+    train(settings(place, tmp_path / "crashed", **changes))
     assert differing(bytes_of(whole.folder), bytes_of(tmp_path / "crashed")) == []
 
 

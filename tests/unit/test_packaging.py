@@ -140,6 +140,7 @@ def test_environment_says_versions_and_keeps_secrets(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     told = environment()
     assert told["packages"]["torch"] == version("torch")
+    assert told["packages"]["bitsandbytes"] == version("bitsandbytes")  # of an extra
     assert told["variables"]["OMP_NUM_THREADS"] == "1"
     assert told["cpu"]["cores"] >= 1 and told["cpu"]["memory"] > 2**28
     assert "canary" not in str(told)

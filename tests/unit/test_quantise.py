@@ -381,6 +381,12 @@ def test_the_library_of_other_quantised_bases_is_named(
     assert found.value.exit_code == 2
 
 
+def test_a_method_that_nobody_knows_quantises_nothing(place: Place, tmp_path: Path) -> None:
+    """transformers leaves it alone, and the weights are numbers as they are."""
+    base = with_method(place.base, tmp_path / "base", quant_method="unheard-of")
+    train(place.config(tmp_path / "run", model__path=str(base), train__steps=1))
+
+
 def test_a_quantised_base_without_its_library(quantised: Path, missing: None) -> None:
     with pytest.raises(ConfigError, match=f"{quantised}: needs bitsandbytes>=0.50, which is not"):
         load(quantised, frozen=True)

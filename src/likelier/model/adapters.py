@@ -15,7 +15,7 @@ from likelier.config import Config
 from likelier.model.load import quietly
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
-from likelier.model.quantise import method_of
+from likelier.model.quantise import LIBRARIES, method_of
 from likelier.model.recompute import checkpoint_layers, made_again
 
 
@@ -36,7 +36,7 @@ def adapt(config: Config, initial: Policy) -> Policy:
                 where="adapter.kind",
                 hint="merge the adapter into its base first, or use adapter.kind: lora",
             )
-        if method := method_of(initial.causal_lm.config):
+        if (method := method_of(initial.causal_lm.config)) in LIBRARIES:
             raise ConfigError(
                 f"the weights are quantised ({method}), so they cannot be trained",
                 where="adapter.kind",

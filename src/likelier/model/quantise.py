@@ -87,7 +87,7 @@ def settle(model: nn.Module, compute: torch.dtype, where: str) -> None:
 
     Raises DataError for a weight that is not packed.
     """
-    if method_of(getattr(model, "config", None)) is None:
+    if method_of(getattr(model, "config", None)) not in LIBRARIES:
         return
     model.requires_grad_(False)
     bitsandbytes = import_bitsandbytes()
