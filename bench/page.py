@@ -116,6 +116,21 @@ def prepared(row: Row) -> dict[str, str]:
     }
 
 
+def eight_bits(row: Row) -> dict[str, str]:
+    """AdamW's averages in eight bits beside float32."""
+    held = [row["held_out"][kind] for kind in ("adamw", "adamw8bit")]
+    return {
+        "seed": str(row["seed"]),
+        "steps": str(row["steps"]),
+        "losses apart": f"{row['loss_apart']['mean']:.1e}, at most {row['loss_apart']['most']:.1e}",
+        "weights apart": f"{row['weights_apart']:.1%} of their way",
+        "held-out loss": " against ".join(f"{one['eval_loss']:.4f}" for one in held),
+        "held-out accuracy": " against ".join(
+            f"{one['eval_rewards/accuracies']:.1%}" for one in held
+        ),
+    }
+
+
 def big_model(row: Row) -> dict[str, str]:
     """A first hour with a model of real size."""
     ours, theirs = row["likelier"], row["trl"]
@@ -149,6 +164,7 @@ TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "plan-cpu": foretold,
     "scaling": scaling,
     "step_memory-cpu": beyond,
+    "eight_bits": eight_bits,
     "versus_trl-gpu": versus,
 }
 

@@ -166,6 +166,23 @@ def test_a_model_gives_what_its_unpacked_twin_gives(
     assert all(torch.equal(same_grads[name], g) for name, g in our_grads.items())
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_gives_what_the_unpacked_twin_gives(folders: dict[str, Path], dtype: str) -> None:
+    packed = load(folders["llama"], dtype=dtype, quantise="nf4")
+    assert packed.device.type == "cuda"
+    twin = load(folders["llama"], dtype=dtype)
+    for name, layer in packed_layers(packed).items():
+        other: Any = twin.model.get_submodule(name)
+        other.weight = nn.Parameter(unpack(layer.weight, twin.dtype))
+    logps = []
+    for policy in (packed, twin):
+        batch = lay_out(TELLING, policy.backend).to(policy.device)
+        with torch.no_grad(), policy.running() as scorer:
+            logps.append(batch.completion_logps(scorer(batch)).double().cpu())
+    assert float((logps[0] - logps[1]).abs().max()) < (1e-3 if dtype == "float32" else 0.5)
+
+
 @pytest.mark.parametrize("has_bfloat16", [False, True])
 def test_nothing_that_runs_a_model_changes_its_packed_weights(
     place: Place, has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
