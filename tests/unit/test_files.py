@@ -527,3 +527,19 @@ def test_a_workplace_that_cannot_be_held_is_not_left(
     with pytest.raises(OutputError, match="Permission denied"):
         write_text(tmp_path / "a.txt", "a")
     assert names(tmp_path) == set()
+
+
+def test_a_deletion_that_fails_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+
+    def fails_once(path: Path, **named: Any) -> None:
+        calls.append(path)
+        if len(calls) > 2:  # the first looks for what an earlier process left
+            rmtree(path, **named)
+
+    rmtree = files.shutil.rmtree
+    monkeypatch.setattr(files.shutil, "rmtree", fails_once)
+    write_text(tmp_path / "a.txt", "a")
+    assert names(tmp_path) == {"a.txt"} and len(calls) == 3

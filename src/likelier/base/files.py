@@ -82,7 +82,7 @@ def _workplace(path: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with ExitStack() as behind:
-        behind.callback(shutil.rmtree, folder, ignore_errors=True)
+        behind.callback(_delete, folder)
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         behind.callback(os.close, held)
         with suppress(OSError):  # not every file system has locks
@@ -259,6 +259,8 @@ def remove_folder(path: Path) -> None:
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # a disk may fail once
+            shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
