@@ -105,6 +105,20 @@ def beyond(row: Row) -> dict[str, str]:
     }
 
 
+def saved(row: Row) -> dict[str, str]:
+    """What a token keeps for the backward, and what that costs."""
+    found = {
+        "tuning": {"lora": "LoRA", "full": "full"}[row["tuning"]],
+        "precision": row["dtype"],
+        "plain, KiB a token": f"{row['plain_kib']:.0f}",
+    }
+    for way in ("none", "layers"):
+        found[f"`{way}`"] = f"{row[f'{way}_kib']:.0f}"
+        found[f"`{way}`, share"] = f"{row[f'{way}_share']:.2f}"
+        found[f"`{way}`, time"] = _range(row[f"{way}_time"])
+    return found
+
+
 def prepared(row: Row) -> dict[str, str]:
     """Time and memory of reading data."""
     return {
@@ -165,6 +179,7 @@ TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "scaling": scaling,
     "step_memory-cpu": beyond,
     "eight_bits": eight_bits,
+    "saved_bytes": saved,
     "versus_trl-gpu": versus,
 }
 

@@ -28,6 +28,7 @@ def child(shape_name: str, workload: str, tokens: int) -> dict[str, float]:
     from likelier.batching.batch import Scored, tree_batch
     from likelier.batching.pack import pack
     from likelier.config.schema import OptimConfig
+    from likelier.model.adapters import for_training
     from likelier.model.load import load
     from likelier.training import memory
     from likelier.training.optimizer import MasterAdamW
@@ -48,7 +49,7 @@ def child(shape_name: str, workload: str, tokens: int) -> dict[str, float]:
         for places in pack(units, tokens, policy.backend)
     ]
     optimizer = MasterAdamW(policy.model.named_parameters(), OptimConfig())
-    with policy.running() as scorer:
+    with for_training(policy), policy.running() as scorer:
         for _ in range(2):
             for batch in batches:
                 scorer(batch).sum().backward()

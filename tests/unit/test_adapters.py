@@ -239,7 +239,7 @@ def test_wider_models_have_their_matrices_as_they_are(dtype: torch.dtype) -> Non
         assert before == {name: p.data_ptr() for name, p in policy.model.named_parameters()}
 
 
-@pytest.mark.parametrize("why", ["a variant", "a frozen half", "an embedding"])
+@pytest.mark.parametrize("why", ["a variant", "a frozen half", "an embedding", "a wide layer"])
 def test_matrices_of_other_kinds_stay_float32(why: str) -> None:
     import peft
 
@@ -251,6 +251,8 @@ def test_matrices_of_other_kinds_stay_float32(why: str) -> None:
     for name, parameter in model.named_parameters():
         if why == "a frozen half" and "lora_A" in name:
             parameter.requires_grad_(False)
+        if why == "a wide layer" and "base_layer" in name:
+            parameter.data = parameter.data.float()
     policy = Policy(model.train(), tokenizer)
     with in_compute_dtype(policy) as exact:
         assert not exact

@@ -214,6 +214,14 @@ def test_a_norm_with_a_second_input() -> None:
     assert_near(found[1], found[0], 1e-15)
 
 
+def test_inputs_by_name() -> None:
+    module, norm = mlp(), Exaone4RMSNorm(8).to(F64)
+    input = torch.linspace(-1, 1, 16, dtype=F64).view(2, 8).requires_grad_()
+    plain = module(x=norm(hidden_states=input))
+    with made_again(nn.ModuleList([module, norm]), F64):
+        assert torch.equal(module(x=norm(hidden_states=input)), plain)
+
+
 # What is kept
 
 

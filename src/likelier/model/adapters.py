@@ -140,8 +140,8 @@ def in_compute_dtype(policy: Policy) -> Iterator[dict[str, Tensor]]:
     backward. Gives their float32 values by name, which are to be the optimizer's masters: on
     leaving, the matrices are these tensors.
 
-    Matrices of other kinds of layers, of variants such as DoRA, and those of which only one half
-    is trained stay as they are.
+    Matrices of other kinds of layers, of layers in float32, of variants such as DoRA, and those of
+    which only one half is trained stay as they are.
     """
     exact: dict[str, Tensor] = {}
     wanted = {id(p) for p in _plain_matrices(policy.model)} if is_half(policy.dtype) else set()
@@ -162,6 +162,8 @@ def _plain_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
         halves = getattr(module, "lora_A", None), getattr(module, "lora_B", None)
         base = getattr(module, "base_layer", None)
         if not isinstance(base, nn.Linear | Conv1D) or None in halves:
+            continue
+        if base.weight.dtype == torch.float32:  # kept so by an architecture
             continue
         for name in halves[0]:  # type: ignore[union-attr]
             pair = [p for half in halves for p in half[name].parameters()]  # type: ignore[index]

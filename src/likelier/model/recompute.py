@@ -65,7 +65,7 @@ def _again(function: Callable[..., Tensor], *inputs: Tensor, reads: nn.Module) -
 
 
 @contextmanager
-def _made_again(output: Tensor) -> Iterator[None]:
+def _by_recipe(output: Tensor) -> Iterator[None]:
     """Inside, what is saved of the output of `_again` is how to make it.
 
     Everything else is saved as it would be outside, through whatever hooks there are.
@@ -113,12 +113,13 @@ _NO_MODULE = nn.Module()
 class _NormAgain(nn.Module):
     """A norm that saves its input; the class behind it is the twin."""
 
-    def forward(self, input: Tensor, *others: Any, **keywords: Any) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
         """What the class behind it computes."""
         forward: Callable[..., Tensor] = super().forward
-        if others or keywords or not torch.is_grad_enabled() or not input.requires_grad:
-            return forward(input, *others, **keywords)
-        return _again(forward, input, reads=self)
+        alone = len(inputs) == 1 and not named
+        if not (alone and torch.is_grad_enabled() and inputs[0].requires_grad):
+            return forward(*inputs, **named)
+        return _again(forward, *inputs, reads=self)
 
 
 class _GatedAgain(nn.Module):
@@ -129,17 +130,19 @@ class _GatedAgain(nn.Module):
     down_proj: Callable[..., Tensor]
     act_fn: Any
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor, **named: Any) -> Tensor:
         """What the class behind it computes, shape (…, D) to (…, D)."""
+        if len(inputs) != 1 or named:
+            return super().forward(*inputs, **named)
 
         def product(gate: Tensor, up: Tensor) -> Tensor:
             return self.act_fn(gate) * up
 
-        gate, up = self.gate_proj(input), self.up_proj(input)
+        gate, up = self.gate_proj(*inputs), self.up_proj(*inputs)
         if not (torch.is_grad_enabled() and gate.requires_grad and up.requires_grad):
             return self.down_proj(product(gate, up))
         made = _again(product, gate, up, reads=self.act_fn)
-        with _made_again(made):
+        with _by_recipe(made):
             return self.down_proj(made)
 
 
