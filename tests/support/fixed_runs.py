@@ -289,6 +289,9 @@ def run_everything(likelier: Likelier) -> dict[str, int]:
     train_keys = schema["$defs"][_target(schema["properties"]["train"])]["properties"]
     new_key = "tokens_per_batch"
     configs = run_configs(folder, new_key if new_key in train_keys else "tokens_per_pass")
+    if "checkpointing" not in train_keys:  # an older version calls it so
+        del (train := configs["with_checkpointing"]["train"])["checkpointing"]
+        train["gradient_checkpointing"] = True
     for name, paired in losses_of(schema).items():
         config = json.loads(json.dumps(configs["with_nll"]))
         config["data"]["train"] = str(folder / f"{'numbered' if paired else 'unpaired'}.jsonl")

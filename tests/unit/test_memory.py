@@ -146,6 +146,20 @@ def test_layers_run_again_where_the_longest_pair_does_not_fit(
     assert len(said.splitlines()) == bool(needed)
 
 
+def test_what_fits_depends_on_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def count(policy: Policy, kind: str) -> Memory:
+        asked.append(kind)
+        return Memory(10**9, 0, 1)
+
+    monkeypatch.setattr("likelier.training.memory.memory_of", count)
+    config = config_from({"model": {"path": "m"}, "data": {"train": "d"}, "out": "o",
+                          "adapter": {"kind": "none"}, "optim": {"kind": "adamw8bit"}})  # fmt: skip
+    assert checkpoint_if_needed(config, ready_of(), PAIRS) == ("none", Memory(10**9, 0, 1))
+    assert asked == ["adamw8bit"]
+
+
 def test_nothing_is_decided_for_a_model_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = ready_of()
     monkeypatch.setattr(type(policy.causal_lm), "supports_gradient_checkpointing", False)
