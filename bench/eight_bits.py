@@ -60,10 +60,12 @@ def main() -> None:
     """Run every seed and write what was found."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--smoke", action="store_true", help="one seed, five steps")
-    smoke = arguments.parse_args().smoke
+    arguments.add_argument("--seeds", type=int, default=3, help="how many runs")
+    given = arguments.parse_args()
+    smoke = given.smoke
     base = base_model()
     rows = []
-    for seed in range(1 if smoke else 3):
+    for seed in range(1 if smoke else given.seeds):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(compare(base, Path(folder), seed, 5 if smoke else None))
         print(rows[-1], flush=True)
