@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from likelier.base import environment
 from likelier.base.errors import ConfigError, NotFinite
 from likelier.cli import main
+from likelier.commands.plan import plan
+from likelier.config import config_from
 from likelier.config.schema import OptimConfig
 from likelier.model.load import load
 from likelier.run import train
@@ -25,6 +27,7 @@ from likelier.training.optimizer import MasterAdamW
 
 EIGHT = OptimConfig(kind="adamw8bit", betas=(0.9, 0.99), weight_decay=0.1, max_grad_norm=None)
 SHAPES = {"matrix": (70, 101), "vector": (5000,), "small": (30, 40), "norm": (64,)}
+KINDS = ("adamw", "adamw8bit")
 CODES = {
     "exp_avg": bitsandbytes.functional.create_dynamic_map(signed=True),
     "exp_avg_sq": bitsandbytes.functional.create_dynamic_map(signed=False),
@@ -274,3 +277,15 @@ def test_the_bytes_of_averages_are_counted(place: Place) -> None:
     eight, plain = memory_of(policy, "adamw8bit").fixed, memory_of(policy).fixed
     numbers = sum(p.numel() for p in policy.model.parameters())
     assert plain - eight == 8 * numbers - counted
+
+
+def test_a_plan_of_averages_in_eight_bits(place: Place) -> None:
+    """They count in every checkpoint: two are kept, one is being written."""
+    plans = {kind: plan(config_from(place.config("none", optim__kind=kind))) for kind in KINDS}
+    policy = load(place.base)
+    saved = sum(
+        bytes_of_averages(p.numel(), "adamw") - bytes_of_averages(p.numel(), "adamw8bit")
+        for p in policy.model.parameters()
+    )
+    assert saved > 0
+    assert plans["adamw"].disk - plans["adamw8bit"].disk == 3 * saved

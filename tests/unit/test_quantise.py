@@ -22,6 +22,7 @@ from likelier.base import environment
 from likelier.base.errors import ConfigError, DataError
 from likelier.batching.batch import lay_out
 from likelier.cli import main
+from likelier.commands.plan import plan
 from likelier.config import config_from, live
 from likelier.generation.sample import sample
 from likelier.model.adapters import attach_lora
@@ -259,6 +260,16 @@ def test_a_packed_number_counts_as_a_number(folders: dict[str, Path]) -> None:
     scales = [layer.weight.quant_state.absmax for layer in packed_layers(packed).values()]
     held = [*packed.model.parameters(), *scales]
     assert memory_of(packed).fixed == sum(tensor.nbytes for tensor in held)
+
+
+def test_a_plan_of_a_packed_base(place: Place) -> None:
+    lora = {"kind": "lora", "r": 2}
+    plans = [
+        plan(config_from(place.config("none", adapter=lora, model__quantise=quantise)))
+        for quantise in ("none", "nf4")
+    ]
+    assert plans[0].disk == plans[1].disk  # of the adapter alone
+    assert plans[0].tokens == plans[1].tokens
 
 
 def test_what_is_packed_is_said(
