@@ -94,6 +94,8 @@ def _main(
     os.dup2(out, 2)
     os.environ.update(setting)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs behind & are born deaf
+    for number in (signal.SIGTERM, signal.SIGHUP):  # and those of nohup
+        signal.signal(number, signal.SIG_DFL)
     work(*arguments, **named)
 
 

@@ -472,4 +472,4 @@ def test_no_content_of_the_files_breaks_the_page(tmp_path: Path, data: st.DataOb
 
 
 def write_json_ascii(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
