@@ -39,6 +39,7 @@ class _Runs:
         child = trial.start()
         code = child.code_within(draw.random() * 1.2 * self.lab.seconds)
         if code is None:
+            child.wait_for(child.log)  # before that it is Python that starts
             child.send(sent)
             if then is not None and child.code_within(draw.random() * 0.3) is None:
                 child.send(then)
@@ -92,6 +93,7 @@ class _Commands:
         child = children.start(children.command, *words, log=folder / "log", cache=cache)
         code = child.code_within(draw.random() * self.lab.seconds)
         if code is None:
+            child.wait_for(child.log)
             child.send(signal.SIGINT)
             code = child.code_within(60)
         wrong = [] if code in (0, 130) else [f"exit {code}: {child.output[-200:]}"]

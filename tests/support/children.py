@@ -89,13 +89,13 @@ def _main(
     setting: Mapping[str, str],
     log: str,
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs behind & are born deaf
+    for number in (signal.SIGTERM, signal.SIGHUP):  # and those of nohup
+        signal.signal(number, signal.SIG_DFL)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.environ.update(setting)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs behind & are born deaf
-    for number in (signal.SIGTERM, signal.SIGHUP):  # and those of nohup
-        signal.signal(number, signal.SIG_DFL)
     work(*arguments, **named)
 
 
