@@ -8,6 +8,9 @@ import transformers as tf
 from tests.support.numerics import VOCAB
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from likelier.model.adapters import attach_lora
+from likelier.model.policy import Policy
+
 TREE_FAMILIES = (
     *("exaone4", "exaone4-sliding", "llama", "qwen3", "mistral", "gemma3", "gpt2"),
     *("granite", "cohere"),  # their heads scale the logits
@@ -135,3 +138,13 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
 def shared_model(name: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     """The same model for every test that leaves it as it was."""
     return tiny_model(name, dtype)
+
+
+def with_lora(policy: Policy, targets: Any = "all-linear") -> Policy:
+    """A policy with adapters that do something."""
+    policy = attach_lora(policy, r=4, alpha=8, targets=targets, seed=1)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    return policy

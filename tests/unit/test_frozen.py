@@ -12,6 +12,7 @@ from tests.support.families import (
     PADDED_FAMILIES,
     TREE_FAMILIES,
     tiny_model,
+    with_lora,
 )
 from tests.support.numerics import TELLING, distance, gradients
 from tests.support.runs import Place, bytes_of, differing, make_place
@@ -137,16 +138,6 @@ def plain_of(folders: dict[str, Path]) -> Any:
         return Policy(model.train(), tiny_tokenizer())
 
     return plain
-
-
-def with_lora(policy: Policy, targets: str | list[str] = "all-linear") -> Policy:
-    """With adapters that do something."""
-    policy = attach_lora(policy, r=4, alpha=8, targets=targets, seed=1)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
-    return policy
 
 
 def step(policy: Policy) -> tuple[Tensor, dict[str, Tensor]]:

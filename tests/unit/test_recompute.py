@@ -13,6 +13,7 @@ from tests.support.families import (
     PADDED_FAMILIES,
     TREE_FAMILIES,
     tiny_model,
+    with_lora,
 )
 from tests.support.numerics import TELLING, assert_near, gradients, in_own_dtype
 from torch import Tensor, nn
@@ -35,16 +36,6 @@ FAMILIES = [(name, F32 if name == "gemma2" else F64)
             for name in (*TREE_FAMILIES, *EXPERT_FAMILIES, *PADDED_FAMILIES)]  # fmt: skip
 # Of gradients. Sums in which a norm's input and what is added to it meet have another order.
 NEAR = {F64: 1e-14, F32: 1e-6, BF16: 0.0}
-
-
-def with_lora(policy: Policy, targets: Any = "all-linear") -> Policy:
-    """With adapters that do something."""
-    policy = attach_lora(policy, r=4, alpha=8, targets=targets, seed=1)
-    with torch.no_grad():
-        for name, parameter in policy.model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
-    return policy
 
 
 def policy_of(family: str, dtype: torch.dtype, tuning: str) -> Policy:

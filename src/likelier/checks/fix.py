@@ -17,7 +17,7 @@ from likelier.checks.pairs import repeats_prompt
 from likelier.data.load import no_row
 from likelier.data.records import Pair, text_of
 from likelier.data.shapes import recognised
-from likelier.data.sources import files_of, read_data
+from likelier.data.sources import files_of, names_of, read_data
 from likelier.data.workers import chunks
 
 
@@ -63,8 +63,7 @@ def _check_out(question: Question, out: Path, changes_file: Path) -> None:
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out} does not end in .jsonl", where="--fix", hint="rename it")
     data = question.data
-    names: list[str | Path] = list(data) if isinstance(data, Mapping) else [data]
-    for file in (file for name in names for file in files_of(name)):
+    for file in (file for name in names_of(data) for file in files_of(name)):
         if file.exists() and out.exists() and file.samefile(out):
             what = "this file is the data itself, which is never changed"
             raise OutputError(what, where=str(out), hint="name another file")

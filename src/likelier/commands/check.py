@@ -1,7 +1,7 @@
 """`likelier check`: examine data, print what was found, write the page and the cleaned copy."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from likelier.base.files import must_be_apart
@@ -19,7 +19,7 @@ from likelier.checks.summary import (
     describe_example,
     print_kinds,
 )
-from likelier.data.sources import describe_folders
+from likelier.data.sources import describe_folders, names_of
 
 
 def check(
@@ -36,8 +36,8 @@ def check(
     """
     for option, file in {"--html": html, "--fix": out}.items():
         if file is not None:
-            names = question.data if isinstance(question.data, Mapping) else [question.data]
-            must_be_apart(file, f"{option} {file}", [question.model, question.held_out, *names])
+            read = (question.model, question.held_out, *names_of(question.data))
+            must_be_apart(file, f"{option} {file}", read)
     limits = [read_gate(gate) for gate in gates]
     for line in describe_folders(question.data):
         say(line)

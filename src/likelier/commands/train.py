@@ -1,12 +1,10 @@
 """`likelier train` before it trains: what keys, paths and the run folder say, without torch."""
 
-from collections.abc import Mapping
-
 from likelier.base.environment import needs_bitsandbytes
 from likelier.base.model_files import describe_files, place_of
 from likelier.base.terminal import say
 from likelier.config import Config
-from likelier.data.sources import describe_folders, must_be_there
+from likelier.data.sources import describe_folders, must_be_there, names_of
 from likelier.training.run_folder import RunFolder, must_be_free, sweep_run
 
 
@@ -26,8 +24,7 @@ def first_look(config: Config) -> bool:
         return bool(folder.lacks())
     must_be_free(config.out)
     data = config.data
-    names = list(data.train) if isinstance(data.train, Mapping) else [data.train]
-    for name in (*names, *([data.eval_path] if data.eval_path else [])):
+    for name in (*names_of(data.train), *([data.eval_path] if data.eval_path else [])):
         must_be_there(name)
     for line in describe_folders(data.train):
         say(line)

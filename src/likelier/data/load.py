@@ -180,8 +180,8 @@ def _read_side(
     no_row(num_rows, where)
     findings = [finding for chunk in done for finding in chunk.findings]
     refuse(findings, data.on_bad_row, usable=usable)
-    too_long = [*findings, *found_in_fitting]
-    refuse_dropped(len(tokens), too_long, data.max_length, data.overlong, task.encoder)
+    all_found = [*findings, *found_in_fitting]
+    refuse_dropped(len(tokens), all_found, data.max_length, data.overlong, task.encoder)
     refuse(found_in_fitting, data.on_bad_row, usable=len(tokens))
     findings += task.inspector.across(done) if task.inspector is not None else []
     counts = _count_rows(done, tokens, found_in_fitting, findings)

@@ -181,9 +181,14 @@ def _is_metadata(path: Path) -> bool:
     return not any(isinstance(rows, list) for rows in lists)
 
 
+def names_of(data: Data) -> list[str | Path]:
+    """The name of data, or the several, without their weights."""
+    return list(data) if isinstance(data, Mapping) else [data]
+
+
 def describe_folders(data: Data) -> Iterator[str]:
     """Of each folder of a name of data, in one line: the files that are read, and the others."""
-    for name in data if isinstance(data, Mapping) else [data]:
+    for name in names_of(data):
         start, _, _ = str(name).rpartition(":")
         folder = next((path for path in (Path(name), Path(start)) if _is_folder(path)), None)
         if folder is None or not str(folder).strip("."):

@@ -35,6 +35,7 @@ from likelier.base.foreign import masked
 from likelier.base.terminal import say
 from likelier.config import Config, difference, dump, live
 from likelier.data.records import TokenPair
+from likelier.data.sources import names_of
 from likelier.training.logs import Log
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ class RunFolder:
                 hint="give a folder that does not exist yet",
             )
         model, reference, data = (getattr(self.config, n) for n in ("model", "reference", "data"))
-        train = data.train if isinstance(data.train, Mapping) else [data.train]
-        read = (model.path, reference.path, data.eval_path, *train)
+        read = (model.path, reference.path, data.eval_path, *names_of(data.train))
         must_be_apart(self.path, f"out: {self.path}", read)
         return False
 
