@@ -290,7 +290,7 @@ def _given_policy(
             where="model",
             hint="hand over a fresh one, or load the run's adapter folder",
         )
-    for key, unset in (("revision", None), ("quantise", "none")):
+    for key, unset in (("revision", None), ("quantise", "none"), ("stream", "auto")):
         if getattr(config.model, key) != unset:
             raise ConfigError(
                 "has no effect: the model was handed over",

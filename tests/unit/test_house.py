@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 13_550  # to come down to 8_000
-MOST_LINES = 23_330  # to come down to 14_000
-MOST_MODULES = 124  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 13_600  # to come down to 8_000
+MOST_LINES = 23_530  # to come down to 14_000
+MOST_MODULES = 125  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -32,14 +32,14 @@ LINES = {
     "checks": 2_100,
     "cli": 500,
     "commands": 880,
-    "config": 1_330,
+    "config": 1_340,
     "data": 4_000,
     "demo": 740,
     "evaluation": 180,
     "export": 240,
     "generation": 140,
     "losses": 1_570,
-    "model": 2_570,
+    "model": 2_800,
     "pages": 530,
     "reference": 450,
     "report": 1_210,

@@ -176,6 +176,8 @@ def live(config: Config) -> dict[str, Any]:
 def resolved(config: Config, **facts: Any) -> dict[str, Any]:
     """The live keys with every ``auto`` replaced by what was decided; it runs again as it is.
 
+    Two stay: ``data.boundary`` is decided for every pair, ``model.stream`` by each machine.
+
     Args:
         config: as read.
         facts: what the run decided, by the last word of the key: ``dtype``, ``save_dtype``,

@@ -96,6 +96,11 @@ class ModelConfig(Section):
     quantise: Literal["none", "nf4"] = Field(
         "none", description="hold the frozen weights of linear layers in four bits (QLoRA)"
     )
+    stream: Literal["auto", "never"] = Field(
+        "auto",
+        description="frozen weights stay in their files: on a CPU those that keep their dtype, on "
+        "a GPU where they do not fit; never = copy all of them first",
+    )
 
 
 ColumnName = Literal[

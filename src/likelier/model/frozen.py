@@ -7,7 +7,7 @@ would keep the copy, and with it twice the memory of a float32 model's weights.
 Axis letters: N rows, V outputs of a layer, D its inputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 MOST_CAST = 1 << 23  # values of a block: 32 MiB in float32
+
+Here = Callable[[Tensor], Tensor]  # where a weight lies to where it is used
 
 
 def in_dtype(weight_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -40,22 +42,43 @@ def into_inputs(out_ND: Tensor, output_NV: Tensor, weight_VD: Tensor) -> None:
 
 
 class _Product(torch.autograd.Function):
-    """``input @ weight.T`` that saves the weight as it is stored; only the input has a gradient."""
+    """``linear(input, weight, bias)`` that saves the weight alone, as it is stored, where it lies.
+
+    Shape (…, D) to (…, V). The weight has no gradient. One that is not cast gives the bits of a
+    plain layer.
+    """
 
     @staticmethod
-    def forward(ctx: Any, input_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight_VD: Tensor, bias_V: Tensor | None, here: Here
+    ) -> Tensor:
+        ctx.here = here
         ctx.save_for_backward(weight_VD)
-        out_NV = input_ND.new_empty(len(input_ND), len(weight_VD))
-        into_outputs(out_NV, input_ND, weight_VD)
-        return out_NV
+        used_VD = here(weight_VD)
+        if used_VD.dtype == input.dtype:
+            return F.linear(input, used_VD, bias_V)
+        input_ND = input.reshape(-1, used_VD.shape[1])
+        out_NV = input_ND.new_empty(len(input_ND), len(used_VD))
+        into_outputs(out_NV, input_ND, used_VD)
+        if bias_V is not None:
+            out_NV = out_NV + bias_V
+        return out_NV.view(*input.shape[:-1], len(used_VD))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NV: Tensor) -> tuple[Tensor, None]:
-        (weight_VD,) = ctx.saved_tensors
-        grad_ND = grad_NV.new_empty(len(grad_NV), weight_VD.shape[1])
-        into_inputs(grad_ND, grad_NV, weight_VD)
-        return grad_ND, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        used_VD = ctx.here(*ctx.saved_tensors)
+        grad_NV = grad.reshape(-1, len(used_VD))
+        bias_V = grad_NV.sum(0) if ctx.needs_input_grad[2] else None
+        if used_VD.dtype == grad.dtype:
+            return grad @ used_VD, None, bias_V, None
+        grad_ND = grad_NV.new_empty(len(grad_NV), used_VD.shape[1])
+        into_inputs(grad_ND, grad_NV, used_VD)
+        return grad_ND.view(*grad.shape[:-1], used_VD.shape[1]), None, bias_V, None
+
+
+def _as_it_lies(weight: Tensor) -> Tensor:
+    return weight
 
 
 class StoredLinear(nn.Linear):
@@ -66,6 +89,7 @@ class StoredLinear(nn.Linear):
     """
 
     compute_dtype: torch.dtype  # peft makes its adapters in a layer's attribute of this name
+    here: Here | None = None  # brings the weight to where it is used; None: it lies there
 
     def forward(self, input: Tensor) -> Tensor:
         """The product in ``compute_dtype``; shape (…, D) to (…, V)."""
@@ -74,10 +98,8 @@ class StoredLinear(nn.Linear):
         if self.weight.requires_grad:
             return F.linear(input, self.weight.to(input.dtype), self.bias)
         product: Any = _Product
-        out: Tensor = product.apply(input.reshape(-1, self.in_features), self.weight)
-        if self.bias is not None:
-            out = out + self.bias
-        return out.view(*input.shape[:-1], self.out_features)
+        out: Tensor = product.apply(input, self.weight, self.bias, self.here or _as_it_lies)
+        return out
 
 
 class StoredEmbedding(nn.Embedding):
@@ -122,8 +144,13 @@ def keep_stored(model: nn.Module, stored: torch.dtype, compute: torch.dtype) -> 
 
 
 def widen(model: nn.Module) -> bool:
-    """Make plain layers of those that `keep_stored` made; whether there were any."""
+    """Make plain layers of those that `keep_stored` made; whether there were any, and may be.
+
+    Weights that are brought from elsewhere cannot be plain.
+    """
     found = [m for m in model.modules() if isinstance(m, StoredLinear | StoredEmbedding)]
+    if any(getattr(module, "here", None) for module in found):
+        return False
     for module in found:
         module.weight.data = module.weight.data.to(module.compute_dtype)
         plain = nn.Linear if isinstance(module, StoredLinear) else nn.Embedding

@@ -33,7 +33,7 @@ from likelier.base.model_folder import json_object, numbers_in
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
-from likelier.model.frozen import dtype_name, keep_stored, made_in
+from likelier.model.frozen import StoredLinear, dtype_name, dtype_of, keep_stored, made_in
 from likelier.model.limits import must_be_floats, resize_for, shapes_in_adapter, sizes_of_folder
 from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
@@ -43,6 +43,14 @@ from likelier.model.quantise import (
     method_of,
     must_be_readable,
     settle,
+)
+from likelier.model.stream import (
+    keep_out_of_files,
+    move_others,
+    overfills,
+    read_ahead,
+    stream_to,
+    streamed_weights,
 )
 
 FREE_NUMBERS = 10**8  # that a config may ask for beyond what the weights hold
@@ -61,6 +69,7 @@ def load(
     revision: str | None = None,
     frozen: bool = False,
     quantise: Literal["none", "nf4"] = "none",
+    stream: Literal["auto", "never"] = "auto",
 ) -> Policy:
     """Load a model and its tokenizer from a folder or by Hub id, ready to be trained.
 
@@ -75,6 +84,10 @@ def load(
 
     ``quantise="nf4"`` freezes it, too, and holds every linear layer but the head in four bits. They
     are packed tensor by tensor as they are read.
+
+    ``stream`` is for a frozen model, too: weights that keep their dtype stay in their files, from
+    which a CPU reads them, and a GPU where they do not fit (see `likelier.model.stream`). With
+    ``never`` all of them are copied to the device.
 
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
     be used, ConfigError where the library of quantised weights is missing.
@@ -94,7 +107,8 @@ def load(
             if packs:
                 placed["quantization_config"] = in_four_bits(compute, method)
             widens = is_half(stored) and not is_half(compute) and method in (None, "bitsandbytes")
-            keeps = (frozen or packs) and widens and not (base and _brings_layers(where, revision))
+            may_stay = (frozen or packs) and not (base and _brings_layers(where, revision))
+            keeps = may_stay and widens
             model = _load_weights(*home, stored if keeps else compute, placed)
             if keeps and made_in(model, stored):
                 model = _load_weights(*home, compute, placed)
@@ -103,8 +117,6 @@ def load(
                 raise
             what = f"its base model {base[0]} cannot be had: {error.what}"
             raise InputMissing(what, where=where, hint=error.hint) from error
-        if device_map is None and torch.cuda.is_available():
-            model.to("cuda")
         settle(model, compute, where)
         news = [] if reason is None else [f"computing in {dtype_name(compute)}: {reason}"]
         if packs:
@@ -112,8 +124,17 @@ def load(
         if keeps:
             others = ", ".join(keep_stored(model, stored, compute)) or "none"
             news.append(f"weights stay {dtype_name(stored)} in memory, except in {others}")
+        may_stream = may_stay and stream == "auto" and method is None and not packs
+        if on_gpu and device_map is None:
+            news += _to_gpu(model, torch.device("cuda"), may_stream)
+        elif stream == "never":
+            keep_out_of_files(model)
+        elif frozen:
+            read_ahead(model)
         if base is not None:
+            device = model.get_input_embeddings().weight.device
             model = _with_adapter(model, where, revision)
+            move_others(model, device)
         must_be_on_one_device(model, f"device_map of {where}")
         tokenizer = own_tokenizer(where, revision, base)
     if news:
@@ -121,12 +142,25 @@ def load(
     return Policy(model.train(), tokenizer, where)
 
 
+def _to_gpu(model: nn.Module, device: torch.device, may_stream: bool) -> list[str]:
+    """Move a model to a GPU; what is worth saying. Weights that it does not hold are streamed."""
+    if not (may_stream and overfills(model, device)):
+        model.to(device)
+        return []
+    if not any(isinstance(module, StoredLinear) for module in model.modules()):
+        compute = dtype_of(model)
+        keep_stored(model, compute, compute)
+    size = stream_to(model, device) / 2**30
+    return [f"{size:.1f} GiB of weights are brought to the GPU layer by layer, which is slow"]
+
+
 def must_be_on_one_device(model: torch.nn.Module, where: str) -> None:
     """Refuse a model in parts: log-probs and the states of the optimizer would lie apart.
 
     Raises ConfigError that names the devices.
     """
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    brought = streamed_weights(model)
+    devices = sorted({str(p.device) for p in model.parameters() if id(p) not in brought})
     if len(devices) > 1:
         raise ConfigError(
             f"the model lies on {' and '.join(devices)}, and one device is used",
@@ -168,6 +202,7 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
         revision=config.model.revision,
         frozen=config.adapter.kind != "none",
         quantise=config.model.quantise,
+        stream=config.model.stream,
     )
     for name, parameter in policy.model.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -191,7 +226,8 @@ def reference_policy(config: Config, initial: Policy) -> Policy | None:
     """
     if config.reference.path is None:
         return None
-    reference = load(config.reference.path, dtype=config.model.dtype, frozen=True)
+    wanted = config.model
+    reference = load(config.reference.path, dtype=wanted.dtype, frozen=True, stream=wanted.stream)
     if reference.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
         raise DataError(
             "the reference has another vocabulary than the policy",

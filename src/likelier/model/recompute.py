@@ -159,6 +159,7 @@ def made_again(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     Norms and gated products change, where that saves memory and fits; others stay.
     """
     fits: dict[Any, bool] = {}  # one of a kind is tried: the weights are large
+    device = next(model.parameters()).device  # of the embedding: a weight of a layer may lie apart
     before: list[tuple[nn.Module, Any]] = []
     try:
         for module in model.modules():
@@ -169,7 +170,7 @@ def made_again(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             elif _is_gated(module):
                 key: Any = was, type(module.act_fn)
                 if key not in fits:
-                    fits[key] = _computes_a_gated_product(module, dtype)
+                    fits[key] = _computes_a_gated_product(module, dtype, device)
                 kind = _GatedAgain if fits[key] else None
             if kind is not None:
                 before.append((module, was))
@@ -212,12 +213,11 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _computes_a_gated_product(module: Any, dtype: torch.dtype) -> bool:
+def _computes_a_gated_product(module: Any, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a module gives what `_GatedAgain` gives, to the bit, on one input."""
     size = getattr(module.gate_proj, "in_features", None)
     if size is None:
         return False
-    device = next(module.parameters()).device
     input = torch.linspace(-2, 2, 2 * size, device=device).view(2, size).to(dtype)
     try:
         plain = module(input)

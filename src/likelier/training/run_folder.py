@@ -52,8 +52,12 @@ _SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "st
 
 
 def asked(config: Config) -> dict[str, Any]:
-    """The live keys of a config, secrets masked; where a run lies is no part of what it is."""
-    return masked({key: value for key, value in live(config).items() if key != "out"})
+    """The live keys of a config, secrets masked; where a run and its weights lie is no part of
+    what it is.
+    """
+    keys = {key: value for key, value in live(config).items() if key != "out"}
+    del keys["model"]["stream"]
+    return masked(keys)
 
 
 class RunFolder:
