@@ -11,10 +11,9 @@ from likelier.checks.inspector import PairInspector
 from likelier.checks.summary import in_file_order
 from likelier.data.encode import encode_pairs
 from likelier.data.load import no_row
-from likelier.data.memory import rows_from_memory
 from likelier.data.records import Pair, Row, TokenPair
 from likelier.data.shapes import Format, recognised
-from likelier.data.sources import Data, read_data
+from likelier.data.sources import Data, read_data, rows_from_memory
 from likelier.data.workers import Task, chunks
 
 

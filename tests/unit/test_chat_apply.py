@@ -15,10 +15,9 @@ from likelier.chat.messages import read_messages
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.formats import read_row
-from likelier.data.memory import rows_from_memory
 from likelier.data.records import Pair, Row
 from likelier.data.shapes import Format, recognise, recognised
-from likelier.data.sources import read_data
+from likelier.data.sources import read_data, rows_from_memory
 
 CALLS = "{%% for c in m.tool_calls or [] %%}<call>{{ c.function.name }} %s{%% endfor %%}"
 ARGUMENTS = "c.function.arguments"

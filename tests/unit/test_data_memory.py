@@ -11,8 +11,8 @@ import pytest
 from tests.support.data import load_memory, load_pairs
 
 from likelier.base.errors import DataError, InputMissing
-from likelier.data.memory import rows_from_memory
 from likelier.data.shapes import Format, recognised
+from likelier.data.sources import rows_from_memory
 from likelier.data.workers import Task, chunks
 
 

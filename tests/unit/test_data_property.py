@@ -15,8 +15,8 @@ from likelier.base.errors import DataError
 from likelier.cli import main
 from likelier.data import records
 from likelier.data.formats import SCORE_KEYS, TEXT_KEYS, read_row
-from likelier.data.memory import rows_from_memory
 from likelier.data.shapes import COLUMN_ALIASES, Format, recognised, without_unused
+from likelier.data.sources import rows_from_memory
 
 Row = dict[str, Any]
 GOOD, BAD = "⊕", "⊖"  # the better answer has the one in it, the worse the other

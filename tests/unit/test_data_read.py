@@ -14,9 +14,9 @@ from tests.support.data import load_pairs
 from likelier.base.errors import DataError, InputMissing
 from likelier.base.findings import Finding
 from likelier.data import read
-from likelier.data.memory import rows_from_memory
 from likelier.data.read import read_rows
 from likelier.data.records import Row
+from likelier.data.sources import rows_from_memory
 
 GOOD = '{"prompt": "파이썬이 뭐야?", "chosen": "언어입니다.", "rejected": "뱀이지~"}'.encode()
 

@@ -1,6 +1,7 @@
 """Held-out prompts are chosen by content."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,21 @@ from hypothesis import strategies as st
 
 from likelier.base.errors import DataError
 from likelier.checks.inspector import PairInspector
+from likelier.data import split
 from likelier.data.records import Completion, Pair, TokenPair
-from likelier.data.split import prompt_keys, split_by_prompt
+from likelier.data.split import prompt_keys, prompt_signatures
 from likelier.data.workers import Chunk
 
 
 def pairs_of(prompts: list[str]) -> list[Pair]:
     return [Pair(prompt, f"좋은 답 {n}", "나쁜 답", f"a:{n}") for n, prompt in enumerate(prompts)]
+
+
+def split_by_prompt(pairs: list[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """The pairs to train on, and those held out."""
+    held = split.held_out(prompt_keys(pairs, seed), prompt_signatures(pairs), share).tolist()
+    both = [*zip(pairs, held, strict=True)]
+    return [pair for pair, out in both if not out], [pair for pair, out in both if out]
 
 
 @given(

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 13_600  # to come down to 8_000
-MOST_LINES = 23_530  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 13_980  # to come down to 8_000
+MOST_LINES = 23_950  # to come down to 14_000
 MOST_MODULES = 125  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -26,14 +26,14 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_720,
+    "base": 1_750,
     "batching": 500,
     "chat": 1_890,
     "checks": 2_100,
     "cli": 500,
     "commands": 880,
     "config": 1_340,
-    "data": 4_000,
+    "data": 4_370,
     "demo": 740,
     "evaluation": 180,
     "export": 240,

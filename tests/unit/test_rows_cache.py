@@ -17,7 +17,7 @@ from likelier.checks.inspector import PairInspector
 from likelier.data import workers
 from likelier.data.records import Row
 from likelier.data.shapes import Format, recognised
-from likelier.data.workers import Task, _Cache, _task_key, process_rows
+from likelier.data.workers import Task, _Cache, process_rows, task_key
 
 ENCODER = build_encoder(tiny_tokenizer())
 
@@ -69,31 +69,31 @@ OF_THE_ENCODER: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", OF_THE_TASK)
 def test_every_question_is_in_the_key(name: str) -> None:
-    assert _task_key(replace(TASK, **{name: OF_THE_TASK[name]})) != _task_key(TASK)
+    assert task_key(replace(TASK, **{name: OF_THE_TASK[name]})) != task_key(TASK)
 
 
 @pytest.mark.parametrize("name", OF_THE_ENCODER)
 def test_everything_that_makes_tokens_is_in_the_key(name: str) -> None:
     encoder = replace(ENCODER, **{name: OF_THE_ENCODER[name]})
-    assert _task_key(replace(TASK, encoder=encoder)) != _task_key(TASK)
+    assert task_key(replace(TASK, encoder=encoder)) != task_key(TASK)
 
 
 @pytest.mark.parametrize("package", ["tokenizers", "transformers", "jinja2"])
 def test_another_version_of_what_makes_tokens_is_another_key(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, version = _task_key(TASK), workers.version
+    before, version = task_key(TASK), workers.version
     monkeypatch.setattr(workers, "version", lambda name: version(name) + "x" * (name == package))
-    assert _task_key(TASK) != before
+    assert task_key(TASK) != before
 
 
 @pytest.mark.parametrize("room", ["data", "chat", "checks"])
 def test_the_code_is_in_the_key(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, code_of = _task_key(TASK), workers._code_of
+    before, code_of = task_key(TASK), workers._code_of
     monkeypatch.setattr(
         workers, "_code_of", lambda folder: code_of(folder) + b"x" * (folder.name == room)
     )
-    assert _task_key(TASK) != before
+    assert task_key(TASK) != before
 
 
 def test_the_same_rows_elsewhere_have_their_own_places() -> None:

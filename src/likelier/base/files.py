@@ -27,6 +27,7 @@ MAX_RECORD_BYTES = 64 * 2**20  # of a JSON object of ours
 MAX_FILE_BYTES = 4 * 2**30  # of a log, or of a file of the cache that is read whole
 _LEFT = re.compile(r"\..+\.(tmp|trash)|\.tmp\w{6}")  # the last is what safetensors writes
 _A_DAY = 86_400  # seconds
+_MAX_HEAD = 1024  # bytes of the first line of a file of the cache
 # Why a file of ours is not there: missing, a link, a folder, a device, too large.
 _NOT_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO,
              errno.EINVAL, errno.EFBIG)  # fmt: skip
@@ -278,14 +279,46 @@ def _seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def write_sealed(path: Path, key: str, content: bytes) -> None:
-    """Replace a file of a cache: one line with its key and the hash of the content, the content.
+def write_sealed(path: Path, key: str, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Replace a file of a cache: one line with its key and the hash of the content, the content,
+    which may come in pieces.
 
     Raises OutputError where the disk refuses. It is not synced: what a power cut leaves of it is
     known by its hash.
     """
-    head = f"{key} {hashlib.sha256(content).hexdigest()}\n".encode()
-    write_file(path, lambda temporary: temporary.write_bytes(head + content), durable=False)
+
+    def write(temporary: Path) -> None:
+        digest = hashlib.sha256()
+        with temporary.open("wb") as file:
+            file.write(_head(key, digest))
+            for piece in (content,) if isinstance(content, bytes) else content:
+                digest.update(piece)
+                file.write(piece)
+            file.seek(0)
+            file.write(_head(key, digest))
+
+    write_file(path, write, durable=False)
+
+
+def _head(key: str, digest: Any) -> bytes:
+    return f"{key} {digest.hexdigest()}\n".encode()
+
+
+def open_sealed(path: Path, key: str) -> BufferedReader | None:
+    """What `write_sealed` wrote under this key, open behind its first line; None where it is
+    missing, damaged or another's. It is read through once, and not kept in memory.
+    """
+    try:
+        with ExitStack() as unless_whole:
+            stream = unless_whole.enter_context(open_regular(path))
+            head = stream.readline(_MAX_HEAD)
+            if head != _head(key, hashlib.file_digest(stream, "sha256")):
+                return None
+            stream.seek(len(head))
+            unless_whole.pop_all()
+            return stream
+    except OSError:
+        return None
 
 
 def read_sealed(path: Path, key: str) -> bytes | None:
@@ -294,7 +327,7 @@ def read_sealed(path: Path, key: str) -> bytes | None:
         head, _, content = read_bytes(path).partition(b"\n")
     except OSError:
         return None
-    whole = head == f"{key} {hashlib.sha256(content).hexdigest()}".encode()
+    whole = head + b"\n" == _head(key, hashlib.sha256(content))
     return content if whole else None
 
 

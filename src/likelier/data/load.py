@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -18,25 +18,24 @@ from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit, refuse_dropped
 from likelier.data.formats import first_pair, read_row
-from likelier.data.memory import rows_from_memory
-from likelier.data.records import Pair, Row, TokenPair
+from likelier.data.records import Pair, Places, Row, TokenBlock, TokenPair, TokenPairs, pack_tokens
 from likelier.data.shapes import Format, format_with, recognised
-from likelier.data.sources import Data, read_data
-from likelier.data.split import held_out, parted, split_by_prompt
+from likelier.data.sources import Data, read_data, rows_from_memory
+from likelier.data.split import held_out, prompt_keys, prompt_signatures
+from likelier.data.stored import Spool, stored_set
 from likelier.data.workers import (
+    MIN_CHUNKS,
     Chunk,
     Inspector,
     Item,
-    Shared,
     Task,
     chunks,
     row_of,
-    unpack_tokens,
 )
 
 _ROW = re.compile(r":\d+$|\[\d+\]$")  # at the end of the place of a row
 MAX_BAD_ROWS = 1_000_000  # each is remembered, with its place
-PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become token pairs
+PACKED = ("ids", "scored", "sizes", "beside")  # arrays that become a `TokenBlock`
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,18 @@ class Dataset:
     ``form`` is the format of the training rows, and ``example`` the first pair that they gave.
     """
 
-    train: tuple[TokenPair, ...]
-    eval: tuple[TokenPair, ...]
+    train: Sequence[TokenPair]
+    eval: Sequence[TokenPair]
     counts: dict[str, Any]
     findings: tuple[Finding, ...] = ()
     form: Format = field(default_factory=Format)
     example: Pair | None = None
 
     @property
-    def pairs(self) -> tuple[TokenPair, ...]:
+    def pairs(self) -> Sequence[TokenPair]:
         """Both sides, the training pairs first."""
+        if isinstance(self.train, TokenPairs) and isinstance(self.eval, TokenPairs):
+            return self.train.followed_by(self.eval)
         return (*self.train, *self.eval)
 
     def describe(self) -> str:
@@ -97,24 +98,49 @@ def load(
     loss = loss or SigmoidLoss()
     encoder = replace(encoder, boundary=data.boundary, turns=data.turns)
     trim = data.overlong == "trim"
-    limit = data.max_length if trim else None
+    limit, share = data.max_length if trim else None, data.eval_share
     task = Task(format_of(data), encoder, limit, trim, inspector=inspector, keep_tokens=True)
+    kept = None
+    if train is None and eval is None:
+        kept = stored_set(_names(data), task, {
+            "data": data.model_dump(mode="json"), "seed": seed,
+            "reads": {name: needs(loss, name) for name in ("label", "margin", "mismatched")},
+            "loss": [loss.name, loss.pair_weights, loss.stop_token],
+        })  # fmt: skip
+    if kept is not None and (found := kept.get()) is not None:
+        return Dataset(**found)
     read = partial(_read_side, data, loss, seed)
     if eval is None and data.eval_path is None:
-        share = data.eval_share
         task = replace(task, split_seed=None if share is None else seed)
-        side = read(data.train, train, "train", task)
-        ours, held = _split_off(side, share, seed, needs(loss, "label"))
-        return Dataset(
-            tuple(ours), tuple(held), side.counts, side.findings, side.form, side.example
-        )
+        made = _split_off(read(data.train, train, "train", task), share, seed, loss)
+    else:
+        made = _both_sides(read, data, train, eval, task)
+    if kept is not None:
+        kept.put(**vars(made))
+    return made
+
+
+def _names(data: DataConfig) -> list[Data]:
+    """The names of all the data of a config."""
+    return [data.train, *([data.eval_path] if data.eval_path else [])]
+
+
+def _both_sides(
+    read: Callable[..., "_Side"],
+    data: DataConfig,
+    train: Iterable[Any] | None,
+    eval: Iterable[Any] | None,
+    task: Task,
+) -> Dataset:
+    """Training and held-out rows from sources of their own, and the prompts that both have."""
+    inspector = task.inspector
     other = read(data.eval_path or "", eval, "eval", replace(task, keep_pairs=bool(inspector)))
     inspector = inspector and inspector.watching(other.pairs)
     side = read(data.train, train, "train", replace(task, inspector=inspector))
     leaks: list[Finding] = []
     if inspector is not None:
-        trained_on = {pair.source for pair in side.tokens}
-        used = {pair.source for pair in other.tokens}
+        trained_on = set(side.tokens.places)
+        used = set(other.tokens.places)
         found = inspector.leaks(side.chunks, trained_on)
         leaks = [leak for leak in found if leak.source in used]
     if leaks:
@@ -130,7 +156,7 @@ class _Side:
     of which only the small arrays are kept.
     """
 
-    tokens: tuple[TokenPair, ...]
+    tokens: TokenPairs
     pairs: tuple[Pair, ...]
     chunks: tuple[Chunk, ...]
     findings: tuple[Finding, ...]
@@ -155,11 +181,12 @@ def _read_side(
     if needs(loss, "mismatched"):
         items = _with_mismatched(items, form, data, loss, seed, where)
     example, items = first_pair(items, form)
-    tokens: list[TokenPair] = []
+    blocks: list[TokenBlock] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
-    shared, found_in_fitting = Shared(), list[Finding]()
+    used, found_in_fitting = _Used(), list[Finding]()
     bad = usable = 0
+    spool = None
     assert task.encoder is not None
     for chunk in chunks(items, replace(task, form=form)):
         bad += sum(finding.severity == "error" for finding in chunk.findings)
@@ -167,45 +194,72 @@ def _read_side(
             what = f"more than {MAX_BAD_ROWS:,} rows cannot be used; the rest is not read"
             hint = "`likelier check` says what is wrong with them"
             raise DataError(what, where=where, hint=hint)
-        encoded = [*unpack_tokens(chunk, shared, needs(loss, "margin"), loss.pair_weights)]
-        _check_kind(encoded[:1], loss, where)
-        fitted, too_long = fit(encoded, data.max_length, task.encoder)
-        usable += len(encoded)
-        tokens += fitted  # what is too long is kept no longer than its chunk
-        found_in_fitting += too_long
+        block = _as_the_loss_reads(chunk, loss, task.encoder)
+        _check_kind(TokenPairs([block])[:1], loss, where)
+        fits = block.lengths <= task.encoder.at_most(data.max_length)
+        too_long = TokenPairs([block]).take(~fits)
+        found_in_fitting += fit(too_long, data.max_length, task.encoder)[1]
+        usable += len(block)
+        used.add(chunk, fits)
+        if len(done) >= MIN_CHUNKS:  # many pairs: their tokens wait outside of memory
+            spool = spool or Spool()
+            block = spool.block(block)
+        blocks.append(block)
         pairs += chunk.pairs
         arrays = {name: array for name, array in chunk.arrays.items() if name not in PACKED}
-        done.append(replace(chunk, arrays=arrays, pairs=()))
+        done.append(replace(chunk, sources=block.places, counts=(), arrays=arrays, pairs=()))
     num_rows = sum(chunk.rows for chunk in done)
     no_row(num_rows, where)
     findings = [finding for chunk in done for finding in chunk.findings]
     refuse(findings, data.on_bad_row, usable=usable)
+    tokens = TokenPairs(blocks, np.flatnonzero(np.concatenate(used.fits)))
     all_found = [*findings, *found_in_fitting]
     refuse_dropped(len(tokens), all_found, data.max_length, data.overlong, task.encoder)
     refuse(found_in_fitting, data.on_bad_row, usable=len(tokens))
     findings += task.inspector.across(done) if task.inspector is not None else []
-    counts = _count_rows(done, tokens, found_in_fitting, findings)
+    counts = _count_rows(num_rows, used, tokens.places, found_in_fitting, findings)
     findings += found_in_fitting
-    as_read = tuple(_as_the_loss_reads(tokens, loss, task.encoder))
-    return _Side(as_read, tuple(pairs), tuple(done), tuple(findings), counts, form, example)
+    _must_have_numbers(tokens, loss)
+    return _Side(tokens, tuple(pairs), tuple(done), tuple(findings), counts, form, example)
+
+
+class _Used:
+    """Which pairs fit, and the rows that they were made of: all used ones counted, the others
+    remembered.
+    """
+
+    def __init__(self) -> None:
+        self.fits: list[np.ndarray] = [np.zeros(0, np.bool_)]
+        self.rows = 0
+        self.unused: Counter[str] = Counter()  # by row of which no pair fits: its rows of the file
+
+    def add(self, chunk: Chunk, fits: np.ndarray) -> None:
+        """Take the usable pairs of a chunk; ``fits`` (n,) bool. The pairs of a row come together;
+        copies of it, which count none, may come later.
+        """
+        self.fits.append(fits)
+        made_of: Counter[str] = Counter()
+        rows = [row_of(source) for source in chunk.sources]
+        for row, n in zip(rows, chunk.counts, strict=True):
+            made_of[row] += n
+        used = {row for row, fit in zip(rows, fits.tolist(), strict=True) if fit}
+        self.rows += sum(made_of[row] for row in used)
+        self.unused.update({row: n for row, n in made_of.items() if row not in used})
 
 
 def _count_rows(
-    done: Sequence[Chunk],
-    fitted: Sequence[TokenPair],
+    rows: int,
+    used_rows: _Used,
+    fitted: Iterable[str],
     found_in_fitting: Sequence[Finding],
     others: Sequence[Finding],
 ) -> dict[str, Any]:
     """What became of the rows of one side, each counted once; ``dropped_by`` adds up to
     ``dropped``, and ``beside`` are the findings that cost no row, by how grave they are.
     """
-    rows = sum(chunk.rows for chunk in done)
-    made_of: Counter[str] = Counter()  # by usable row: how many rows of the file
-    for chunk in done:
-        for source, n in zip(chunk.sources, chunk.counts, strict=True):
-            made_of[row_of(source)] += n
-    used = {row_of(pair.source) for pair in fitted}
-    dropped = rows - sum(made_of[row] for row in used)
+    found_in = {row_of(finding.source) for finding in (*others, *found_in_fitting)}
+    used = {row for source in fitted if (row := row_of(source)) in found_in}
+    dropped = rows - used_rows.rows
     errors = [finding for finding in others if finding.severity == "error"]
     notes = [finding for finding in others if finding.severity == "note"]
     reasons: dict[str, str] = {}  # by dropped row: the first and gravest
@@ -214,7 +268,7 @@ def _count_rows(
             reasons.setdefault(row, finding.code)
     dropped_by = Counter[str]()
     for row, code in reasons.items():
-        dropped_by[code] += made_of[row] or 1
+        dropped_by[code] += used_rows.unused[row] or 1
     if rest := dropped - dropped_by.total():  # rows that stood in one row with a dropped one
         dropped_by["grouped"] = rest
     beside: dict[str, Counter[str]] = {}
@@ -248,20 +302,32 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {code}" for code, n in counts.items())
 
 
-def _as_the_loss_reads(
-    pairs: Sequence[TokenPair], loss: Any, encoder: Encoder
-) -> Sequence[TokenPair]:
-    """The pairs with every number that the loss reads, their stop tokens scored as it says."""
-    reads = {"margin": needs(loss, "margin"), "weight": loss.pair_weights}
-    for name in (name for name, wanted in reads.items() if wanted):
-        for pair in pairs:
-            if getattr(pair, name) is None:
-                raise DataError(
-                    "the loss reads this column, and the row has none",
-                    where=f"{pair.source} {name}",
-                    hint=f"add a number {name} to every row, or set another loss",
-                )
-    return pairs if loss.stop_token else without_stops(pairs, encoder.end_ids.values())
+def _as_the_loss_reads(chunk: Chunk, loss: Any, encoder: Encoder) -> TokenBlock:
+    """The token pairs of a chunk, with the numbers that the loss reads and without others, their
+    stop tokens scored as it says.
+    """
+    arrays = {name: chunk.arrays[name].copy() for name in PACKED}
+    for column, is_read in enumerate((needs(loss, "margin"), loss.pair_weights)):
+        if not is_read:
+            arrays["beside"][:, column] = np.nan
+    block = TokenBlock(**arrays, places=Places(chunk.sources))
+    if loss.stop_token:
+        return block
+    pairs = without_stops(TokenPairs([block]), encoder.end_ids.values())
+    return TokenBlock(**pack_tokens(pairs), places=block.places)
+
+
+def _must_have_numbers(pairs: TokenPairs, loss: Any) -> None:
+    """Raise DataError for a pair without a number that the loss reads."""
+    for column, name in enumerate(("margin", "weight")):
+        is_read = needs(loss, "margin") if name == "margin" else loss.pair_weights
+        lacking = np.flatnonzero(np.isnan(pairs.beside[:, column]))
+        if is_read and len(lacking):
+            raise DataError(
+                "the loss reads this column, and the row has none",
+                where=f"{pairs[lacking[0]].source} {name}",
+                hint=f"add a number {name} to every row, or set another loss",
+            )
 
 
 def read_pairs(data: Data, asked: Format) -> list[Pair]:
@@ -340,21 +406,20 @@ def _place_in_circle(pair: Pair, seed: int) -> bytes:
     return blake2b(content.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def _split_off(
-    side: _Side, share: float | None, seed: int, is_labelled: bool
-) -> tuple[Sequence[TokenPair], Sequence[TokenPair]]:
+def _split_off(side: _Side, share: float | None, seed: int, loss: Any) -> Dataset:
     """The pairs to train on, and the share of them that is held out."""
-    if share is None:
-        return side.tokens, ()
-    if is_labelled:  # unpaired examples are told apart by the tokens of their prompts
-        return split_by_prompt(side.tokens, share, seed)
-    used = {pair.source for pair in side.tokens}
-    keep = [source in used for chunk in side.chunks for source in chunk.sources]
-    keys, signatures = (
-        np.concatenate([chunk.arrays[name] for chunk in side.chunks])[keep]
-        for name in ("split_keys", "split_signatures")
-    )
-    return parted(side.tokens, held_out(keys, signatures, share))
+    held = np.zeros(len(side.tokens), np.bool_)
+    if share is not None and needs(loss, "label"):  # told apart by the tokens of their prompts
+        tokens = side.tokens
+        held = held_out(prompt_keys(tokens, seed), prompt_signatures(tokens), share)
+    elif share is not None:
+        keys, signatures = (
+            np.concatenate([chunk.arrays[name] for chunk in side.chunks])[side.tokens.order]
+            for name in ("split_keys", "split_signatures")
+        )
+        held = held_out(keys, signatures, share)
+    train, eval = side.tokens.take(~held), side.tokens.take(held)
+    return Dataset(train, eval, side.counts, side.findings, side.form, side.example)
 
 
 def refuse(

@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TypeVar
 
 import numpy as np
 
@@ -30,22 +29,6 @@ _FACTORS = _HALVES * np.uint32(2) + np.uint32(1)
 _OFFSETS = _RANDOM.integers(0, 2**32, size=(NUM_HASHES, 1), dtype=np.uint32)
 _POWERS = np.array([pow(0x100000001B3, n, 2**64) for n in range(PIECE_CHARACTERS)], dtype=np.uint64)
 _SPACES = re.compile(r"\s+")
-
-P = TypeVar("P", Pair, TokenPair)
-
-
-def split_by_prompt(pairs: Sequence[P], share: float, seed: int) -> tuple[list[P], list[P]]:
-    """Part ``pairs`` into (train, eval) so that no prompt, and no near copy, is on both sides.
-
-    The order within each side is the given one. Raises as `held_out`.
-    """
-    return parted(pairs, held_out(prompt_keys(pairs, seed), prompt_signatures(pairs), share))
-
-
-def parted(pairs: Sequence[P], held: np.ndarray) -> tuple[list[P], list[P]]:
-    """Those pairs that are not held out, and those that are."""
-    train = [pair for pair, out in zip(pairs, held.tolist(), strict=True) if not out]
-    return train, [pair for pair, out in zip(pairs, held.tolist(), strict=True) if out]
 
 
 def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarray:

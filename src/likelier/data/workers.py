@@ -35,7 +35,7 @@ from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.fit import fit, trim_each
 from likelier.data.formats import read_row
-from likelier.data.records import Completion, Pair, Row, TokenPair, taken
+from likelier.data.records import Pair, Row, TokenPair, pack_tokens, taken
 from likelier.data.shapes import Format, without_unused
 from likelier.data.split import prompt_keys, prompt_signatures
 
@@ -123,7 +123,7 @@ class Chunk:
 
     rows: int
     findings: tuple[Finding, ...]
-    sources: tuple[str, ...]
+    sources: Sequence[str]
     counts: tuple[int, ...]
     pairs: tuple[Pair, ...]
     arrays: dict[str, np.ndarray]
@@ -260,65 +260,6 @@ def _encoded(
     return fitted, findings + found, lengths
 
 
-def pack_tokens(pairs: Sequence[TokenPair]) -> dict[str, np.ndarray]:
-    """Token pairs as flat arrays, small enough to keep and to hand between processes.
-
-    ``ids`` (t,) int32, all tokens; ``scored`` (c,) bool, of the completions' tokens; ``sizes``
-    (n, 3) int32: prompt, chosen, rejected; ``beside`` (n, 3) float64: margin, weight and label,
-    NaN where there is none.
-    """
-    sides = [(pair.prompt, pair.chosen.tokens, pair.rejected.tokens) for pair in pairs]
-    scored = [mask for pair in pairs for mask in (pair.chosen.scored, pair.rejected.scored)]
-    beside = [(pair.margin, pair.weight, pair.label) for pair in pairs]
-    return {
-        "ids": np.fromiter(chain.from_iterable(chain.from_iterable(sides)), dtype=np.int32),
-        "scored": np.fromiter(chain.from_iterable(scored), dtype=np.bool_),
-        "sizes": np.array([[len(side) for side in s] for s in sides], np.int32).reshape(-1, 3),
-        "beside": np.array(beside, dtype=np.float64).reshape(-1, 3),
-    }
-
-
-def unpack_tokens(
-    chunk: Chunk, shared: "Shared", margin: bool = True, weight: bool = True
-) -> Iterator[TokenPair]:
-    """The token pairs of a chunk again; equal numbers and prompts become one object.
-
-    Their margin and weight are left away where nothing reads them.
-    """
-    ids, scored = iter(chunk.arrays["ids"].tolist()), iter(chunk.arrays["scored"].tolist())
-    number = shared.numbers.setdefault
-
-    def tokens(count: int) -> tuple[int, ...]:
-        return tuple([number(token, token) for token in islice(ids, count)])
-
-    def completion(count: int) -> Completion:
-        mask = tuple(islice(scored, count))
-        return Completion(tokens(count), shared.masks.setdefault(mask, mask))
-
-    sizes, beside = chunk.arrays["sizes"].tolist(), chunk.arrays["beside"].tolist()
-    for source, three, numbers in zip(chunk.sources, sizes, beside, strict=True):
-        prompt, chosen, rejected = tokens(three[0]), completion(three[1]), completion(three[2])
-        values = [None if value != value else value for value in numbers]  # NaN: there is none
-        yield TokenPair(
-            shared.prompts.setdefault(prompt, prompt),
-            chosen,
-            rejected,
-            source,
-            values[0] if margin else None,
-            values[1] if weight else None,
-            None if values[2] is None else bool(values[2]),
-        )
-
-
-class Shared:
-    """What token pairs have in common, one object each: an eighth of the memory."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[int, int] = {}
-        self.prompts: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self.masks: dict[tuple[bool, ...], tuple[bool, ...]] = {}
-
-
 class _Pool:
     """Threads that take chunks from the cache, or have them made by a child each."""
 
@@ -353,7 +294,7 @@ class _Cache:
 
     def __init__(self, task: Task):
         self._folder = cache_dir() / "data"
-        self._task = _task_key(task)
+        self._task = task_key(task)
         sweep(self._folder, alone=False)
 
     def get(self, batch: Sequence[Item]) -> Chunk | None:
@@ -412,7 +353,7 @@ def _found(stored: list[Any], places: Sequence[str]) -> Finding:
     return found if number < 0 else replace(found, source=places[number] + copy)
 
 
-def _task_key(task: Task) -> bytes:
+def task_key(task: Task) -> bytes:
     """A hash of all that decides what is made of a row, the code among it."""
     encoder, inspector = task.encoder, task.inspector
     asked = [
