@@ -7,8 +7,8 @@
 Every row is a process of its own: the command ``likelier train``, loading included, on a model
 with random bfloat16 weights that is made here. ``anonymous`` is memory that no file holds, the
 most that was seen in samples of 10 ms; ``resident`` counts pages of files that are in use, too,
-which the system takes back when it needs them. Prompts have 100 to 300 tokens, answers 50 to 250; the 8B
-shape has one pair of 300 tokens in all. Rows run one after the other.
+which the system takes back when it needs them. Prompts have 100 to 300 tokens, answers 50 to 250;
+the 8B shape has one pair of 300 tokens in all. Rows run one after the other.
 """
 
 import argparse

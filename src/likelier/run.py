@@ -209,8 +209,9 @@ def _take_steps(
             visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
             pairs = [pair for _, pair in visits]
             last = step == order.num_steps
+            following = [] if last else [data.train[index] for _, index in order.step(step + 1)]
             with located(f"step {step}", pairs, checkpoints):
-                batches, values = gradients_that_fit(batcher, pairs, optimizer)
+                batches, values = gradients_that_fit(batcher, pairs, optimizer, following)
                 norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)

@@ -146,7 +146,7 @@ def test_more_kernels_than_allowed_are_an_error(
 def test_values_and_gradients_on_a_gpu(window: int | None, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     tree, _ = build_tree([*GROUP, (1, 2, 3)])
-    tree = tree.to("cuda")
+    tree = tree.with_tensors(*(t.cuda() for t in (tree.token_T, tree.depth_T, tree.end_T)))
     inputs = [states(len(tree.end_T), heads, "cuda", dtype) for heads in (4, 2, 2)]
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     weight = torch.randn(1, 4, len(tree.end_T), 32, device="cuda", dtype=torch.float64)

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.numerics import TELLING, answer_weights, scored_sets, sequence
 
-from likelier.batching.batch import Batch, Scored, completions_of, padded_batch, scored, tree_batch
+from likelier.batching.batch import (
+    Batch,
+    Scored,
+    completions_of,
+    joined_copies,
+    padded_batch,
+    scored,
+    together,
+    tree_batch,
+)
 from likelier.data.records import Completion, TokenPair
 
 Layout = Callable[[Sequence[Scored]], Batch]
@@ -110,7 +119,27 @@ def test_a_pass_moves_with_everything_in_it() -> None:
         assert len(tensors) == (11 if lay_out is tree_batch else 12)
         assert {tensor.device.type for tensor in tensors} == {"meta"}
         if moved.tree is not None:
-            assert moved.tree.end_T.device.type == "meta"
+            of_tree = moved.tree.token_T, moved.tree.depth_T, moved.tree.end_T
+            assert {tensor.device.type for tensor in of_tree} == {"meta"}
+
+
+def test_tensors_are_copied_together_and_arrive_as_they_were() -> None:
+    """In one copy for each dtype, of whatever shape; each begins where kernels read fast."""
+    sent = [
+        torch.arange(7),
+        torch.linspace(0, 1, 5, dtype=torch.float64),
+        torch.zeros(0, dtype=torch.long),
+        torch.arange(3).expand(4, -1),
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.tensor([[True], [False]]),
+    ]
+    arrived = joined_copies(sent, torch.device("cpu"))
+    for ours, theirs in zip(arrived, sent, strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        assert ours.storage_offset() % 16 == 0
+    places = {(tensor.dtype, tensor.untyped_storage().data_ptr()) for tensor in arrived}
+    assert len(places) == 3
+    assert all(a is b for a, b in zip(together(sent, torch.device("cpu")), sent, strict=True))
 
 
 def test_a_pair_becomes_two_sequences_with_the_prompt_as_context() -> None:

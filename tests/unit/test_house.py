@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 13_980  # to come down to 8_000
-MOST_LINES = 23_950  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 14_040  # to come down to 8_000
+MOST_LINES = 24_010  # to come down to 14_000
 MOST_MODULES = 125  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -27,7 +27,7 @@ LINES = {
     "__main__": 12,
     "api": 200,
     "base": 1_750,
-    "batching": 500,
+    "batching": 530,
     "chat": 1_890,
     "checks": 2_100,
     "cli": 500,

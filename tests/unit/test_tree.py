@@ -113,13 +113,6 @@ def test_a_long_chain_of_forks_needs_no_recursion() -> None:
     assert len(spans[-1]) == 1100
 
 
-def test_a_layout_moves_with_all_its_tensors() -> None:
-    moved = build_tree(FORK)[0].to("meta")
-    assert {moved.token_T.device, moved.depth_T.device, moved.end_T.device} == {
-        torch.device("meta")
-    }
-
-
 @pytest.mark.parametrize("sequences", [[], [()]])
 def test_nothing_makes_an_empty_row(sequences: list[Tokens]) -> None:
     tree, spans = build_tree(sequences)

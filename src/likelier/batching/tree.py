@@ -53,11 +53,9 @@ class Tree:
     segments: tuple[Segment, ...]
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def to(self, device: torch.device | str) -> "Tree":
-        """The same layout with its tensors on another device."""
-        return Tree(
-            self.token_T.to(device), self.depth_T.to(device), self.end_T.to(device), self.segments
-        )
+    def with_tensors(self, token_T: Tensor, depth_T: Tensor, end_T: Tensor) -> "Tree":
+        """The same layout with tensors that lie on another device; what was worked out is not."""
+        return Tree(token_T, depth_T, end_T, self.segments)
 
 
 class _Node:

@@ -36,14 +36,21 @@ class Batcher:
     ):
         self.policy, self.reference, self.loss = policy, reference, loss
         self.tokens_per_batch = tokens_per_batch
+        self._ready: tuple[Sequence[TokenPair], int, list[Batch]] = ((), 0, [])
 
     def __call__(self, pairs: Sequence[TokenPair]) -> list[Batch]:
         """The batches of a step's pairs, with the reference as it is now."""
+        if (self._ready[0], self._ready[1]) != (pairs, self.tokens_per_batch):
+            self.prepare(pairs)
+        return self.rescored(self._ready[2])
+
+    def prepare(self, pairs: Sequence[TokenPair]) -> None:
+        """Cut the pairs of a step and send them to the device; the next call may ask for them."""
         policy = self.policy
         batches = cut_batches(
             pairs, self.reference, policy.backend, self.tokens_per_batch, self.loss.tokens
         )
-        return self.rescored([batch.to(policy.device) for batch in batches])
+        self._ready = pairs, self.tokens_per_batch, [batch.to(policy.device) for batch in batches]
 
     @property
     def moved_reference(self) -> dict[str, Tensor] | None:

@@ -8,9 +8,10 @@ The loss is divided by the pairs of the whole step, so the cut does not matter.
 Axis letters: E entries of a batch, R completions of a batch or step, P pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from likelier.base.errors import NotFinite, RunFailed
-from likelier.batching.batch import Batch, completions_of
+from likelier.batching.batch import Batch, completions_of, together
 from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues
@@ -31,11 +32,15 @@ _NAMED_PAIRS = 8  # in an error; the others are counted
 
 
 def gradients_that_fit(
-    batcher: Batcher, pairs: Sequence[TokenPair], optimizer: MasterAdamW
+    batcher: Batcher,
+    pairs: Sequence[TokenPair],
+    optimizer: MasterAdamW,
+    following: Sequence[TokenPair] = (),
 ) -> tuple[list[Batch], StepValues]:
     """`loss_and_gradients` of a step's pairs; out of memory, it begins anew with half the size.
 
-    The gradient is the same for any size.
+    The gradient is the same for any size. The pairs of the ``following`` step are cut into batches
+    while a GPU computes.
 
     Raises RunFailed where a pair alone does not fit.
     """
@@ -43,7 +48,8 @@ def gradients_that_fit(
     before = dict(loss.state)
     try:
         batches = batcher(pairs)
-        return batches, loss_and_gradients(batcher.policy, batches, loss)
+        ahead = partial(batcher.prepare, following)
+        return batches, loss_and_gradients(batcher.policy, batches, loss, ahead)
     except NotFinite:
         optimizer.forget_gradients()
         raise
@@ -54,13 +60,19 @@ def gradients_that_fit(
     loss.state.update(before)
     optimizer.forget_gradients()
     torch.cuda.empty_cache()  # nothing where there is no GPU
-    return gradients_that_fit(batcher, pairs, optimizer)
+    return gradients_that_fit(batcher, pairs, optimizer, following)
 
 
-def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> StepValues:
+def loss_and_gradients(
+    policy: Policy,
+    batches: Sequence[Batch],
+    loss: BoundLoss,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> StepValues:
     """Add the gradient of the mean loss of a step's pairs to the trainable parameters.
 
     Returns the values in the order of the step, on the CPU. Called inside `Policy.running`.
+    ``meanwhile`` is called when a GPU has been given all that it is to compute.
 
     Raises NotFinite where a log-prob or the loss is not; the gradients are then worth nothing. All
     is computed before it is looked at: a GPU is waited for once a step.
@@ -74,6 +86,7 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
         parts = grad_R.split([len(batch.scored_R) for batch in batches])
         for batch, part_R in zip(batches, parts, strict=True):
             _backward(policy.scorer(batch), batch, part_R)
+        meanwhile()
         values = _in_step_order(batches, replace(whole, loss_P=loss_P), loss)
         _must_be_finite(policy, values, grad_R)
         return values
@@ -84,6 +97,7 @@ def loss_and_gradients(policy: Policy, batches: Sequence[Batch], loss: BoundLoss
         _backward(logp_E, batch, grad_R)
         done.append(replace(values, loss_P=loss_P))
         grads.append(grad_R)
+    meanwhile()
     values = _in_step_order(batches, joined(done), loss)
     _must_be_finite(policy, values, torch.cat(grads))
     return values
@@ -160,12 +174,12 @@ def _in_step_order(batches: Sequence[Batch], values: StepValues, loss: BoundLoss
         chosen_P, rejected_P = loss.scores(values)
         values = replace(values, score_chosen_P=chosen_P, score_rejected_P=rejected_P)
     order_P = torch.argsort(torch.cat([batch.position_P for batch in batches])).cpu()
+    tensors = {name: value for name, value in vars(values).items() if isinstance(value, Tensor)}
     moved: dict[str, Any] = {}
-    for name, value in vars(values).items():
-        if isinstance(value, Tensor):
-            there = value.detach().cpu()
-            there = there.double() if there.is_floating_point() else there
-            moved[name] = there[order_P] if name.endswith("_P") else there
+    arrived = together([value.detach() for value in tensors.values()], torch.device("cpu"))
+    for name, there in zip(tensors, arrived, strict=True):
+        there = there.double() if there.is_floating_point() else there
+        moved[name] = there[order_P] if name.endswith("_P") else there
     return replace(values, **moved)
 
 
