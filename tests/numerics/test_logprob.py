@@ -1,6 +1,7 @@
 """The chunked head against its plain twin: values and every gradient, for any chunk."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.numerics import distance
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from likelier.model import logprob as chunked
 from likelier.model.logprob import Head, token_logps_at_once
@@ -195,6 +197,46 @@ def test_a_frozen_head_gives_the_same_hidden_gradient(
     assert len(visits) == (once if head.softcap is None else 2 * once)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-2
     torch.testing.assert_close(grad_ND, trained[1], rtol=tolerance, atol=tolerance)
+
+
+class Products(TorchDispatchMode):
+    """Hears the dtype of every product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in str(func):
+            self.heard.append((str(func), args[-1].dtype))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_slow_products_are_computed_in_float32(
+    is_frozen: bool, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without bfloat16 instructions ``softmax @ weight`` takes minutes: in plans, before a step."""
+    monkeypatch.setattr("likelier.model.frozen.multiplies_bfloat16", lambda device: is_fast)
+    hidden_ND, head, row_E, token_E = made = make("bare", torch.bfloat16)
+    exact = run(chunked, tuple(_widened(one) for one in made), weights(made).double(), None)[1]
+    head.weight.requires_grad_(not is_frozen)
+    with Products() as products:
+        logp_E = chunked.token_logps(hidden_ND, head, row_E, token_E)
+        (grad_ND,) = torch.autograd.grad(logp_E, hidden_ND, weights(made).to(logp_E.dtype))
+    into_inputs = [dtype for name, dtype in products.heard if "addmm" in name]
+    assert into_inputs and set(into_inputs) == {torch.bfloat16 if is_fast else torch.float32}
+    assert grad_ND.dtype is torch.bfloat16 and distance(grad_ND.double(), exact) < 2e-2
+
+
+def _widened(one: Any) -> Any:
+    """A part of a problem in float64, to be differentiated anew."""
+    if isinstance(one, Head):
+        return replace(one, weight=_widened(one.weight))
+    if not one.is_floating_point():
+        return one
+    return one.detach().double().requires_grad_()
 
 
 def test_no_chunk_holds_more_than_its_rows_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
