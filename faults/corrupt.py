@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from faults import Options
-from faults.lab import KINDS, Lab, Trial, every, make_lab
+from faults.lab import FEW_BITS, KINDS, Lab, Trial, every, make_lab
 from faults.shim import LOCK
 from faults.table import Row
 
@@ -68,10 +68,11 @@ LOCKS: dict[str, Damage] = {
 
 
 def run(options: Options) -> list[Row]:
-    """Runs of both kinds that were killed at their last step, with two checkpoints."""
-    lab = make_lab(options)
+    """Runs of every kind that were killed at their last step, with two checkpoints."""
+    kinds = KINDS | FEW_BITS
+    lab = make_lab(options, runs=kinds)
     rows = []
-    for kind in KINDS:
+    for kind in kinds:
         stopped = _stopped(lab, kind)
         try_ = partial(_damaged, lab, stopped)
         files = sorted(path for path in stopped.work.rglob("*") if path.is_file())
@@ -94,11 +95,15 @@ def run(options: Options) -> list[Row]:
     stopped = _stopped(lab, "LoRA")
     locks = {how: partial(_apply, damage, Path("out/.lock")) for how, damage in LOCKS.items()}
     offsets = {f"after {part / OFFSETS:.0%} of a run": part / OFFSETS for part in range(OFFSETS)}
-    kinds = {kind: kind for kind in KINDS}
     return [
         *rows,
         every("a lock that was left", locks, partial(_damaged, lab, stopped), options),
-        every("no locks on the file system", kinds, partial(_without_flock, lab), options),
+        every(
+            "no locks on the file system",
+            {k: k for k in kinds},
+            partial(_without_flock, lab),
+            options,
+        ),
         every("two processes, one folder", offsets, partial(_two, lab), options),
     ]
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,9 +22,14 @@ from faults.table import Row
 from likelier.base.terminal import bar
 
 Case = TypeVar("Case")
-KINDS: dict[str, dict[str, Any]] = {
-    "full": {"kind": "none"},
-    "LoRA": {"kind": "lora", "r": 4, "alpha": 8},
+_LORA = {"kind": "lora", "r": 4, "alpha": 8}
+KINDS: dict[str, dict[str, Any]] = {  # what of a config they change
+    "full": {"adapter": {"kind": "none"}},
+    "LoRA": {"adapter": _LORA},
+}
+FEW_BITS: dict[str, dict[str, Any]] = {
+    "full, eight bits": {"adapter": {"kind": "none"}, "optim__kind": "adamw8bit"},
+    "LoRA, four bits": {"adapter": _LORA, "model__quantise": "nf4"},
 }
 PATIENCE = 120  # seconds for a run that takes one: what takes longer hangs
 ROWS = 18
@@ -46,8 +51,8 @@ class Trial:
         self.work = self.folder / "work"  # all that the run may change
         self.out, self.cache = self.work / "out", self.work / "cache"
         self.config = self.folder / "run.json"
-        changes = {"adapter": KINDS[self.kind], "train__steps": self.steps}
-        changes["train__keep"] = self.keep
+        changes = {"train__steps": self.steps, "train__keep": self.keep}
+        changes |= (KINDS | FEW_BITS)[self.kind]
         self.config.write_text(json.dumps(self.lab.place.config(self.out, **changes)))
 
     def start(self, fault: Fault | None = None) -> Child:
@@ -146,15 +151,15 @@ def bytes_that_stay(out: Path) -> dict[str, bytes]:
     return {**bytes_of(out), "run.json": json.dumps(record, sort_keys=True).encode()}
 
 
-def make_lab(options: Options, kinds: str = CHANGES) -> Lab:
-    """A lab, in which file calls of some kinds are counted.
+def make_lab(options: Options, kinds: str = CHANGES, runs: Iterable[str] = tuple(KINDS)) -> Lab:
+    """A lab for some kinds of runs, in which file calls of some kinds are counted.
 
     Raises NoCompiler where there is none to make the shim with.
     """
     os.environ.setdefault("LIKELIER_CACHE", str(options.folder / "cache"))
     lab = Lab(options.folder, make_place(options.folder / "place", ROWS))
     lab.trial("full").train()  # starts the server, so that what is timed is not that
-    for kind, keep in product(KINDS, (1, 2)):
+    for kind, keep in product(runs, (1, 2)):
         trial, began = lab.trial(kind, keep), time.monotonic()
         code = trial.train(trial.fault(kinds=kinds))
         lab.seconds = max(lab.seconds, time.monotonic() - began)
