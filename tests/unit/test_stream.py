@@ -23,6 +23,7 @@ from likelier.model.frozen import StoredLinear, keep_stored, widen
 from likelier.model.load import _to_gpu, load, must_be_on_one_device
 from likelier.model.policy import Policy
 from likelier.model.recompute import checkpoint_layers
+from likelier.model.running import deterministic
 from likelier.model.stream import in_file, layers_of, overfills, stream_to, streamed_weights
 from likelier.reference.fingerprint import model_identity
 from likelier.run import train
@@ -240,6 +241,25 @@ def test_a_gpu_has_to_leave_room_for_training(
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda _, free=free: (free, 10 * free))
         assert overfills(model, torch.device("cuda")) == expected
     assert not overfills(model, CPU)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_gpu_gives_the_bits_of_a_model_that_it_holds(
+    folders: dict[str, Path], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for does_not_fit in (True, False):
+        monkeypatch.setattr("likelier.model.load.overfills", lambda *_, over=does_not_fit: over)
+        policy = with_lora(load(folders["llama"], dtype=dtype, frozen=True))
+        assert policy.device.type == "cuda"
+        assert bool(streamed_weights(policy.model)) == does_not_fit
+        batch = lay_out(TELLING, policy.backend).to(policy.device)
+        with deterministic(True), policy.running() as scorer:
+            logp_E = scorer(batch)
+            logp_E.sum().backward()
+        found.append([logp_E.detach(), *gradients(policy.model).values()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
 # On a CPU
