@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_040  # to come down to 8_000
-MOST_LINES = 24_010  # to come down to 14_000
-MOST_MODULES = 125  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 14_050  # to come down to 8_000
+MOST_LINES = 24_110  # to come down to 14_000
+MOST_MODULES = 126  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -36,10 +36,10 @@ LINES = {
     "data": 4_370,
     "demo": 740,
     "evaluation": 180,
-    "export": 240,
+    "export": 340,
     "generation": 140,
     "losses": 1_570,
-    "model": 2_800,
+    "model": 2_810,
     "pages": 530,
     "reference": 450,
     "report": 1_210,

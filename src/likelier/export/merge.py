@@ -1,0 +1,99 @@
+"""An adapter merged into its base: one plain model of full weights, each computed in float32."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from likelier.base.errors import ConfigError
+from likelier.model.load import quietly
+from likelier.model.policy import Policy
+from likelier.model.quantise import unpack
+
+_PLAIN = "merge it with peft: PeftModel.merge_and_unload"
+
+
+def save_merged(policy: Policy, dtype: torch.dtype, target: Path) -> None:
+    """Write the model that base and adapters give together, as `from_pretrained` loads it.
+
+    Weights of a quantised base are unpacked, so that they take their full size again. A head that
+    was tied to the embedding is written apart where the adapter changed one of them.
+
+    Raises ConfigError where an adapter is not a sum of low-rank products.
+    """
+    model = policy.causal_lm
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    weights = {name: tensor.to(dtype) for name, tensor in merged_weights(model)}
+    names = {id(module): name for name, module in model.named_modules()}
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (weights[f"{names[id(module)]}.weight"] for module in ends)
+    if not torch.equal(embedding, head):
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    plain.generation_config = model.generation_config
+    with quietly():
+        plain.save_pretrained(target, state_dict=weights)
+        policy.tokenizer.save_pretrained(target)
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight and saved buffer of the merged model by its name there, one at a time.
+
+    Floating-point numbers are at least float32.
+    """
+    yield from _of(model, "")
+
+
+def _of(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    saved: Any = getattr(module, "modules_to_save", None)
+    if saved is not None:  # a layer that was trained whole, beside the one of the base
+        yield from _of(saved[_active(module)], prefix)
+        return
+    if hasattr(module, "base_layer"):
+        base: Any = module.base_layer
+        for name, tensor in _of(base, prefix):
+            yield name, tensor + _change(module) if name == f"{prefix}weight" else tensor
+        return
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    for name, tensor in own:
+        if name not in module._non_persistent_buffers_set:
+            yield f"{prefix}{name}", _exact(tensor)
+    for name, child in module.named_children():
+        yield from _of(child, f"{prefix}{name}.")
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """A weight in float32, or as it is where it is no number of fewer bits."""
+    if hasattr(tensor, "quant_state"):
+        return unpack(tensor, torch.float32)
+    narrow = tensor.is_floating_point() and tensor.element_size() < 4
+    return tensor.float() if narrow else tensor.detach()
+
+
+def _change(layer: Any) -> Tensor:
+    """What the active adapter adds to the weight of a layer."""
+    active = _active(layer)
+    low_rank = hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight")
+    plain = low_rank and active not in layer.lora_variant and not layer.lora_bias.get(active)
+    if not plain:
+        what = f"an adapter of this kind ({type(layer).__name__}) is not merged here"
+        raise ConfigError(what, where="--to merged", hint=_PLAIN)
+    change: Tensor = layer.get_delta_weight(active).float()
+    return change
+
+
+def _active(layer: Any) -> str:
+    adapters = list(layer.active_adapters)
+    if len(adapters) != 1:
+        what = f"{len(adapters)} adapters are active, and one is merged"
+        raise ConfigError(what, where="--to merged", hint=_PLAIN)
+    return str(adapters[0])
