@@ -101,6 +101,34 @@ def test_a_finished_run_is_known_without_torch(place: Place, tmp_path: Path) -> 
     assert seconds < MAX_SECONDS
 
 
+AT_THE_FIRST_STEP = """
+import json, sys
+import likelier.cli
+from likelier.run import train
+
+def hear(row):
+    if "loss" in row:
+        print(json.dumps([name for name, module in sys.modules.items() if module]))
+        sys.stdout.flush()
+
+train(json.loads(sys.argv[1]), on_step=hear)
+"""
+# Installed here, and used by other commands or later.
+UNUSED = {"bitsandbytes", "datasets", "matplotlib", "pandas", "plotly", "polars", "pyarrow",
+          "sklearn", "torchvision"}  # fmt: skip
+OTHER_ROOMS = {"likelier.demo", "likelier.generation", "likelier.report", "likelier.testing"}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_a_first_step_has_imported_what_it_uses(adapter: str, place: Place, tmp_path: Path) -> None:
+    config = place.config(tmp_path / "out", adapter={"kind": adapter}, train__steps=1)
+    words = [sys.executable, "-c", AT_THE_FIRST_STEP, json.dumps(config, default=str)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[0]))
+    assert not loaded & (UNUSED | OTHER_ROOMS)
+    assert ("peft" in loaded) == (adapter == "lora")
+
+
 def test_what_is_loaded_is_said(place: Place, tmp_path: Path) -> None:
     said = describe_files(place.base)
     assert said.startswith(f"{place.base}, ") and said.endswith("kB")

@@ -229,6 +229,26 @@ def test_importing_asks_the_hub_for_no_kernel(tmp_path: Path, stand_in: bool) ->
     assert (child.returncode, child.stderr) == (0, "")
 
 
+def test_plain_and_packed_runs_share_a_process(folders: dict[str, Path]) -> None:
+    """The library is hidden from peft while plain weights are adapted, and found for others."""
+    script = (
+        "import sys\n"
+        "from likelier.model.adapters import attach_lora\n"
+        "from likelier.model.load import load\n"
+        "def kinds(how):\n"
+        f"    policy = load({str(folders['llama'])!r}, quantise=how)\n"
+        "    model = attach_lora(policy, 2, 4, 'all-linear', 0).model\n"
+        "    names = {type(m).__name__ for m in model.modules() if hasattr(m, 'lora_A')}\n"
+        "    return names, 'bitsandbytes' in sys.modules\n"
+        "found = [kinds('none'), kinds('nf4'), kinds('none')]\n"
+        "assert found == [({'Linear'}, False), ({'Linear4bit'}, True), ({'Linear'}, True)], found\n"
+        "from peft.import_utils import is_bnb_4bit_available\n"
+        "assert is_bnb_4bit_available()\n"
+    )
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
 def test_the_identity_is_of_the_packed_weights(folders: dict[str, Path]) -> None:
     def identity(policy: Policy) -> str:
         return model_identity(policy.causal_lm, base_only=True)

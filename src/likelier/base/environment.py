@@ -4,6 +4,8 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -182,6 +184,31 @@ def import_bitsandbytes() -> Any:
         del sys.modules["kernels"]
         sys.modules.update(hub)
     return bitsandbytes
+
+
+@contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """Let peft be imported, and adapt plain weights, as where bitsandbytes is not installed: its
+    import takes a fifth of all others, and only quantised weights need it. Where these have had it
+    imported already, nothing is hidden.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # importing it then fails
+    _forget_what_peft_found()
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        _forget_what_peft_found()
+
+
+def _forget_what_peft_found() -> None:
+    """Have peft look for bitsandbytes anew: it remembers whether it is there."""
+    if (found := sys.modules.get("peft.import_utils")) is not None:
+        found.is_bnb_available.cache_clear()
+        found.is_bnb_4bit_available.cache_clear()
 
 
 def _installed(name: str) -> str | None:

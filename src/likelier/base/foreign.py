@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
@@ -49,10 +49,14 @@ def without_secrets(text: str) -> str:
     assignments whose names say so, headers, and tokens of the Hub; by their value those of the
     environment's variables whose names say so, such as ``HF_TOKEN``.
     """
+    return _starred(text, os.environ.items())
+
+
+def _starred(text: str, variables: Iterable[tuple[str, str]]) -> str:
     for pattern, stars in _SECRETS:
         text = pattern.sub(stars, text)
     text = _HUB_TOKEN.sub(STARS, text)
-    for name, value in os.environ.items():
+    for name, value in variables:
         if len(value) >= _SHORTEST_VALUE and value in text and _SECRET_VARIABLE.search(name):
             text = text.replace(value, STARS)
     return text
@@ -60,11 +64,16 @@ def without_secrets(text: str) -> str:
 
 def masked(tree: Any) -> Any:
     """Plain data with every text in it `without_secrets`, keys too; the data stay as they are."""
-    if isinstance(tree, str):
-        return without_secrets(tree)
-    if isinstance(tree, Mapping):
-        return {masked(key): masked(value) for key, value in tree.items()}
-    return [masked(item) for item in tree] if isinstance(tree, list | tuple) else tree
+    variables = list(os.environ.items())  # once: each reading decodes all of them
+
+    def plain(tree: Any) -> Any:
+        if isinstance(tree, str):
+            return _starred(tree, variables)
+        if isinstance(tree, Mapping):
+            return {plain(key): plain(value) for key, value in tree.items()}
+        return [plain(item) for item in tree] if isinstance(tree, list | tuple) else tree
+
+    return plain(tree)
 
 
 def visible(text: str, keep: str = "") -> str:

@@ -144,7 +144,7 @@ class Places(Sequence[str]):
         """The places of all, in their order."""
         start = _shared_start([places.start for places in several])
         between = (one.start[len(start) :].encode(errors="surrogatepass") for one in several)
-        ends = [np.char.add(b, one.ends) for b, one in zip(between, several, strict=True)]
+        ends = [np.strings.add(b, one.ends) for b, one in zip(between, several, strict=True)]
         return cls.of(start, np.concatenate([np.zeros(0, np.bytes_), *ends]))
 
     def __len__(self) -> int:

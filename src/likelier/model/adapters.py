@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from likelier.base.environment import import_bitsandbytes
+from likelier.base.environment import without_bitsandbytes
 from likelier.base.errors import ConfigError
 from likelier.base.model_files import first_line
 from likelier.config import Config
@@ -83,8 +83,8 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
 
     Raises ConfigError where no module has such a name.
     """
-    import_bitsandbytes()  # if peft does, it may ask the Hub
-    import peft  # slow to import, and only adapters need it
+    with without_bitsandbytes():
+        import peft  # slow to import, and only adapters need it
 
     config = peft.LoraConfig(
         r=r,
@@ -94,7 +94,7 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), quietly():
+    with torch.random.fork_rng(), quietly(), without_bitsandbytes():
         torch.manual_seed(seed)
         try:
             model = peft.get_peft_model(policy.causal_lm, config)

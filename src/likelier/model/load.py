@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, has_file, logging
 
-from likelier.base.environment import import_bitsandbytes, multiplies_bfloat16
+from likelier.base.environment import multiplies_bfloat16, without_bitsandbytes
 from likelier.base.errors import ConfigError, DataError, InputMissing
 from likelier.base.limits import ADAPTER, bounded
 from likelier.base.model_files import (
@@ -308,8 +308,8 @@ def _stored_dtype(where: str, revision: str | None) -> tuple[torch.dtype, str | 
 
 
 def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> nn.Module:
-    import_bitsandbytes()  # if peft does, it may ask the Hub
-    import peft  # slow to import, and only adapters need it
+    with without_bitsandbytes():
+        import peft  # slow to import, and only adapters need it
 
     if not has_file(where, "adapter_model.safetensors", revision):
         raise DataError(
@@ -319,7 +319,7 @@ def _with_adapter(model: PreTrainedModel, where: str, revision: str | None) -> n
         )
     _patterns_must_end(model, where, revision)
     resize_for(model, where, revision)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_bitsandbytes():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             adapted: nn.Module = peft.PeftModel.from_pretrained(

@@ -41,7 +41,9 @@ def catalogue(code: str) -> dict[str, str]:
             where="LIKELIER_LANGUAGE",
             hint=f"use one of {', '.join(known)}, or unset it for English",
         )
-    tree = yaml.safe_load((CATALOGUES / f"{code}.yaml").read_text(encoding="utf-8"))
+    # In C where PyYAML was built with it: every run reads a catalogue before its first step.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    tree = yaml.load((CATALOGUES / f"{code}.yaml").read_text(encoding="utf-8"), Loader=loader)
     return dict(_flat(tree))
 
 

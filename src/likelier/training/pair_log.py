@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from likelier.base.files import (
     has_hash,
     make_folder,
@@ -73,6 +70,9 @@ class PairLog:
         """Write the waiting rows as one file, whole or not at all."""
         if not self.rows:
             return
+        import pyarrow as pa  # not above: the first step does not wait for it
+        import pyarrow.parquet as pq
+
         make_folder(self.folder)
         name = f"steps-{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}.parquet"
         table = pa.Table.from_pylist(self.rows)
