@@ -287,6 +287,26 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
         run_train(settings)
 
 
+@app.command(epilog="Example: likelier export runs/first --out models/first")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, which must not exist yet.")],
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Of the weights; auto is the base's own."),
+    ] = "auto",
+) -> None:
+    """Merge the adapter of a run into its base: one plain model.
+
+    Its log-probs are compared with what was trained, on pairs that were held out. A base in four
+    bits is unpacked.
+    """
+    _check_versions()
+    from likelier.commands.export import export as export_run
+
+    export_run(run, out, dtype)
+
+
 @app.command(epilog="Example: likelier report runs/demo")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
