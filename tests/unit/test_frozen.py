@@ -25,7 +25,14 @@ from likelier.batching.batch import lay_out
 from likelier.cli import main
 from likelier.model import frozen
 from likelier.model.adapters import attach_lora
-from likelier.model.frozen import StoredEmbedding, StoredLinear, dtype_of, keep_stored, widen
+from likelier.model.frozen import (
+    StoredEmbedding,
+    StoredLinear,
+    computing_in,
+    dtype_of,
+    keep_stored,
+    widen,
+)
 from likelier.model.load import load, quietly
 from likelier.model.policy import Policy
 from likelier.model.recompute import checkpoint_layers
@@ -376,3 +383,54 @@ def test_full_tuning_has_float32_masters(place: Place, monkeypatch: pytest.Monke
     assert trained.dtype is torch.float32
     finer = [p for p in trained.model.parameters() if not torch.equal(p, p.bfloat16().float())]
     assert finer
+
+
+# Computing in float32 for a while
+
+
+def logps_of(policy: Policy) -> Tensor:
+    with torch.no_grad(), policy.running("padded") as scorer:
+        return scorer(lay_out(TELLING, "padded"))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["bare", "LoRA"])
+@pytest.mark.parametrize("family", [*TREE_FAMILIES, *EXPERT_FAMILIES, *PADDED_FAMILIES])
+def test_a_model_in_half_precision_computes_in_float32_for_a_while(
+    folders: dict[str, Path], plain_of: Any, family: str, lora: bool
+) -> None:
+    """Afterwards it is what it was: the same memory, no copy of it, and the same log-probs."""
+    half = load(folders[family], dtype="bfloat16")
+    if lora:
+        half = with_lora(half, ["c_attn"] if family == "gpt2" else ["q_proj"])
+    before = logps_of(half)
+    state = {name: (p.data_ptr(), p.dtype, p.requires_grad) for name, p in named(half)}
+    kinds = [(type(m), vars(m).get("compute_dtype")) for m in half.model.modules()]
+    assert half.scorer  # found in half precision, and read in float32 here
+    try:
+        with computing_in(half.causal_lm, torch.float32):
+            exact = logps_of(half)
+    except (RuntimeError, TypeError):
+        assert family in PADDED_FAMILIES
+        with computing_in(half.causal_lm, torch.float32, casts=False):
+            exact = logps_of(half)
+    assert exact.dtype is torch.float32
+    with computing_in(half.causal_lm, torch.float32, casts=False):
+        assert float((exact - logps_of(half)).abs().max()) < 1e-4
+    if not lora and "gemma" not in family:  # which scales by a number that it rounds when made
+        assert float((exact - logps_of(plain_of(family))).abs().max()) < 1e-4
+    assert float((exact - before).abs().max()) > 1e-4
+    assert {name: (p.data_ptr(), p.dtype, p.requires_grad) for name, p in named(half)} == state
+    assert [(type(m), vars(m).get("compute_dtype")) for m in half.model.modules()] == kinds
+    assert torch.equal(logps_of(half), before)
+
+
+def named(policy: Policy) -> list[tuple[str, Tensor]]:
+    return [*policy.model.named_parameters(), *policy.model.named_buffers()]
+
+
+@pytest.mark.parametrize("casts", [True, False])
+def test_only_what_is_small_is_widened(folders: dict[str, Path], casts: bool) -> None:
+    policy = load(folders["llama"], dtype="bfloat16")
+    with computing_in(policy.causal_lm, torch.float32, casts=casts):
+        wide = [p for p in policy.model.parameters() if p.dtype is torch.float32]
+        assert wide and (max(p.ndim for p in wide) == 1) == casts

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_050  # to come down to 8_000
-MOST_LINES = 24_270  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 14_170  # to come down to 8_000
+MOST_LINES = 24_390  # to come down to 14_000
 MOST_MODULES = 127  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 58
 MOST_FILES_IN_A_FOLDER = 12
@@ -39,7 +39,7 @@ LINES = {
     "export": 340,
     "generation": 140,
     "losses": 1_570,
-    "model": 2_810,
+    "model": 2_930,
     "pages": 530,
     "reference": 450,
     "report": 1_210,

@@ -12,8 +12,8 @@ from likelier.base.environment import without_bitsandbytes
 from likelier.base.errors import ConfigError
 from likelier.base.model_files import first_line
 from likelier.config import Config
+from likelier.model.frozen import is_half
 from likelier.model.load import quietly
-from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.quantise import LIBRARIES, method_of
 from likelier.model.recompute import checkpoint_layers, made_again

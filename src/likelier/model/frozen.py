@@ -8,6 +8,7 @@ Axis letters: N rows, V outputs of a layer, D its inputs.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from likelier.base.environment import multiplies_bfloat16
 MOST_CAST = 1 << 23  # values of a block: 32 MiB in float32
 
 Here = Callable[[Tensor], Tensor]  # where a weight lies to where it is used
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype have 16 bits."""
+    return dtype in (torch.bfloat16, torch.float16)
 
 
 def in_dtype(weight_VD: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -105,7 +111,7 @@ class StoredLinear(nn.Linear):
         """The product in ``compute_dtype``; shape (…, D) to (…, V)."""
         if input.dtype != self.compute_dtype:
             raise TypeError(f"a layer that computes in {self.compute_dtype} met {input.dtype}")
-        if self.weight.requires_grad:
+        if self.weight.requires_grad and torch.is_grad_enabled():
             return F.linear(input, self.weight.to(input.dtype), self.bias)
         product: Any = _Product
         out: Tensor = product.apply(input, self.weight, self.bias, self.here or _as_it_lies)
@@ -125,18 +131,25 @@ class StoredEmbedding(nn.Embedding):
 _STORED: dict[type, type] = {nn.Linear: StoredLinear, nn.Embedding: StoredEmbedding}
 
 
+def _read_by_others(model: nn.Module) -> dict[int, str]:
+    """Parameters that a layer reads that cannot cast them, by id; and the kind of that layer."""
+    can_cast = {*_STORED, *_STORED.values()}
+    found: dict[int, str] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = hasattr(parameter, "quant_state")
+            if not packed and (type(module) not in can_cast or name != "weight"):
+                found.setdefault(id(parameter), type(module).__name__)
+    return found
+
+
 def keep_stored(model: nn.Module, stored: torch.dtype, compute: torch.dtype) -> list[str]:
     """Freeze a model: linear layers and embeddings keep ``stored`` weights, all computes wider.
 
     A weight that another kind of layer reads, too, becomes ``compute``, as all others do; the
     names of those kinds are returned.
     """
-    widened: dict[int, str] = {}  # a parameter, and a kind of layer that asks for it
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            packed = hasattr(parameter, "quant_state")
-            if not packed and (type(module) not in _STORED or name != "weight"):
-                widened.setdefault(id(parameter), type(module).__name__)
+    widened = _read_by_others(model)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
@@ -151,6 +164,44 @@ def keep_stored(model: nn.Module, stored: torch.dtype, compute: torch.dtype) -> 
             module.__class__ = _STORED[type(module)]  # hooks and names stay
             module.compute_dtype = compute  # type: ignore[assignment]
     return sorted(set(widened.values()) - {kind.__name__ for kind in _STORED})
+
+
+@contextmanager
+def computing_in(model: nn.Module, dtype: torch.dtype, casts: bool = True) -> Iterator[None]:
+    """Compute in more bits for a while than a model does, without gradient.
+
+    Linear layers and embeddings cast their weights where they use them; all else, which is small,
+    is widened. Afterwards every tensor is the one that was there before. Without ``casts`` all is
+    widened, for models in which a layer reads another's weight.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.data for tensor in tensors]
+    others, cast = _read_by_others(model), set[int]()
+    changed: list[tuple[Any, type, Any]] = []
+    for name, module in model.named_modules() if casts else ():
+        kind = _STORED.get(type(module), type(module))
+        if kind not in _STORED.values() or ".lora_" in name:
+            continue
+        weight: Any = module.weight
+        if is_half(weight.dtype) and id(weight) not in others:
+            cast.add(id(weight))
+            changed.append((module, type(module), vars(module).pop("compute_dtype", None)))
+            module.__class__ = kind
+            module.compute_dtype = dtype
+    try:
+        for tensor in tensors:
+            if is_half(tensor.dtype) and id(tensor) not in cast:
+                tensor.data = tensor.data.to(dtype)
+        with torch.no_grad():
+            yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
+        for layer, kind, compute in changed:
+            layer.__class__ = kind
+            del layer.compute_dtype
+            if compute is not None:
+                layer.compute_dtype = compute
 
 
 def widen(model: nn.Module) -> bool:

@@ -33,9 +33,8 @@ from likelier.base.model_folder import json_object, numbers_in
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder, build_encoder
 from likelier.config import Config
-from likelier.model.frozen import StoredLinear, dtype_name, dtype_of, keep_stored, made_in
+from likelier.model.frozen import StoredLinear, dtype_name, dtype_of, is_half, keep_stored, made_in
 from likelier.model.limits import must_be_floats, resize_for, shapes_in_adapter, sizes_of_folder
-from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.quantise import (
     describe_packed,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from likelier.model.frozen import into_inputs, into_outputs
+from likelier.model.frozen import into_inputs, into_outputs, is_half
 
 DEFAULT_CHUNK_VALUES = 1 << 23  # logits of one chunk: 32 MiB in float32
 # Every chunk adds to the whole of the weight's gradient: with fewer rows that is most of the work.
@@ -32,11 +32,6 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-
-
-def is_half(dtype: torch.dtype) -> bool:
-    """Whether numbers of this dtype have 16 bits."""
-    return dtype in (torch.bfloat16, torch.float16)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -15,14 +15,13 @@ from transformers import PreTrainedModel
 
 from likelier.batching.batch import Batch
 from likelier.batching.tree import Tree
-from likelier.model.frozen import StoredLinear
+from likelier.model.frozen import StoredLinear, is_half
 from likelier.model.limits import check_length, rotary_tables, rows_by_table
 from likelier.model.logprob import (
     Head,
     at_least_float32,
     collision_logps,
     collisions_of,
-    is_half,
     logits_of,
     token_logps,
 )

@@ -28,7 +28,7 @@ from likelier.batching.batch import Scored, completions_of
 from likelier.batching.pack import pack
 from likelier.data.records import TokenPair
 from likelier.model.adapters import adapters_off
-from likelier.model.logprob import is_half
+from likelier.model.frozen import is_half
 from likelier.model.policy import Policy, score_sequences
 from likelier.model.running import freed_memory_kept
 from likelier.reference.fingerprint import hash_of, reference_identity

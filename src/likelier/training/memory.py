@@ -17,9 +17,8 @@ from likelier.batching.batch import Batch, Scored, completions_of, lay_out
 from likelier.batching.pack import tokens_of
 from likelier.config import Config, resolved
 from likelier.data.records import TokenPair
-from likelier.model.frozen import dtype_name
+from likelier.model.frozen import dtype_name, is_half
 from likelier.model.limits import sizes
-from likelier.model.logprob import is_half
 from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of, numbers_of
 from likelier.model.recompute import can_checkpoint, checkpoint_layers

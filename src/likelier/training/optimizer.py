@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from likelier.base.errors import NotFinite, RunFailed
 from likelier.config.schema import OptimConfig
-from likelier.model.logprob import is_half
+from likelier.model.frozen import is_half
 from likelier.training.adamw8bit import AdamW8bit, packs
 
 
