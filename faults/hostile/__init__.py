@@ -44,6 +44,7 @@ def meet_cases(numbers: Sequence[int], folder: Path, workers: int) -> list[Outco
     """What came of these cases, in their order; ``folder`` keeps what those left that failed."""
     save_tiny(folder / "common" / "base")
     adapters.save_adapter(folder / "common" / "adapter")
+    models.save_packed(folder / "common" / "packed")
     before = {name: os.environ.get(name) for name in ("LIKELIER_CACHE", "HF_HUB_OFFLINE")}
     os.environ |= {"LIKELIER_CACHE": str(folder / "unused"), "HF_HUB_OFFLINE": "1"}
     try:

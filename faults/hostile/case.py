@@ -49,9 +49,9 @@ class Room:
         """The file that says that a payload ran."""
         return self.folder / MARKER
 
-    def base(self, name: str = "base") -> Path:
-        """A copy of a good model, to be spoiled."""
-        return Path(shutil.copytree(self._common / "base", self.here / name))
+    def base(self, name: str = "base", kind: str = "base") -> Path:
+        """A copy of a good model, to be spoiled; of the ``packed`` kind, one in four bits."""
+        return Path(shutil.copytree(self._common / kind, self.here / name))
 
     def adapter(self) -> Path:
         """A copy of a good adapter on a copy of its base, to be spoiled."""

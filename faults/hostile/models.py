@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from faults.hostile.case import Room, hostile
+from likelier.model.load import load
 
 models = partial(hostile, "models")
 PAYLOAD = "import os, pathlib\npathlib.Path(os.environ['MARKER']).touch()\n"
@@ -73,6 +74,45 @@ def with_weights(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Ro
         return room.train()
 
     return build
+
+
+LAYER = "model.layers.0.mlp.up_proj.weight"
+STATE = f"{LAYER}.quant_state.bitsandbytes__nf4"
+
+
+def save_packed(folder: Path) -> None:
+    """A good model whose linear layers are in four bits."""
+    policy = load(folder.parent / "base", quantise="nf4")
+    policy.causal_lm.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def with_packed(change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Room], list[str]]:
+    def build(room: Room) -> list[str]:
+        path = room.base(kind="packed") / "model.safetensors"
+        weights = load_file(path)
+        change(weights)
+        save_file(weights, path, metadata={"format": "pt"})
+        return room.train(adapter={"kind": "lora", "r": 2})
+
+    return build
+
+
+def with_state(**changes: Any) -> Callable[[Room], list[str]]:
+    def change(weights: dict[str, np.ndarray]) -> None:
+        state = json.loads(bytes(weights[STATE])) | changes
+        weights[STATE] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+
+    return with_packed(change)
+
+
+def part(name: str, changed: Callable[[np.ndarray], np.ndarray]) -> Callable[[Room], list[str]]:
+    """One part of a packed weight changed: `absmax`, `quant_map`; the numbers have no name."""
+
+    def change(weights: dict[str, np.ndarray]) -> None:
+        weights[LAYER + name] = np.ascontiguousarray(changed(weights[LAYER + name]))
+
+    return with_packed(change)
 
 
 def instead_of(name: str, make: Callable[[Path], Any]) -> Callable[[Room], list[str]]:
@@ -201,6 +241,39 @@ for _name, _content in {
     "a million tensors": tensors(**{f"t{n}": f32([0], 0, 0) for n in range(300_000)}),
 }.items():
     models(f"weights: {_name}", 65)(with_file("model.safetensors", _content))
+
+
+for _name, _build in {
+    "blocks of no numbers": with_state(blocksize=0),
+    "blocks of -64 numbers": with_state(blocksize=-64),
+    "blocks of 2^40 numbers": with_state(blocksize=2**40),
+    "blocks of text": with_state(blocksize="64"),
+    "scales in blocks of 4": with_state(nested_blocksize=4),
+    "a shape of 2^60": with_state(shape=[2**30, 2**30]),
+    "another shape": with_state(shape=[32, 64]),
+    "no shape": with_state(shape=[]),
+    "numbers of no kind": with_state(quant_type="evil"),
+    "a dtype of no kind": with_state(dtype="evil"),
+    "an endless offset": with_state(nested_offset=1e39),
+    "a state that is no JSON": part(
+        STATE[len(LAYER) :], lambda _: np.frombuffer(b"\x80evil", "u1")
+    ),
+    "half of its numbers": part("", lambda numbers: numbers[: len(numbers) // 2]),
+    "its numbers as float32": part("", lambda numbers: numbers.astype(np.float32)),
+    "no numbers": part("", lambda numbers: numbers[:0]),
+    "half of its scales": part(".absmax", lambda scales: scales[: len(scales) // 2]),
+    "no scales": part(".absmax", lambda scales: scales[:0]),
+    "no scales of scales": part(".nested_absmax", lambda scales: scales[:0]),
+    "endless scales of scales": part(".nested_absmax", lambda scales: scales * np.float32(np.inf)),
+    "three levels": part(".quant_map", lambda levels: levels[:3]),
+    "five levels of scales": part(".nested_quant_map", lambda levels: levels[:5]),
+}.items():
+    models(f"weights in four bits: {_name}", 65)(_build)
+
+
+@models("weights in four bits, all of them good", 0)
+def _(room: Room) -> list[str]:
+    return with_packed(lambda weights: None)(room)
 
 
 @models("weights: not a number", 65)

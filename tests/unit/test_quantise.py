@@ -29,7 +29,7 @@ from likelier.model.adapters import attach_lora
 from likelier.model.frozen import widen
 from likelier.model.load import load, quietly
 from likelier.model.policy import Policy
-from likelier.model.quantise import describe_packed, numbers_of, unpack
+from likelier.model.quantise import describe_packed, numbers_of, settle, unpack
 from likelier.model.recompute import checkpoint_layers
 from likelier.reference.fingerprint import model_identity
 from likelier.run import train
@@ -448,3 +448,30 @@ def test_weights_that_are_not_packed_as_config_says(
     )
     with pytest.raises(DataError, match=r"proj.weight"):
         load(base, frozen=True)
+
+
+SPOILT: dict[str, Any] = {
+    "another shape": lambda w, s: setattr(s, "shape", torch.Size((32, 64))),
+    "blocks of no known size": lambda w, s: setattr(s, "blocksize", 0),
+    "numbers of no known kind": lambda w, s: setattr(s, "quant_type", "evil"),
+    "bytes of": lambda w, s: setattr(w, "data", w.data[:7]),
+    "scales of torch": lambda w, s: setattr(s, "absmax", s.absmax[:3]),
+    "levels of torch": lambda w, s: setattr(s, "code", s.code[:3]),
+    "scales of scales of": lambda w, s: setattr(s.state2, "absmax", s.state2.absmax[:0]),
+    "levels of scales of": lambda w, s: setattr(s.state2, "code", s.state2.code.double()),
+    "offset of scales that are not finite": lambda w, s: setattr(
+        s, "offset", torch.tensor(torch.nan)
+    ),
+}
+
+
+@pytest.mark.parametrize("said", SPOILT)
+def test_parts_that_do_not_fit_are_refused_before_anything_reads_them(
+    folders: dict[str, Path], said: str
+) -> None:
+    """bitsandbytes would read beside them, or end the process."""
+    model = load(folders["llama"], dtype="float32", quantise="nf4").causal_lm
+    weight: Any = next(p for p in model.parameters() if hasattr(p, "quant_state"))
+    SPOILT[said](weight, weight.quant_state)
+    with pytest.raises(DataError, match=f"weight is packed in parts that do not fit: .*{said}"):
+        settle(model, torch.float32, "here")

@@ -15,6 +15,7 @@ Axis letters: N rows, V outputs of a layer, D its inputs, B bytes.
 
 from functools import cache
 from importlib.util import find_spec
+from math import prod
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from likelier.base.environment import import_bitsandbytes, needs_bitsandbytes
 from likelier.base.errors import ConfigError, DataError
 
+_BLOCKS = tuple(2**power for power in range(5, 13))  # that bitsandbytes makes
 # What transformers needs to read weights that peft trains adapters on.
 LIBRARIES = {"bitsandbytes": (), "gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
 
@@ -99,9 +101,46 @@ def settle(model: nn.Module, compute: torch.dtype, where: str) -> None:
             what = f"{name}.weight is not packed in four bits, as config.json says"
             hint = "remove quantization_config from config.json, or get the folder again"
             raise DataError(what, where=where, hint=hint)
+        if wrong := _misfit(layer):
+            what = f"{name}.weight is packed in parts that do not fit: {wrong}"
+            raise DataError(what, where=where, hint="the weights are damaged; get them again")
         state.dtype = layer.compute_dtype = compute
         layer.compute_type_is_set = True
         layer.__class__ = _packed_linear()  # hooks and names stay
+
+
+def _misfit(layer: Any) -> str | None:
+    """What is wrong with the parts of a packed weight, which come from a file; None: nothing.
+
+    bitsandbytes believes them, and reads beside what is there.
+    """
+    state = layer.weight.quant_state
+    shape, outer = (layer.out_features, layer.in_features), state.state2 if state.nested else None
+    numbers, sizes = prod(shape), _BLOCKS
+    if tuple(state.shape) != shape:
+        return f"another shape than {shape}"
+    if state.quant_type not in ("nf4", "fp4"):
+        return "numbers of no known kind"
+    if state.blocksize not in sizes or (outer is not None and outer.blocksize not in sizes):
+        return "blocks of no known size"
+    blocks = -(-numbers // state.blocksize)
+    wanted = {
+        "bytes": (layer.weight.data.view(torch.uint8), torch.uint8, -(-numbers // 2)),
+        "scales": (state.absmax, torch.float32 if outer is None else torch.uint8, blocks),
+        "levels": (state.code, torch.float32, 16),
+    }
+    if outer is not None:
+        wanted |= {
+            "scales of scales": (outer.absmax, torch.float32, -(-blocks // outer.blocksize)),
+            "levels of scales": (outer.code, torch.float32, 256),
+            "the offset of scales": (torch.as_tensor(state.offset), torch.float32, 1),
+        }
+    for part, (tensor, dtype, count) in wanted.items():
+        if tensor.dtype != dtype or tensor.numel() != count:
+            return f"{tensor.numel()} {part} of {tensor.dtype} where {count} of {dtype} belong"
+        if dtype == torch.float32 and not bool(tensor.isfinite().all()):
+            return f"{part} that are not finite"
+    return None
 
 
 @cache
