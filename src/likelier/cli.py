@@ -253,22 +253,32 @@ KeysArgument = Annotated[
 ]
 
 
-@app.command(epilog="Example: likelier plan config.yaml train.pairs_per_step=64")
+@app.command(epilog="Example: likelier plan config.yaml train.pairs_per_step=64 --device 24GB")
 def plan(
     config: ConfigArgument,
     keys: KeysArgument = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of a card that is not here: 24GB, 80GiB."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say how much memory, time and disk a run will take.
 
     Loads the model and the data, measures two steps, and shows the settings that the run would
-    choose. Nothing is written.
+    choose and what would need less. Nothing is written. With --device nothing is computed: memory
+    is counted for a card of that size, and no time is said. The exit code is 2 where it does not
+    fit.
     """
     settings = _settings(config, keys)
     _check_versions()
     from likelier.commands import plan as command
 
-    command.print_plan(command.plan(settings), as_json)
+    card = None if device is None else command.parse_size(device)
+    planned = command.plan(settings, card)
+    command.print_plan(planned, as_json)
+    if not planned.fits:
+        raise command.does_not_fit(planned)
 
 
 @app.command(epilog="Example: likelier train config.yaml loss.beta=0.2 out=runs/second")

@@ -72,7 +72,8 @@ def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
     file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
     assert main(["plan", str(file), "train.steps=3"]) == 0
     shown = capsys.readouterr().out
-    assert "3 of 4 pairs" in shown and "train.tokens_per_batch=256" in shown
+    assert "3 of 4 pairs" in shown and "model.dtype=float32" in shown and "0.001" in shown
+    assert "it fits" in shown and "a step, counted" in shown
     assert main(["plan", str(file), "train.steps=3", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["steps"] == 3 and told["peak_memory"] > 2**20
@@ -82,18 +83,32 @@ def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_does_not_fit_is_said_before_it_is_tried(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 2**18)
+    monkeypatch.setattr("likelier.commands.plan.device_memory", lambda device: 2**18)
+    monkeypatch.setattr("likelier.commands.plan._measure", None)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))
-    for word, hint in [
-        ("none", "set train.checkpointing: layers, or a smaller train.tokens_per_batch"),
-        ("layers", "set a shorter data.max_length, or a smaller model"),
-        ("auto", "set a shorter data.max_length, or a smaller model"),  # it tried layers itself
-    ]:
-        assert main(["plan", str(file), f"train.checkpointing={word}"]) == 2
-        told = capsys.readouterr().err
-        assert "of the 0 MiB there are" in told and hint in told
-        assert ("train.checkpointing: layers, because" in told) == (word == "auto")
+    assert main(["plan", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert "train.checkpointing: layers, because" in told
+    assert "of 0 MiB, of which 5% are left for what is not counted" in told
+    assert "take a smaller model or shorter pairs: no change of one key is enough" in told
+
+
+def test_the_peak_is_that_of_the_plan_s_own_process_or_what_is_counted(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is not written by a plan, so what its copies take is counted."""
+    config = config_from(place.config(tmp_path / "run", train__steps=4), [])
+    monkeypatch.setattr("likelier.commands.plan._peak", lambda policy: 1)
+    planned = plan(config)
+    parts = planned.phases["a checkpoint"]
+    assert planned.peak_memory == sum(parts.values())
+    assert parts["copies of masters and averages"] == 12 * parts["weights"] // 4
+    assert parts["Python and its libraries"] > 100 * 2**20
+    monkeypatch.setattr("likelier.commands.plan._peak", lambda policy: 2**33)
+    assert plan(config).peak_memory == 2**33
+    never = config_from(place.config(tmp_path / "run", train__save_every=None), [])
+    assert "a checkpoint" not in plan(never).phases
 
 
 def test_a_loss_without_reference(place: Place, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_170  # to come down to 8_000
-MOST_LINES = 24_390  # to come down to 14_000
-MOST_MODULES = 127  # with code; packages whose __init__.py holds a docstring only are not counted
-MOST_DATACLASSES = 58
+MOST_LINES_ON_THE_ROAD = 14_320  # to come down to 8_000
+MOST_LINES = 25_080  # to come down to 14_000
+MOST_MODULES = 128  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_DATACLASSES = 59
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
 MOST_PARAMETERS_IN_THE_LOOP = 6
@@ -30,8 +30,8 @@ LINES = {
     "batching": 530,
     "chat": 1_890,
     "checks": 2_100,
-    "cli": 515,
-    "commands": 980,
+    "cli": 526,
+    "commands": 1_500,
     "config": 1_340,
     "data": 4_370,
     "demo": 740,
@@ -45,7 +45,7 @@ LINES = {
     "report": 1_210,
     "run": 390,
     "testing": 170,
-    "training": 2_080,
+    "training": 2_230,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

@@ -71,10 +71,10 @@ def _by_recipe(output: Tensor) -> Iterator[None]:
     Everything else is saved as it would be outside, through whatever hooks there are.
     """
     node: Any = output.grad_fn
-    place, count = output.data_ptr(), output.numel()
+    place = _place_of(output)
 
     def pack(tensor: Tensor) -> Any:
-        if (tensor.data_ptr(), tensor.numel()) == (place, count) and tensor.is_contiguous():
+        if _place_of(tensor) == place and tensor.is_contiguous():
             return node, tensor.shape
         if not tensor.is_floating_point():
             return tensor
@@ -101,6 +101,11 @@ def _by_recipe(output: Tensor) -> Iterator[None]:
             yield
     finally:
         ours.clear()  # a circle through `pack` would hold the graph until it is collected
+
+
+def _place_of(tensor: Tensor) -> tuple[int, ...]:
+    """Which numbers a tensor holds; those of a tensor without memory, which counts, too."""
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel()
 
 
 def _nothing(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from likelier.model.frozen import StoredLinear
 
 # A GPU whose free memory the weights would fill further than this has too little for them.
-_RESIDENT_SHARE = 0.7
+RESIDENT_SHARE = 0.7
 
 # Weights to copies, by the addresses of the weights.
 Bring = Callable[[Sequence[Tensor]], Mapping[int, Tensor]]
@@ -60,7 +60,7 @@ def overfills(model: nn.Module, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return sum(p.nbytes for p in model.parameters()) > _RESIDENT_SHARE * free
+    return sum(p.nbytes for p in model.parameters()) > RESIDENT_SHARE * free
 
 
 def stream_to(model: nn.Module, device: torch.device, bring: Bring | None = None) -> int:

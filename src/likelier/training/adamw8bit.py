@@ -27,7 +27,7 @@ from likelier.base.errors import ConfigError
 
 NUMBERS_A_BLOCK = 256
 LEAST_NUMBERS = 4096  # smaller tensors, such as norms, keep averages of float32, as in the paper
-_AT_ONCE = 1 << 22  # numbers that are unpacked together
+AT_ONCE = 1 << 22  # numbers that are unpacked together
 
 
 def packs(master: Tensor) -> bool:
@@ -106,11 +106,11 @@ class AdamW8bit(torch.optim.Optimizer):
         root = math.sqrt(1 - second**count)
         rate = group["lr"] / (1 - first**count)
         flat_N, grad_N = master.view(-1), master.grad.reshape(-1)
-        for start in range(0, master.numel(), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
+        for start in range(0, master.numel(), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
             grad, averages = grad_N[some], []
             for (name, code), decay in zip(self._codes.items(), group["betas"], strict=True):
-                blocks = slice(start // NUMBERS_A_BLOCK, (start + _AT_ONCE) // NUMBERS_A_BLOCK)
+                blocks = slice(start // NUMBERS_A_BLOCK, (start + AT_ONCE) // NUMBERS_A_BLOCK)
                 packed_N, scale_B = state[name].view(-1)[some], state[f"{name}_scale"][blocks]
                 average = unpacked(packed_N, scale_B, code).mul_(decay)
                 average.add_(grad if name == "exp_avg" else grad.square(), alpha=1 - decay)
@@ -124,7 +124,7 @@ class AdamW8bit(torch.optim.Optimizer):
         """No average of squares is 0 where that of gradients is not."""
         none = int((self._codes["exp_avg"] == 0).nonzero())
         for average_N, square_N in zip(
-            *(state[name].view(-1).split(_AT_ONCE) for name in self._codes), strict=True
+            *(state[name].view(-1).split(AT_ONCE) for name in self._codes), strict=True
         ):
             square_N.masked_fill_((square_N == 0) & (average_N != none), 1)
 

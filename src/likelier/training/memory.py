@@ -4,12 +4,17 @@ Where a batch does not fit all the same, `training.step.gradients_that_fit` cuts
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from likelier.base.terminal import say
@@ -17,32 +22,37 @@ from likelier.batching.batch import Batch, Scored, completions_of, lay_out
 from likelier.batching.pack import tokens_of
 from likelier.config import Config, resolved
 from likelier.data.records import TokenPair
+from likelier.model.attention.cpu import Block
 from likelier.model.frozen import dtype_name, is_half
 from likelier.model.limits import sizes
+from likelier.model.logprob import default_chunk
 from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of, numbers_of
 from likelier.model.recompute import can_checkpoint, checkpoint_layers
-from likelier.training.adamw8bit import bytes_of_averages
+from likelier.training.adamw8bit import AT_ONCE, bytes_of_averages
 
 _USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is not counted
 _LEAST_TOKENS = 256
 # Where products reach their full speed and a larger batch only takes more memory.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
 _PROBED_TOKENS = 16, 48
+_BYTES_UNPACKED = 20  # of a number whose averages are packed again, at most AT_ONCE of them
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes: ``total`` there are, ``fixed`` for weights, masters, gradients and AdamW's
-    averages, ``per_token`` for what a token of a batch keeps for the backward."""
+    averages, ``per_token`` for what a token of a batch keeps for the backward, ``head`` for the
+    logits of one chunk and the gradient of a head that is trained."""
 
     total: int
     fixed: int
     per_token: int
+    head: int = 0
 
     def needs(self, tokens: int) -> int:
         """Bytes of a step whose largest batch holds so many tokens."""
-        return self.fixed + tokens * self.per_token
+        return self.fixed + self.head + tokens * self.per_token
 
     @property
     def usable(self) -> int:
@@ -55,49 +65,72 @@ def memory_of(policy: Policy, optimizer: str = "adamw") -> Memory:
 
     ``optimizer`` is what ``optim.kind`` says.
     """
-    fixed = 0
-    for parameter in policy.model.parameters():
-        fixed += bytes_of(parameter)
-        if parameter.requires_grad:
-            # A float32 gradient, and a master where the weight is not one.
-            fixed += (8 if is_half(parameter.dtype) else 4) * parameter.numel()
-            fixed += bytes_of_averages(parameter.numel(), optimizer)
+    fixed = sum(held(policy, optimizer).values())
     short, long = _PROBED_TOKENS
     long = min(long, sizes(policy.causal_lm)["positions"] or long)
     per_token = (_saved_by(policy, long) - _saved_by(policy, short)) // (long - short)
-    return Memory(device_memory(policy.device), fixed, max(1, per_token))
+    return Memory(device_memory(policy.device), fixed, max(1, per_token), _bytes_of_head(policy))
+
+
+def held(policy: Policy, optimizer: str = "adamw") -> dict[str, int]:
+    """Bytes that training holds from its second step on, by what they are.
+
+    Gradients are float32, and so are the masters of weights that are not.
+    """
+    weights = sum(bytes_of(parameter) for parameter in policy.model.parameters())
+    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    return {
+        "weights": weights,
+        "masters": sum(4 * p.numel() for p in trained if is_half(p.dtype)),
+        "averages": sum(bytes_of_averages(p.numel(), optimizer) for p in trained),
+        "gradients": sum(4 * p.numel() for p in trained),
+    }
+
+
+def _bytes_of_head(policy: Policy) -> int:
+    """What `likelier.model.logprob` makes at once: logits, and the gradient of a trained weight."""
+    head = policy.scorer.head()
+    values, half = default_chunk(head) * len(head.weight), is_half(policy.dtype)
+    trained = head.weight.numel() if head.weight.requires_grad else 0
+    return (6 if half else 4) * values + (6 if half else 4) * trained
 
 
 def tokens_per_batch(memory: Memory, device: torch.device) -> int:
     """A power of two that fits, and no more than the device needs for its full speed."""
-    fitting = (memory.usable - memory.fixed) // memory.per_token
+    fitting = (memory.usable - memory.fixed - memory.head) // memory.per_token
     largest = 1 << fitting.bit_length() - 1 if fitting > 0 else 0
     return max(_LEAST_TOKENS, min(_ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS["cpu"]), largest))
 
 
-def tokens_for(config: Config, policy: Policy, memory: Memory | None = None) -> int:
+def tokens_for(
+    config: Config, policy: Policy, memory: Memory | None = None, device: torch.device | None = None
+) -> int:
     """The tokens of a batch that a config asks for, or those that are right for this model.
 
-    ``memory`` is what `memory_of` says, where it was asked already.
+    ``memory`` is what `memory_of` says, where it was asked already; ``device`` one that is not
+    the policy's.
     """
     wanted = config.train.tokens_per_batch
     if wanted != "auto":
         return wanted
-    return tokens_per_batch(memory or memory_of(policy, config.optim.kind), policy.device)
+    memory = memory or memory_of(policy, config.optim.kind)
+    return tokens_per_batch(memory, device or policy.device)
 
 
 def checkpoint_if_needed(
-    config: Config, policy: Policy, pairs: Sequence[TokenPair]
+    config: Config, policy: Policy, pairs: Sequence[TokenPair], total: int | None = None
 ) -> tuple[str, Memory | None]:
     """What ``train.checkpointing`` means for some pairs; a model that needs it is told to.
 
     ``auto`` is ``layers`` where memory does not hold a batch of the longest pair alone without.
-    The second value is what `memory_of` says then, where it had to be asked.
+    The second value is what `memory_of` says then, where it had to be asked. ``total`` are the
+    bytes of a device that is not here.
     """
     model, backend = policy.causal_lm, policy.backend
     if config.train.checkpointing != "auto":
         return config.train.checkpointing, None
     memory = memory_of(policy, config.optim.kind)
+    memory = memory if total is None else replace(memory, total=total)
     longest = max((tokens_of(completions_of(pair), backend) for pair in pairs), default=0)
     if memory.needs(longest) <= memory.usable or not can_checkpoint(model):
         return "none", memory
@@ -155,6 +188,117 @@ def bytes_saved(policy: Policy, batch: Batch) -> int:
     ):
         scorer(batch)
     return sum(saved.values())
+
+
+class _Alive(TorchDispatchMode):
+    """Inside, the bytes of all tensors that are alive, each storage once, and the most so far.
+
+    ``outside`` are tensors that do not count, nor do views of them.
+    """
+
+    def __init__(self, outside: Iterable[Tensor], held: int = 0):
+        super().__init__()
+        self.now = self.most = held
+        self._bytes: Any = weakref.WeakKeyDictionary()
+        for tensor in outside:
+            self._bytes[tensor.untyped_storage()] = [0]
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """The operation itself; what it made is counted."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._bytes:
+                storage = tensor.untyped_storage()
+                counted = self._bytes[storage] = [storage.nbytes()]
+                weakref.finalize(storage, self._end, counted)
+                self._add(counted[0])
+        return made
+
+    def hand_over(self, tensor: Tensor, size: int) -> None:
+        """A tensor counts as so many bytes from here on, for good."""
+        counted = self._bytes.get(tensor.untyped_storage(), [0])
+        self._end(counted)
+        self._add(size)
+
+    def _end(self, counted: list[int]) -> None:
+        self._add(-counted[0])
+        counted[0] = 0
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+class _OneBlock(dict[Any, Any]):
+    """Attention of all tokens as one block: the many blocks of a tree hold as much, but each is an
+    operation of its own, and counting an operation takes as long whatever its size."""
+
+    def __init__(self, tokens: int):
+        super().__init__()
+        self._blocks = [Block((0, tokens), (0, tokens), causal=True)]
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: object) -> list[Block]:
+        return self._blocks
+
+
+def most_alive(
+    policy: Policy, batch: Batch, *, backward: bool = True, adds: bool = False
+) -> dict[str, int]:
+    """Bytes that a batch takes beside the weights, without computing it: fake tensors have none.
+
+    ``saved`` at the end of the forward, ``most`` at any time; of a ``backward`` that includes the
+    gradients, which are there before where it ``adds`` to those of other batches.
+
+    Raises RuntimeError where the architecture asks for the values of a tensor.
+    """
+    if batch.tree is not None:
+        batch = replace(batch, tree=replace(batch.tree, memo=_OneBlock(batch.num_tokens)))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    trained = [p for p in policy.model.parameters() if p.requires_grad] if backward else []
+    known = [*policy.model.parameters(), *policy.model.buffers()]
+    known += [mode.from_tensor(tensor) for tensor in known]  # the mode holds them weakly
+    alive = _Alive(known, sum(4 * p.numel() for p in trained) if adds else 0)
+
+    def handed_over(parameter: Tensor) -> Callable[[Tensor], None]:
+        size = 0 if adds else 4 * parameter.numel()
+        return lambda grad: alive.hand_over(grad, size)
+
+    with ExitStack() as stack:
+        for parameter in trained:
+            stack.callback(parameter.register_hook(handed_over(parameter)).remove)
+        scorer = stack.enter_context(policy.running())
+        stack.enter_context(torch.set_grad_enabled(backward))
+        stack.enter_context(mode)
+        stack.enter_context(alive)
+        logp_E = scorer(batch)
+        saved = alive.now
+        if backward:
+            torch.autograd.grad(logp_E, trained, torch.ones_like(logp_E), allow_unused=True)
+    return {"saved": saved, "most": alive.most}
+
+
+def linear_in_tokens(
+    policy: Policy, batch: Batch, *, backward: bool = True, adds: bool = False
+) -> dict[str, int]:
+    """`most_alive`, foretold from two tiny batches: for an architecture that cannot be counted so.
+
+    What passes is the head alone.
+    """
+    memory, gradients = memory_of(policy), held(policy)["gradients"] if backward else 0
+    saved = (memory.per_token * batch.num_tokens if backward else 0) + (gradients if adds else 0)
+    return {"saved": saved, "most": saved + memory.head + (0 if adds else gradients)}
+
+
+def bytes_of_update(trained: Iterable[Tensor], optimizer: str) -> int:
+    """What an update takes beside all that is `held`: averages in eight bits are unpacked."""
+    if optimizer != "adamw8bit":
+        return 0
+    return _BYTES_UNPACKED * min(AT_ONCE, max((p.numel() for p in trained), default=0))
 
 
 def _saved_by(policy: Policy, tokens: int) -> int:
