@@ -74,11 +74,13 @@ def limit(row: Row) -> dict[str, str]:
 def foretold(row: Row) -> dict[str, str]:
     """`likelier plan` beside the run."""
     return {
-        "workload": row["workload"],
-        "planned, s": _range(row["planned_seconds"], 0),
-        "run, s": _range(row["run_seconds"], 0),
-        "planned / run": _range(row["time_ratio"]),
-        "memory, planned / run": _range(row["memory_ratio"]),
+        "weights": row["size"],
+        "tuning": row["tuning"],
+        "used, MiB": _range(row["used_mib"], 0),
+        "planned, MiB": _range(row["planned_mib"], 0),
+        "planned / used": _range(row["memory_ratio"]),
+        "counted alone / used": _range(row["counted_ratio"]),
+        "planned / run, seconds": _range(row["time_ratio"]),
     }
 
 
