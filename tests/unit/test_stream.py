@@ -27,6 +27,7 @@ from likelier.model.running import deterministic
 from likelier.model.stream import in_file, layers_of, overfills, stream_to, streamed_weights
 from likelier.reference.fingerprint import model_identity
 from likelier.run import train
+from likelier.training.memory import held
 
 CPU = torch.device("cpu")
 FAMILIES = (*TREE_FAMILIES, *PADDED_FAMILIES)
@@ -355,3 +356,29 @@ def test_a_model_handed_over_lies_where_it_lies(place: Place) -> None:
     config = place.config("given", model={"stream": "never"})
     with pytest.raises(ConfigError, match="was handed over"):
         train(config, model=given.model, tokenizer=given.tokenizer)
+
+
+# Counted
+
+
+def test_weights_in_files_count_for_half_of_the_memory_at_most(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What finds no room is read again: a model larger than the memory is no reason to refuse."""
+    policy = load(folders["llama"], dtype="bfloat16", frozen=True)
+    weights = sum(p.nbytes for p in policy.model.parameters())
+    assert all(map(in_file, policy.model.parameters()))
+    assert held(policy)["weights"] == weights
+    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: weights)
+    assert held(policy)["weights"] == weights // 2
+    never = load(folders["llama"], dtype="bfloat16", frozen=True, stream="never")
+    assert held(never)["weights"] == weights
+
+
+def test_of_weights_that_are_brought_two_layers_count(folders: dict[str, Path]) -> None:
+    policy, _ = streamed(folders["exaone4-sliding"], "bfloat16")
+    apart = streamed_weights(policy.model)
+    named = dict(policy.causal_lm.model.layers[0].named_parameters())
+    layer = sum(p.nbytes for name, p in named.items() if name.endswith("base_layer.weight"))
+    others = sum(p.nbytes for p in policy.model.parameters() if id(p) not in apart)
+    assert held(policy)["weights"] == others + 2 * layer > 0

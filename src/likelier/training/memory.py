@@ -29,6 +29,7 @@ from likelier.model.logprob import default_chunk
 from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of, numbers_of
 from likelier.model.recompute import can_checkpoint, checkpoint_layers
+from likelier.model.stream import in_file, layers_of, streamed_weights
 from likelier.training.adamw8bit import AT_ONCE, bytes_of_averages
 
 _USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is not counted
@@ -77,14 +78,28 @@ def held(policy: Policy, optimizer: str = "adamw") -> dict[str, int]:
 
     Gradients are float32, and so are the masters of weights that are not.
     """
-    weights = sum(bytes_of(parameter) for parameter in policy.model.parameters())
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     return {
-        "weights": weights,
+        "weights": _bytes_of_weights(policy),
         "masters": sum(4 * p.numel() for p in trained if is_half(p.dtype)),
         "averages": sum(bytes_of_averages(p.numel(), optimizer) for p in trained),
         "gradients": sum(4 * p.numel() for p in trained),
     }
+
+
+def _bytes_of_weights(policy: Policy) -> int:
+    """What weights take of the device. Those in files count for half of its memory at most: pages
+    of files that find no room are taken back. Of those that are brought, two layers are there.
+    """
+    brought = streamed_weights(policy.model)
+    stay = [p for p in policy.model.parameters() if id(p) not in brought]
+    in_files = sum(p.nbytes for p in stay if in_file(p))
+    layers = [
+        sum(p.nbytes for p in layer.parameters() if id(p) in brought)
+        for layer in (layers_of(policy.causal_lm) if brought else ())
+    ]
+    counted = min(in_files, device_memory(policy.device) // 2)
+    return sum(map(bytes_of, stay)) - in_files + counted + 2 * max(layers, default=0)
 
 
 def _bytes_of_head(policy: Policy) -> int:
