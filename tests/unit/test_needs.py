@@ -275,6 +275,16 @@ def test_layers_that_are_counted_fill_a_card_with_what_tells_of_it(place: Place)
     assert step["the driver"] == command._DRIVER
 
 
+@pytest.mark.usefixtures("bare")
+def test_weights_that_lie_in_files_here_are_on_the_card(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_from(asked_of(place, adapter={"r": 2}), [])
+    plenty = plan(config, GB).phases["a step"]["weights"]
+    monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 1000)
+    assert plan(config, GB).phases["a step"]["weights"] == plenty
+
+
 def test_what_cannot_run_on_fake_tensors_is_foretold_from_two_tiny_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

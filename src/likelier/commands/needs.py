@@ -72,7 +72,8 @@ def phases(asked: Asked) -> Phases:
     policy, config = asked.policy, asked.config
     parts = held(policy, config.optim.kind)
     gradients = parts.pop("gradients")
-    parts["weights"] -= streamed(asked)
+    if asked.card is not None:  # what lies in files here is on the card there
+        parts["weights"] = sum(map(bytes_of, policy.model.parameters())) - streamed(asked)
     if config.reference.update_every is not None:
         parts["a reference that moves"] = sum(4 * p.numel() for p in _trained(policy))
     base = {"Python and its libraries" if asked.card is None else "the driver": asked.base}
