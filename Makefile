@@ -54,6 +54,7 @@ bench: environment bench-environment
 	@$(BIN)/python bench/eight_bits.py
 	@$(BIN)/python bench/saved_bytes.py
 	@$(BIN)/python bench/data.py
+	@$(BIN)/python bench/first_step.py
 	@$(BIN)/python bench/page.py
 
 # Sections can be named: make faults ARGS='kills --stride 10'. Needs a C compiler.

@@ -124,11 +124,25 @@ def saved(row: Row) -> dict[str, str]:
 def prepared(row: Row) -> dict[str, str]:
     """Time and memory of reading data."""
     return {
-        "what": row["what"],
-        "pairs": f"{row['pairs']:,}",
+        "what": f"{row['what']}, {row['who']}",
+        "processes": str(row["processes"]),
         "file, MiB": f"{row['file_mib']:,}",
-        "seconds": f"{row['seconds']:.0f}",
+        "seconds": _range(row["seconds"], 1),
+        "processor, s": f"{row['processor']:.0f}" if row["processor"] else "",
         "peak MiB": f"{row['peak_mib']:,}",
+        "shared once": f"{row['shared_once_mib']:,}",
+        "largest": f"{row['largest_mib']:,}",
+    }
+
+
+def first_step(row: Row) -> dict[str, str]:
+    """A tiny run to its first step beside the imports alone."""
+    return {
+        "what": row["what"],
+        "seconds": _range(row["wall"]),
+        "processor, s": _range(row["processor"]),
+        "first step, times this": _range(row["wall_ratio"]),
+        "of the processor": _range(row["processor_ratio"]),
     }
 
 
@@ -177,6 +191,7 @@ TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "big_model-cpu": big_model,
     "limit-cpu": limit,
     "data": prepared,
+    "first_step": first_step,
     "plan-cpu": foretold,
     "scaling": scaling,
     "step_memory-cpu": beyond,

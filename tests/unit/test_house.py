@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_320  # to come down to 8_000
+MOST_LINES_ON_THE_ROAD = 14_340  # to come down to 8_000
 MOST_LINES = 25_080  # to come down to 14_000
 MOST_MODULES = 128  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 59
@@ -26,14 +26,14 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_780,
+    "base": 1_790,
     "batching": 530,
     "chat": 1_890,
     "checks": 2_100,
     "cli": 526,
     "commands": 1_500,
     "config": 1_340,
-    "data": 4_370,
+    "data": 4_420,
     "demo": 740,
     "evaluation": 180,
     "export": 340,

@@ -31,7 +31,7 @@ from likelier.data.records import (
     content_hash,
     pack_tokens,
 )
-from likelier.data.stored import Spool, StoredSet
+from likelier.data.stored import Spool, SpooledRows, StoredSet
 
 ENCODER = build_encoder(tiny_tokenizer())
 
@@ -373,3 +373,19 @@ def test_places_are_texts_again(sources: list[str]) -> None:
     assert list(Places(sources)) == sources
     assert list(Places.joined([Places(sources), Places(["a:1"])])) == [*sources, "a:1"]
     assert list(Places(sources)[1:]) == sources[1:]
+
+
+@pytest.mark.parametrize("most", [0, 2**20])
+def test_rows_that_wait_in_a_file_are_those_of_the_table(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("likelier.data.stored.MAX_TABLE", most)
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 99, (n, 4), dtype=np.uint32) for n in (5, 0, 7, 1)]
+    spool, order = Spool(), np.array([12, 0, 3, 5, 6, 9])
+    flat = [parts[0].ravel(), *(spool.put(part.ravel()) for part in parts[1:])]
+    rows = SpooledRows(flat, [5, 0, 7, 1], 4, order)
+    for asked in ([0], [5, 1, 1, 0], [], [4, 3, 2, 1, 0]):
+        found = rows[np.array(asked, np.int64)]
+        assert np.array_equal(found, np.concatenate(parts)[order][asked])
+        assert isinstance(found, np.memmap) == (most == 0 and len(asked) > 0)

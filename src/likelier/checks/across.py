@@ -14,7 +14,7 @@ import numpy as np
 
 from likelier.base.findings import Finding
 from likelier.checks.rules import finding
-from likelier.data.records import Pair, text_of
+from likelier.data.records import Pair, Places, text_of
 from likelier.data.split import MAX_COMPARED, bare, near_groups, signature
 from likelier.data.workers import Chunk, row_of
 
@@ -81,7 +81,7 @@ class Content:
 
     def __init__(self, chunks: Iterable[Chunk] = ()) -> None:
         self._starts: list[int] = []  # the number of the first pair of each chunk
-        self._sources: list[np.ndarray] = []  # of each chunk, as bytes: a third of what str takes
+        self._sources: list[Places] = []  # of each chunk
         self._keys = array("Q")  # prompt, chosen, rejected of each pair
         self._signatures, self._prompts = EvenSample(MAX_COMPARED), EvenSample(MAX_COMPARED)
         self._hits: dict[int, str] = {}  # hashes of held-out prompts that are here, and where first
@@ -91,8 +91,7 @@ class Content:
     def add(self, chunk: Chunk) -> None:
         """Take the pairs of one more chunk."""
         self._starts.append(len(self._keys) // 3)
-        sources = [source.encode(errors="surrogatepass") for source in chunk.sources]
-        self._sources.append(np.array(sources, np.bytes_))
+        self._sources.append(Places(chunk.sources))
         keys = np.ascontiguousarray(chunk.arrays["keys"], dtype=np.uint64)
         self._keys.frombytes(keys.tobytes())
         if "pairs" in chunk.arrays:
@@ -105,8 +104,8 @@ class Content:
     def source(self, index: int) -> str:
         """Where the pair of this number stands."""
         chunk = bisect_right(self._starts, index) - 1
-        source: bytes = self._sources[chunk][index - self._starts[chunk]]
-        return source.decode(errors="surrogatepass")
+        source: str = self._sources[chunk][index - self._starts[chunk]]
+        return source
 
     @property
     def sampled(self) -> int:

@@ -18,11 +18,20 @@ from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit, refuse_dropped
 from likelier.data.formats import first_pair, read_row
-from likelier.data.records import Pair, Places, Row, TokenBlock, TokenPair, TokenPairs, pack_tokens
+from likelier.data.records import (
+    Flat,
+    Pair,
+    Places,
+    Row,
+    TokenBlock,
+    TokenPair,
+    TokenPairs,
+    pack_tokens,
+)
 from likelier.data.shapes import Format, format_with, recognised
 from likelier.data.sources import Data, read_data, rows_from_memory
-from likelier.data.split import held_out, prompt_keys, prompt_signatures
-from likelier.data.stored import Spool, stored_set
+from likelier.data.split import NUM_HASHES, held_out, prompt_keys, prompt_signatures
+from likelier.data.stored import Spool, SpooledRows, stored_set
 from likelier.data.workers import (
     MIN_CHUNKS,
     Chunk,
@@ -157,8 +166,9 @@ class _Side:
     """
 
     tokens: TokenPairs
-    pairs: tuple[Pair, ...]
-    chunks: tuple[Chunk, ...]
+    pairs: Sequence[Pair]
+    chunks: Sequence[Chunk]
+    signatures: Sequence[Flat]  # of the prompts of each chunk, flat
     findings: tuple[Finding, ...]
     counts: dict[str, Any]
     form: Format
@@ -184,6 +194,7 @@ def _read_side(
     blocks: list[TokenBlock] = []
     pairs: list[Pair] = []
     done: list[Chunk] = []
+    signatures: list[Flat] = []
     used, found_in_fitting = _Used(), list[Finding]()
     bad = usable = 0
     spool = None
@@ -207,6 +218,8 @@ def _read_side(
         blocks.append(block)
         pairs += chunk.pairs
         arrays = {name: array for name, array in chunk.arrays.items() if name not in PACKED}
+        flat = arrays.pop("split_signatures", np.zeros(0, np.uint32)).ravel()
+        signatures.append(flat if spool is None else spool.put(flat))
         done.append(replace(chunk, sources=block.places, counts=(), arrays=arrays, pairs=()))
     num_rows = sum(chunk.rows for chunk in done)
     no_row(num_rows, where)
@@ -220,7 +233,7 @@ def _read_side(
     counts = _count_rows(num_rows, used, tokens.places, found_in_fitting, findings)
     findings += found_in_fitting
     _must_have_numbers(tokens, loss)
-    return _Side(tokens, tuple(pairs), tuple(done), tuple(findings), counts, form, example)
+    return _Side(tokens, pairs, done, signatures, tuple(findings), counts, form, example)
 
 
 class _Used:
@@ -413,11 +426,10 @@ def _split_off(side: _Side, share: float | None, seed: int, loss: Any) -> Datase
         tokens = side.tokens
         held = held_out(prompt_keys(tokens, seed), prompt_signatures(tokens), share)
     elif share is not None:
-        keys, signatures = (
-            np.concatenate([chunk.arrays[name] for chunk in side.chunks])[side.tokens.order]
-            for name in ("split_keys", "split_signatures")
-        )
-        held = held_out(keys, signatures, share)
+        order = side.tokens.order
+        keys = [chunk.arrays["split_keys"] for chunk in side.chunks]
+        signatures = SpooledRows(side.signatures, [*map(len, keys)], NUM_HASHES, order)
+        held = held_out(np.concatenate(keys)[order], signatures, share)
     train, eval = side.tokens.take(~held), side.tokens.take(held)
     return Dataset(train, eval, side.counts, side.findings, side.form, side.example)
 

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Protocol
 
 import numpy as np
 
@@ -31,7 +32,13 @@ _POWERS = np.array([pow(0x100000001B3, n, 2**64) for n in range(PIECE_CHARACTERS
 _SPACES = re.compile(r"\s+")
 
 
-def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarray:
+class Table(Protocol):
+    """Rows that are asked for by their numbers."""
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray: ...
+
+
+def held_out(keys: np.ndarray, signatures: Table, share: float) -> np.ndarray:
     """Which pairs go to ``eval``, (n,) bool, by their prompts.
 
     Prompts that are near copies make a cluster. The clusters with the smallest key go to ``eval``
@@ -40,7 +47,7 @@ def held_out(keys: np.ndarray, signatures: np.ndarray, share: float) -> np.ndarr
 
     Args:
         keys: (n, 16) uint8 of `prompt_keys`.
-        signatures: (n, NUM_HASHES) uint32 of `prompt_signatures`.
+        signatures: (n, NUM_HASHES) uint32 of `prompt_signatures`; of each prompt once is asked.
 
     Raises:
         DataError: there are fewer than two clusters.

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -29,6 +30,7 @@ from likelier.data.workers import Task, task_key
 from likelier.pages.texts import catalogue, language
 
 MIN_BYTES = 2**18  # of files that are worth keeping; smaller ones are read as fast
+MAX_TABLE = 64 * 2**20  # bytes of a table in memory
 
 
 class _Open:
@@ -86,6 +88,42 @@ class Spool:
         """Token pairs of which the tokens wait here."""
         ids, scored = (self.put(array) for array in block.flat(0, len(block)))
         return TokenBlock(ids, scored, block.sizes, block.beside, block.places)
+
+
+class SpooledRows:
+    """Rows of a table (n, width) that came in parts, of which some wait in a file; ``order`` (m,)
+    numbers those that are asked for.
+    """
+
+    def __init__(self, parts: Sequence[Flat], sizes: Sequence[int], width: int, order: np.ndarray):
+        self._parts, self._width, self._order = parts, width, order
+        self._starts = [0, *np.cumsum(sizes).tolist()]
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """Some rows, in the order of ``numbers``: in memory, or where they are many in a file that
+        is mapped, so that the system can take the memory back.
+        """
+        asked = self._order[numbers]
+        by_part = np.argsort(asked, kind="stable")
+        bounds = np.searchsorted(asked[by_part], self._starts)
+        found = _table((len(asked), self._width), np.uint32)
+        for number, (first, last) in enumerate(pairwise(bounds.tolist())):
+            if first < last:
+                start, end = self._starts[number : number + 2]
+                rows = self._parts[number][0 : (end - start) * self._width]
+                chosen = by_part[first:last]
+                found[chosen] = rows.reshape(-1, self._width)[asked[chosen] - start]
+        return found
+
+
+def _table(shape: tuple[int, int], kind: Any) -> np.ndarray:
+    """Room for a table: in memory, or in a file without a name where it is large."""
+    if prod(shape) * np.dtype(kind).itemsize > MAX_TABLE:
+        with suppress(OSError, OutputError):
+            make_folder(folder := cache_dir() / "data")
+            with TemporaryFile(dir=folder) as file:
+                return np.memmap(file, kind, "w+", shape=shape)
+    return np.empty(shape, kind)
 
 
 class StoredSet:
