@@ -41,7 +41,7 @@ def make_case(options: argparse.Namespace, folder: Path, workload: str, model: P
     asked = {
         "model": {"path": str(model), "dtype": options.dtype},
         "data": data,
-        "adapter": {"kind": "none"},
+        "adapter": {"kind": "none"} if options.adapter == "none" else {"kind": "lora", "r": 16},
         "loss": {"beta": 0.1},
         "optim": {**OPTIM, "lr": 1e-5},
         "train": {"steps": steps, "pairs_per_step": per_step, "save_every": None},
@@ -120,6 +120,7 @@ def main() -> None:
     add("--workload", nargs="+", choices=workloads.WORKLOADS, default=["summaries", "chat"])
     add("--shape", choices=workloads.SHAPES, default="cpu")
     add("--dtype", default="float32")
+    add("--adapter", choices=("none", "lora"), default="none", help="lora: of rank 16")
     add("--rounds", type=int, default=4, help="pairs of processes")
     add("--repeats", type=int, default=6, help="timed steps of each process")
     add("--pairs-per-step", type=int, default=8)
