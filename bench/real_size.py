@@ -2,7 +2,7 @@
 
     python bench/real_size.py 1.28B              EXAONE-4.0-1.2B's shape: five ways to hold it
     python bench/real_size.py 8B                 one step of Llama-3-8B's shape, from its files
-    python bench/real_size.py 1.28B --only nf4   one row
+    python bench/real_size.py 1.28B --only "nf4 base"    one row
 
 Every row is a process of its own: the command ``likelier train``, loading included, on a model
 with random bfloat16 weights that is made here. ``anonymous`` is memory that no file holds, the
@@ -53,7 +53,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("size", choices=("1.28B", "8B", "smoke"))
-    add("--only", help="rows whose name holds this")
+    add("--only", nargs="+", choices=WAYS, help="these rows")
     add("--pairs", type=int, default=6, help="of 1.28B; two a step")
     add("--dtype", default="float32", help="what is computed in")
     add("--model", type=Path, help="a folder for the model, used again where it is there")
@@ -64,16 +64,16 @@ def main() -> None:
         if not (model / "config.json").exists():
             make_model(model, options.size)
         ways = {"bfloat16 base": {}} if options.size == "8B" else WAYS
-        rows = [
-            {"size": options.size, "way": name, **run(work, model, options, name, changes)}
-            for name, changes in ways.items()
-            if options.only is None or options.only in name
-        ]
+        rows: list[dict[str, Any]] = []
+        for name, changes in ways.items():
+            if options.only is None or name in options.only:
+                told = run(work, model, options, name, changes)
+                rows.append({"size": options.size, "way": name, **told})
+                if options.size != "smoke":  # each row takes minutes: none is to be lost
+                    record.write(f"real_size-{options.size}-cpu", {"rows": rows})
     finally:
         shutil.rmtree(work, ignore_errors=True)
     record.show(rows)
-    if options.size != "smoke":
-        record.write(f"real_size-{options.size}-cpu", {"rows": rows})
 
 
 def make_model(folder: Path, size: str) -> None:
