@@ -184,11 +184,26 @@ def big_model(row: Row) -> dict[str, str]:
     }
 
 
+def real_size(row: Row) -> dict[str, str]:
+    """A LoRA run of real size, as a whole command."""
+    return {
+        "weights": row["size"],
+        "how they are held": row["way"],
+        "computes in": {"auto": "bfloat16"}.get(row["dtype"], row["dtype"]),
+        "anonymous, MiB": f"{row['peak_anonymous_mib']:.0f}",
+        "resident, MiB": f"{row['peak_resident_mib']:.0f}",
+        "a pair, s": f"{row['seconds_a_pair']:.0f}",
+        "the run, s": f"{row['whole_run_seconds']:.0f}",
+    }
+
+
 TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "versus_trl-cpu": versus,
     "versus_trl-cpu-groups": versus,
     "versus_trl-cpu-one-pass": one_pass,
     "big_model-cpu": big_model,
+    "real_size-1.28B-cpu": real_size,
+    "real_size-8B-cpu": real_size,
     "limit-cpu": limit,
     "data": prepared,
     "first_step": first_step,

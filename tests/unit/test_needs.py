@@ -280,9 +280,11 @@ def test_weights_that_lie_in_files_here_are_on_the_card(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_from(asked_of(place, adapter={"r": 2}), [])
-    plenty = plan(config, GB).phases["a step"]["weights"]
+    with_room = plan(config, GB)
     monkeypatch.setattr("likelier.training.memory.device_memory", lambda device: 1000)
-    assert plan(config, GB).phases["a step"]["weights"] == plenty
+    without = plan(config, GB)
+    assert without.phases["a step"]["weights"] == with_room.phases["a step"]["weights"]
+    assert without.settings == with_room.settings
 
 
 def test_what_cannot_run_on_fake_tensors_is_foretold_from_two_tiny_batches(

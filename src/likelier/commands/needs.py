@@ -70,10 +70,9 @@ def phases(asked: Asked) -> Phases:
     A policy's layers run again in the backward where they do when this is called.
     """
     policy, config = asked.policy, asked.config
-    parts = held(policy, config.optim.kind)
+    parts = held(policy, config.optim.kind, on_card=asked.card is not None)
     gradients = parts.pop("gradients")
-    if asked.card is not None:  # what lies in files here is on the card there
-        parts["weights"] = sum(map(bytes_of, policy.model.parameters())) - streamed(asked)
+    parts["weights"] -= streamed(asked)
     if config.reference.update_every is not None:
         parts["a reference that moves"] = sum(4 * p.numel() for p in _trained(policy))
     base = {"Python and its libraries" if asked.card is None else "the driver": asked.base}

@@ -126,8 +126,8 @@ def plan(config: Config, card: int | None = None) -> Plan:
     policy = adapt(config, initial)
     total = device_memory(policy.device) if card is None else card
     with for_training(policy):
-        checkpointing, memory = checkpoint_if_needed(config, policy, data.train, total)
-        memory = replace(memory or memory_of(policy, config.optim.kind), total=total)
+        checkpointing, memory = checkpoint_if_needed(config, policy, data.train, card)
+        memory = memory or memory_of(policy, config.optim.kind, card)
         budget = tokens_for(config, policy, memory, torch.device("cuda") if card else None)
         batcher = Batcher(policy, NoReference(), objective, budget)
         order = make_order(data.train, config.train)

@@ -61,26 +61,30 @@ class Memory:
         return int(_USABLE_SHARE * self.total)
 
 
-def memory_of(policy: Policy, optimizer: str = "adamw") -> Memory:
+def memory_of(policy: Policy, optimizer: str = "adamw", card: int | None = None) -> Memory:
     """Count what is saved for the backward on two tiny batches: exact, and the same every time.
 
-    ``optimizer`` is what ``optim.kind`` says.
+    ``optimizer`` is what ``optim.kind`` says, ``card`` the bytes of a device that is not here.
     """
-    fixed = sum(held(policy, optimizer).values())
+    fixed = sum(held(policy, optimizer, on_card=card is not None).values())
     short, long = _PROBED_TOKENS
     long = min(long, sizes(policy.causal_lm)["positions"] or long)
     per_token = (_saved_by(policy, long) - _saved_by(policy, short)) // (long - short)
-    return Memory(device_memory(policy.device), fixed, max(1, per_token), _bytes_of_head(policy))
+    total = device_memory(policy.device) if card is None else card
+    return Memory(total, fixed, max(1, per_token), _bytes_of_head(policy))
 
 
-def held(policy: Policy, optimizer: str = "adamw") -> dict[str, int]:
-    """Bytes that training holds from its second step on, by what they are.
+def held(policy: Policy, optimizer: str = "adamw", on_card: bool = False) -> dict[str, int]:
+    """Bytes that training holds from its second step on, by what they are; ``on_card``: on a device
+    that is not here, to which all weights are copied.
 
     Gradients are float32, and so are the masters of weights that are not.
     """
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     return {
-        "weights": _bytes_of_weights(policy),
+        "weights": sum(map(bytes_of, policy.model.parameters()))
+        if on_card
+        else _bytes_of_weights(policy),
         "masters": sum(4 * p.numel() for p in trained if is_half(p.dtype)),
         "averages": sum(bytes_of_averages(p.numel(), optimizer) for p in trained),
         "gradients": sum(4 * p.numel() for p in trained),
@@ -133,19 +137,18 @@ def tokens_for(
 
 
 def checkpoint_if_needed(
-    config: Config, policy: Policy, pairs: Sequence[TokenPair], total: int | None = None
+    config: Config, policy: Policy, pairs: Sequence[TokenPair], card: int | None = None
 ) -> tuple[str, Memory | None]:
     """What ``train.checkpointing`` means for some pairs; a model that needs it is told to.
 
     ``auto`` is ``layers`` where memory does not hold a batch of the longest pair alone without.
-    The second value is what `memory_of` says then, where it had to be asked. ``total`` are the
+    The second value is what `memory_of` says then, where it had to be asked. ``card`` are the
     bytes of a device that is not here.
     """
     model, backend = policy.causal_lm, policy.backend
     if config.train.checkpointing != "auto":
         return config.train.checkpointing, None
-    memory = memory_of(policy, config.optim.kind)
-    memory = memory if total is None else replace(memory, total=total)
+    memory = memory_of(policy, config.optim.kind, card)
     longest = max((tokens_of(completions_of(pair), backend) for pair in pairs), default=0)
     if memory.needs(longest) <= memory.usable or not can_checkpoint(model):
         return "none", memory
