@@ -83,7 +83,8 @@ def test_the_command(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_what_does_not_fit_is_said_before_it_is_tried(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("likelier.commands.plan.device_memory", lambda device: 2**18)
+    for module in ("commands.plan", "training.memory"):
+        monkeypatch.setattr(f"likelier.{module}.device_memory", lambda device: 2**18)
     monkeypatch.setattr("likelier.commands.plan._measure", None)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(place.config(tmp_path / "run")))

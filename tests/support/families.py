@@ -1,11 +1,14 @@
 """Tiny random models of the architectures that the prefix tree is tested with."""
 
+from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
 from tests.support.numerics import VOCAB
+from tests.support.tiny import tiny_tokenizer
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from likelier.model.adapters import attach_lora
@@ -148,3 +151,12 @@ def with_lora(policy: Policy, targets: Any = "all-linear") -> Policy:
             if "lora_B" in name:
                 parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
     return policy
+
+
+def saved(folder: Path, families: Iterable[str]) -> dict[str, Path]:
+    """Families as checkpoints in bfloat16, each in a folder of its name."""
+    found = {family: folder / family for family in families}
+    for family, place in found.items():
+        tiny_model(family, torch.bfloat16).save_pretrained(place)
+        tiny_tokenizer().save_pretrained(place)
+    return found

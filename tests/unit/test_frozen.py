@@ -11,7 +11,7 @@ from tests.support.families import (
     EXPERT_FAMILIES,
     PADDED_FAMILIES,
     TREE_FAMILIES,
-    tiny_model,
+    saved,
     with_lora,
 )
 from tests.support.numerics import TELLING, distance, gradients
@@ -129,13 +129,9 @@ def test_the_backward_needs_the_stored_weight_and_no_copy() -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family as a bfloat16 checkpoint."""
-    root = tmp_path_factory.mktemp("bfloat16")
-    found = {}
-    for family in (*TREE_FAMILIES, *EXPERT_FAMILIES, *PADDED_FAMILIES):
-        found[family] = root / family
-        tiny_model(family, torch.bfloat16).save_pretrained(found[family])
-        tiny_tokenizer().save_pretrained(found[family])
-    return found
+    return saved(
+        tmp_path_factory.mktemp("bfloat16"), (*TREE_FAMILIES, *EXPERT_FAMILIES, *PADDED_FAMILIES)
+    )
 
 
 @pytest.fixture(scope="module")

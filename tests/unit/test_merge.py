@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.families import EXPERT_FAMILIES, TREE_FAMILIES, tiny_model, with_lora
+from tests.support.families import EXPERT_FAMILIES, TREE_FAMILIES, saved, with_lora
 from tests.support.numerics import TELLING
-from tests.support.tiny import tiny_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -21,13 +20,7 @@ from likelier.model.policy import Policy
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family as a bfloat16 checkpoint."""
-    root = tmp_path_factory.mktemp("bfloat16")
-    found = {}
-    for family in (*TREE_FAMILIES, *EXPERT_FAMILIES):
-        found[family] = root / family
-        tiny_model(family, torch.bfloat16).save_pretrained(found[family])
-        tiny_tokenizer().save_pretrained(found[family])
-    return found
+    return saved(tmp_path_factory.mktemp("bfloat16"), (*TREE_FAMILIES, *EXPERT_FAMILIES))
 
 
 def logps(policy: Policy) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from tests.support.families import TREE_FAMILIES, tiny_model
+from tests.support.families import TREE_FAMILIES, saved, tiny_model
 from tests.support.numerics import TELLING, distance, gradients
 from tests.support.runs import Place, make_place
 from tests.support.tiny import tiny_tokenizer
@@ -41,13 +41,7 @@ Linear4bit = bitsandbytes.nn.Linear4bit
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family as a bfloat16 checkpoint."""
-    root = tmp_path_factory.mktemp("bfloat16")
-    found = {}
-    for family in TREE_FAMILIES:
-        found[family] = root / family
-        tiny_model(family, torch.bfloat16).save_pretrained(found[family])
-        tiny_tokenizer().save_pretrained(found[family])
-    return found
+    return saved(tmp_path_factory.mktemp("bfloat16"), TREE_FAMILIES)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.families import PADDED_FAMILIES, TREE_FAMILIES, tiny_model, with_lora
+from tests.support.families import PADDED_FAMILIES, TREE_FAMILIES, saved, tiny_model, with_lora
 from tests.support.numerics import TELLING, gradients
 from tests.support.runs import Place, bytes_of, differing, make_place
 from tests.support.tiny import tiny_tokenizer
@@ -36,13 +36,7 @@ FAMILIES = (*TREE_FAMILIES, *PADDED_FAMILIES)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every family as a bfloat16 checkpoint."""
-    root = tmp_path_factory.mktemp("bfloat16")
-    found = {}
-    for family in FAMILIES:
-        found[family] = root / family
-        tiny_model(family, torch.bfloat16).save_pretrained(found[family])
-        tiny_tokenizer().save_pretrained(found[family])
-    return found
+    return saved(tmp_path_factory.mktemp("bfloat16"), FAMILIES)
 
 
 class Bringing:
