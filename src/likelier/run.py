@@ -203,13 +203,13 @@ def _take_steps(
     for row in read_lines(folder.path / "metrics.jsonl"):
         spikes.hear(row)
     held_out = evaluate(0) if held and done == 0 else _last_held_out(folder.path)
+    coming = order.visits(done + 1, data.train)
     with bar("train", order.num_steps, done) as show:
         for step in range(done + 1, order.num_steps + 1):
             began = time.perf_counter()
-            visits = [(epoch, data.train[index]) for epoch, index in order.step(step)]
-            pairs = [pair for _, pair in visits]
+            visits, coming = coming, order.visits(step + 1, data.train)
+            pairs, following = ([pair for _, pair in some] for some in (visits, coming))
             last = step == order.num_steps
-            following = [] if last else [data.train[index] for _, index in order.step(step + 1)]
             with located(f"step {step}", pairs, checkpoints):
                 batches, values = gradients_that_fit(batcher, pairs, optimizer, following)
                 norm = optimizer.step(rate(step))

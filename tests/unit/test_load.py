@@ -122,6 +122,17 @@ def test_a_model_in_parts_is_refused(model_folder: Path) -> None:
     assert caught.value.where == "model"
 
 
+def test_a_base_in_parts_is_not_put_together_for_its_adapter(
+    adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def part(model: Any) -> None:
+        model.get_output_embeddings().to("meta")
+
+    monkeypatch.setattr("likelier.model.load.read_ahead", part)
+    with pytest.raises(ConfigError, match="lies on cpu and meta"):
+        load(adapter_folder, frozen=True)
+
+
 @pytest.mark.parametrize("name", ["float31", "nn", ""])
 def test_no_such_dtype(model_folder: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="no dtype is called") as caught:

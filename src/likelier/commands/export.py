@@ -2,28 +2,25 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from likelier.base.errors import ConfigError, InputMissing, LikelierError, OutputError
 from likelier.base.files import must_be_apart, write_folder
-from likelier.base.terminal import bar, say
-from likelier.batching.batch import Scored, completions_of
+from likelier.base.terminal import say
+from likelier.batching.batch import completions_of
 from likelier.config import Config, load_config
 from likelier.data.load import load as load_data
 from likelier.data.records import TokenPair
 from likelier.export.merge import save_merged
 from likelier.model.frozen import dtype_name
 from likelier.model.load import load, parse_dtype
-from likelier.model.policy import Policy, score_sequences
+from likelier.model.policy import Policy
+from likelier.reference.cache import StoredReference, cached_reference
 from likelier.training.memory import memory_of, tokens_per_batch
 
 MOST_PAIRS = 64  # that are compared
-
-Logps = dict[Scored, Tensor]
 
 
 def export(run: Path, out: Path, dtype: str = "auto") -> None:
@@ -51,12 +48,12 @@ def export(run: Path, out: Path, dtype: str = "auto") -> None:
     must_be_apart(out, f"--out {out}", [run, config.model.path])
     policy = load(adapter, dtype=config.model.dtype, frozen=True, quantise=config.model.quantise)
     pairs = _pairs_of(config, policy)
-    trained = _scored(policy, pairs)
+    trained = _scored(policy, pairs) if pairs else None
     wanted = policy.causal_lm.config.dtype if dtype == "auto" else parse_dtype(dtype)
     assert isinstance(wanted, torch.dtype)
     write_folder(out, partial(save_merged, policy, wanted), {"format": 2})
     say(f"merged, in {dtype_name(wanted)}: {out}")
-    if pairs:
+    if trained is not None:
         computes = policy.dtype
         del policy  # two models at once would need twice the memory
         say(_compared(trained, _scored(load(out, dtype=computes, frozen=True), pairs), pairs))
@@ -72,27 +69,22 @@ def _pairs_of(config: Config, policy: Policy) -> Sequence[TokenPair]:
         return []
     if not data.eval:
         say("no pairs were held out: pairs of the training are compared")
-    return list(islice(data.eval or data.train, MOST_PAIRS))
+    return (data.eval or data.train)[:MOST_PAIRS]
 
 
-def _scored(policy: Policy, pairs: Sequence[TokenPair]) -> Logps:
-    """The log-probs of the tokens of every completion, in nats."""
-    sequences = list(dict.fromkeys(one for pair in pairs for one in completions_of(pair)))
-    budget = tokens_per_batch(memory_of(policy), policy.device) if sequences else 0
-    found: Logps = {}
-    with bar("log-probs", len(sequences)) as show:
-        for index, logps in score_sequences(policy, sequences, budget) if sequences else ():
-            found[sequences[index]] = logps.double()
-            show(1, "")
-    return found
+def _scored(policy: Policy, pairs: Sequence[TokenPair]) -> StoredReference:
+    """The log-probs of the tokens of every completion."""
+    sequences = {one for pair in pairs for one in completions_of(pair)}
+    return cached_reference(policy, sequences, tokens_per_batch(memory_of(policy), policy.device))
 
 
-def _compared(trained: Logps, merged: Logps, pairs: Sequence[TokenPair]) -> str:
+def _compared(trained: StoredReference, merged: StoredReference, pairs: Sequence[TokenPair]) -> str:
     """How far two models are apart, in words."""
-    apart = torch.cat([(trained[one] - merged[one]).abs() for one in trained])
+    both = [(trained.values[key].double(), merged.values[key].double()) for key in trained.values]
+    apart = torch.cat([(ours - theirs).abs() for ours, theirs in both])
 
-    def prefers_chosen(logps: Logps, pair: TokenPair) -> bool:
-        chosen, rejected = (float(logps[one].sum()) for one in completions_of(pair))
+    def prefers_chosen(scored: StoredReference, pair: TokenPair) -> bool:
+        chosen, rejected = map(scored.completion_logp, completions_of(pair))
         return chosen > rejected
 
     turned = sum(prefers_chosen(trained, p) != prefers_chosen(merged, p) for p in pairs)

@@ -32,12 +32,12 @@ from likelier.commands.needs import (
     phases,
     streamed,
 )
-from likelier.config import Config, learning_rate, live, resolved
+from likelier.config import Config, learning_rate, live
 from likelier.data.load import Dataset, load
 from likelier.data.records import TokenPair
 from likelier.losses.registry import bind
 from likelier.model.adapters import adapt, for_training
-from likelier.model.frozen import dtype_name, is_half
+from likelier.model.frozen import is_half
 from likelier.model.limits import say_limits
 from likelier.model.load import initial_policy
 from likelier.model.policy import Policy, score_sequences
@@ -48,6 +48,7 @@ from likelier.training.adamw8bit import bytes_of_averages
 from likelier.training.batches import Batcher
 from likelier.training.memory import (
     checkpoint_if_needed,
+    decided,
     device_memory,
     memory_of,
     operations_of,
@@ -188,14 +189,7 @@ def _for_card(config: Config) -> Config:
 
 def _decided(config: Config, policy: Policy, checkpointing: str, budget: int) -> dict[str, Any]:
     """Every key that the config leaves to the run, and what it becomes."""
-    dtype = dtype_name(policy.dtype)
-    after = resolved(
-        config,
-        dtype=dtype,
-        save_dtype="auto" if policy.has_adapter else dtype,
-        checkpointing=checkpointing,
-        tokens_per_batch=budget,
-    )
+    after = decided(config, policy, checkpointing, budget)
     return {
         f"{section}.{key}": after[section][key]
         for section, keys in live(config).items()

@@ -21,7 +21,7 @@ from weakref import finalize
 import numpy as np
 
 from likelier.base.errors import LikelierError, OutputError, RunFailed
-from likelier.base.files import cache_dir, make_folder, open_sealed, write_sealed
+from likelier.base.files import cache_dir, make_folder, open_sealed, sha256, write_sealed
 from likelier.base.findings import Finding
 from likelier.data.records import Flat, Pair, Places, TokenBlock, TokenPairs
 from likelier.data.shapes import Format
@@ -177,7 +177,7 @@ def stored_set(data: Sequence[Data], task: Task, settings: Mapping[str, Any]) ->
         before = _stats(files)
         if sum(stat[0] for stat in before.values()) < MIN_BYTES:
             return None
-        hashes = [(str(file), _hash(file)) for file in files]
+        hashes = [(str(file), sha256(file)) for file in files]
     except (LikelierError, OSError, ValueError):
         return None
     words = sorted(catalogue(language()).items())
@@ -185,11 +185,6 @@ def stored_set(data: Sequence[Data], task: Task, settings: Mapping[str, Any]) ->
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())
     digest.update(task_key(task))
     return StoredSet(digest.hexdigest(), before)
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stats(files: Iterator[Path] | Sequence[Path] | Mapping[Path, Any]) -> dict[Path, Any]:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from likelier.base.errors import ConfigError
 from likelier.model.load import quietly
+from likelier.model.logprob import at_least_float32
 from likelier.model.policy import Policy
 from likelier.model.quantise import unpack
 
@@ -75,8 +76,7 @@ def _exact(tensor: Tensor) -> Tensor:
     """A weight in float32, or as it is where it is no number of fewer bits."""
     if hasattr(tensor, "quant_state"):
         return unpack(tensor, torch.float32)
-    narrow = tensor.is_floating_point() and tensor.element_size() < 4
-    return tensor.float() if narrow else tensor.detach()
+    return at_least_float32(tensor.detach())
 
 
 def _change(layer: Any) -> Tensor:
@@ -86,7 +86,7 @@ def _change(layer: Any) -> Tensor:
     plain = low_rank and active not in layer.lora_variant and not layer.lora_bias.get(active)
     if not plain:
         what = f"an adapter of this kind ({type(layer).__name__}) is not merged here"
-        raise ConfigError(what, where="--to merged", hint=_PLAIN)
+        raise ConfigError(what, where="the adapter", hint=_PLAIN)
     change: Tensor = layer.get_delta_weight(active).float()
     return change
 
@@ -95,5 +95,5 @@ def _active(layer: Any) -> str:
     adapters = list(layer.active_adapters)
     if len(adapters) != 1:
         what = f"{len(adapters)} adapters are active, and one is merged"
-        raise ConfigError(what, where="--to merged", hint=_PLAIN)
+        raise ConfigError(what, where="the adapter", hint=_PLAIN)
     return str(adapters[0])

@@ -17,7 +17,7 @@ from likelier.model.load import quietly
 from likelier.model.policy import Policy
 from likelier.model.quantise import LIBRARIES, method_of
 from likelier.model.recompute import checkpoint_layers, made_again
-from likelier.model.stream import move_others
+from likelier.model.stream import move_adapters
 
 
 def adapt(config: Config, initial: Policy) -> Policy:
@@ -104,7 +104,7 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
             if "not found in the base model" not in str(error):
                 what, hint = first_line(error), "name the modules, such as [q_proj, v_proj]"
             raise ConfigError(what, where="adapter.targets", hint=hint) from error
-    move_others(model, policy.device)
+    move_adapters(model, policy.device)
     return replace(policy, model=model.train())
 
 

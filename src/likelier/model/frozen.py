@@ -66,11 +66,11 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight_VD: Tensor, bias_V: Tensor | None, here: Here
+        ctx: Any, input: Tensor, weight_VD: Tensor, bias_V: Tensor | None, here: Here | None
     ) -> Tensor:
         ctx.here = here
         ctx.save_for_backward(weight_VD)
-        used_VD = here(weight_VD)
+        used_VD = here(weight_VD) if here else weight_VD
         if used_VD.dtype == input.dtype:
             return F.linear(input, used_VD, bias_V)
         input_ND = input.reshape(-1, used_VD.shape[1])
@@ -83,7 +83,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        used_VD = ctx.here(*ctx.saved_tensors)
+        used_VD = ctx.here(*ctx.saved_tensors) if ctx.here else ctx.saved_tensors[0]
         grad_NV = grad.reshape(-1, len(used_VD))
         bias_V = grad_NV.sum(0) if ctx.needs_input_grad[2] else None
         if used_VD.dtype == grad.dtype:  # as the backward of a plain layer does
@@ -91,10 +91,6 @@ class _Product(torch.autograd.Function):
         grad_ND = grad_NV.new_empty(len(grad_NV), used_VD.shape[1])
         into_inputs(grad_ND, grad_NV, used_VD)
         return grad_ND.view(*grad.shape[:-1], used_VD.shape[1]), None, bias_V, None
-
-
-def _as_it_lies(weight: Tensor) -> Tensor:
-    return weight
 
 
 class StoredLinear(nn.Linear):
@@ -114,7 +110,7 @@ class StoredLinear(nn.Linear):
         if self.weight.requires_grad and torch.is_grad_enabled():
             return F.linear(input, self.weight.to(input.dtype), self.bias)
         product: Any = _Product
-        out: Tensor = product.apply(input, self.weight, self.bias, self.here or _as_it_lies)
+        out: Tensor = product.apply(input, self.weight, self.bias, self.here)
         return out
 
 

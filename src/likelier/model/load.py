@@ -45,7 +45,7 @@ from likelier.model.quantise import (
 )
 from likelier.model.stream import (
     keep_out_of_files,
-    move_others,
+    move_adapters,
     overfills,
     read_ahead,
     stream_to,
@@ -133,7 +133,7 @@ def load(
         if base is not None:
             device = model.get_input_embeddings().weight.device
             model = _with_adapter(model, where, revision)
-            move_others(model, device)
+            move_adapters(model, device)
         must_be_on_one_device(model, f"device_map of {where}")
         tokenizer = own_tokenizer(where, revision, base)
     if news:
@@ -147,8 +147,7 @@ def _to_gpu(model: nn.Module, device: torch.device, may_stream: bool) -> list[st
         model.to(device)
         return []
     if not any(isinstance(module, StoredLinear) for module in model.modules()):
-        compute = dtype_of(model)
-        keep_stored(model, compute, compute)
+        keep_stored(model, dtype_of(model), dtype_of(model))
     size = stream_to(model, device) / 2**30
     return [f"{size:.1f} GiB of weights are brought to the GPU layer by layer, which is slow"]
 

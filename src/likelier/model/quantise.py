@@ -116,12 +116,12 @@ def _misfit(layer: Any) -> str | None:
     """
     state = layer.weight.quant_state
     shape, outer = (layer.out_features, layer.in_features), state.state2 if state.nested else None
-    numbers, sizes = prod(shape), _BLOCKS
+    numbers = prod(shape)
     if tuple(state.shape) != shape:
         return f"another shape than {shape}"
     if state.quant_type not in ("nf4", "fp4"):
         return "numbers of no known kind"
-    if state.blocksize not in sizes or (outer is not None and outer.blocksize not in sizes):
+    if any(one.blocksize not in _BLOCKS for one in (state, outer) if one is not None):
         return "blocks of no known size"
     blocks = -(-numbers // state.blocksize)
     wanted = {

@@ -42,7 +42,7 @@ def read_ahead(model: nn.Module) -> None:
     """Have the system read the next layer's weights from their files while a layer computes."""
     layers = layers_of(model)
     advise: Any = getattr(ctypes.CDLL(None), "madvise", None)
-    if advise is None:
+    if advise is None or not any(in_file(p) for layer in layers for p in layer.parameters()):
         return
 
     def announce(_: int, following: int) -> None:
@@ -76,12 +76,17 @@ def stream_to(model: nn.Module, device: torch.device, bring: Bring | None = None
     _hear(layers, stream.begin)
     for module in chain.from_iterable(streamed):
         module.here = stream.here
-    move_others(model, device)
+    _move_others(model, device)
     return sum(weight.nbytes for some in weights for weight in some)
 
 
-def move_others(model: nn.Module, device: torch.device) -> None:
-    """Move all to a device but weights that are brought; adapters are made where these lie."""
+def move_adapters(model: nn.Module, device: torch.device) -> None:
+    """Move adapters, which are made where weights lie, to the device that these are brought to."""
+    if _streamed(model):
+        _move_others(model, device)
+
+
+def _move_others(model: nn.Module, device: torch.device) -> None:
     layers = _streamed(model)
     weights = [layer._parameters.pop("weight") for layer in layers]
     model.to(device)

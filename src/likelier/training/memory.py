@@ -80,11 +80,10 @@ def held(policy: Policy, optimizer: str = "adamw", on_card: bool = False) -> dic
 
     Gradients are float32, and so are the masters of weights that are not.
     """
+    weights = sum(map(bytes_of, policy.model.parameters()))
     trained = [p for p in policy.model.parameters() if p.requires_grad]
     return {
-        "weights": sum(map(bytes_of, policy.model.parameters()))
-        if on_card
-        else _bytes_of_weights(policy),
+        "weights": weights if on_card else _bytes_of_weights(policy),
         "masters": sum(4 * p.numel() for p in trained if is_half(p.dtype)),
         "averages": sum(bytes_of_averages(p.numel(), optimizer) for p in trained),
         "gradients": sum(4 * p.numel() for p in trained),
@@ -175,14 +174,19 @@ def without_autos(
         if before["train"]["checkpointing"] == "layers":
             checkpoint_layers(policy.causal_lm)
         return before
-    dtype = dtype_name(policy.dtype)
     checkpointing, memory = checkpoint_if_needed(config, policy, pairs)
+    return decided(config, policy, checkpointing, tokens_for(config, policy, memory))
+
+
+def decided(config: Config, policy: Policy, checkpointing: str, tokens: int) -> dict[str, Any]:
+    """The config with every ``auto`` replaced, by what the policy is and what memory allows."""
+    dtype = dtype_name(policy.dtype)
     return resolved(
         config,
         dtype=dtype,
         save_dtype="auto" if policy.has_adapter else dtype,
         checkpointing=checkpointing,
-        tokens_per_batch=tokens_for(config, policy, memory),
+        tokens_per_batch=tokens,
     )
 
 

@@ -45,6 +45,10 @@ class Order:
             for at in visits
         ]
 
+    def visits(self, step: int, pairs: Sequence[TokenPair]) -> list[tuple[int, TokenPair]]:
+        """`step` with the pairs themselves; nothing behind the last step."""
+        return [(epoch, pairs[index]) for epoch, index in self.step(step)]
+
 
 @lru_cache(maxsize=4)
 def _epoch(order: Order, epoch: int) -> tuple[int, ...]:
