@@ -1,13 +1,13 @@
 """Sampling answers: every decoding setting explicit, nothing of the model or of torch changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
@@ -20,10 +20,13 @@ from likelier.model.policy import Policy
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer; ``stopped`` is whether it ended with a stop token rather than at the limit."""
+    """One answer; ``stopped`` is whether it ended with a stop token, which is not among its
+    ``tokens``, rather than at the limit.
+    """
 
     text: str
     stopped: bool
+    tokens: int
 
 
 def decoding(temperature: float, max_new_tokens: int, end_ids: Sequence[int]) -> dict[str, Any]:
@@ -71,22 +74,24 @@ def sample(
     encoder = policy.encoder()
     settings = decoding(temperature, max_new_tokens, sorted(encoder.end_ids.values()))
     ids = in_child(_encoded, encoder, prompts)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.stop
     samples: list[Sample] = []
-    with (
-        _decoding_by(policy.causal_lm, GenerationConfig(**settings, pad_token_id=pad)),
-        torch.random.fork_rng(devices=[policy.device] if policy.device.type == "cuda" else []),
-    ):
-        torch.manual_seed(seed)
+    with decoding_by(policy, encoder, settings, seed):
         for start in range(0, len(ids), batch_size):
-            new_BL = _generate(policy, ids[start : start + batch_size], pad)
-            samples += in_child(_read, encoder, new_BL.tolist())
+            samples += sample_batch(policy, encoder, ids[start : start + batch_size])
     return samples
 
 
-def _generate(policy: Policy, prompts: Sequence[tuple[int, ...]], pad: int) -> Tensor:
+def sample_batch(
+    policy: Policy, encoder: Encoder, prompts: Sequence[tuple[int, ...]]
+) -> list[Sample]:
+    """One answer to each encoded prompt, all at once; inside `decoding_by`."""
+    return in_child(_read, encoder, _generate(policy, prompts).tolist())
+
+
+def _generate(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Tensor:
     """New tokens after each prompt, shape (prompts, longest answer); padded behind their end."""
     longest = max(map(len, prompts))
+    pad: Any = policy.causal_lm.generation_config.pad_token_id
     tokens_BL = torch.full((len(prompts), longest), pad)
     keep_BL = torch.zeros_like(tokens_BL)
     for row, prompt in enumerate(prompts):  # on the left, so that every answer begins at the edge
@@ -108,23 +113,29 @@ def _read(encoder: Encoder, answers: Sequence[list[int]]) -> list[Sample]:
     for tokens in answers:
         length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         text = decode(encoder.whole, tokens[:length], skip_special_tokens=True)
-        samples.append(Sample(text, stopped=length < len(tokens)))
+        samples.append(Sample(text, stopped=length < len(tokens), tokens=length))
     return samples
 
 
 @contextmanager
-def _decoding_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Generate by ``settings`` and nothing else, in eval mode.
+def decoding_by(
+    policy: Policy, encoder: Encoder, settings: Mapping[str, Any], seed: int
+) -> Iterator[None]:
+    """Generate by ``settings`` and nothing else, in eval mode, from ``seed`` on.
 
     The model's own generation config is taken away for the time: transformers fills in from it
     what ours leaves open (a repetition penalty, say), so that samples would depend on it unseen.
     """
+    model, pad = policy.causal_lm, policy.tokenizer.pad_token_id
     before = model.generation_config
     training = [module for module in model.modules() if module.training]
-    model.generation_config = settings
+    pad = encoder.stop if pad is None else pad
+    model.generation_config = GenerationConfig(**settings, pad_token_id=pad)
     model.eval()
+    devices = [policy.device] if policy.device.type == "cuda" else []
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
             yield
     finally:
         model.generation_config = before
