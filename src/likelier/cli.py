@@ -21,6 +21,7 @@ from likelier.base.errors import (
     describe_error,
 )
 from likelier.base.foreign import WRITTEN_OUT, harmless, harmless_streams
+from likelier.base.heap import without_small_caches
 
 if TYPE_CHECKING:
     from likelier.config import Config
@@ -478,6 +479,8 @@ def _print_end(message: str, code: int) -> int:
 
 def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
+    if sys.argv[1:2] == ["train"]:
+        without_small_caches()
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
     _open_streams()
     for stream in (sys.stdout, sys.stderr):

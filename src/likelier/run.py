@@ -27,6 +27,7 @@ from likelier.data.records import TokenPair, content_hash
 from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.evaluation.spikes import Spikes
 from likelier.export.save import save_policy
+from likelier.generation.answers import keep_answers
 from likelier.losses.registry import BoundLoss, bind
 from likelier.model.adapters import adapt, for_training
 from likelier.model.limits import say_limits
@@ -113,11 +114,7 @@ def train(
     reference_model = reference_policy(config, initial)  # None: the initial policy is its own
     policy = adapt(config, initial)
     fresh_adapter = policy is not initial  # switched off, it leaves the initial policy
-    if policy.backend_in_words:
-        say(policy.backend_in_words)
-    if policy.scorer.rule.use_model_head:
-        say(f"using the model's own head, which makes all logits: {policy.scorer.rule.reason}")
-
+    _say_what_is_slow(policy)
     inputs = _inputs(config, data, policy, objective)
     with (
         open_folder(config, on_step) as folder,
@@ -145,16 +142,19 @@ def train(
         batcher = Batcher(policy, reference, objective, budget)
         figures = preflight(batcher, data.train, starts_equal)
         order = make_order(data.train, config.train)
-        facts = _facts(folder, data, batcher)
-        folder.begin(settings, steps=order.num_steps, preflight=figures, **facts)
+        steps = order.num_steps
+        folder.begin(settings, steps=steps, preflight=figures, **_facts(folder, data, batcher))
+        answer = partial(keep_answers, folder, policy, encoder, data, steps)
+        answer("before")
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact)
         with listening() as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept():
                 _take_steps(data, order, batcher, optimizer, folder, stop)
             _keep_texts(config.out, data, policy)
+            answer("after")
             save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
             prune(folder.path / "checkpoints", config.train.keep, ended=True)
-            folder.finish(order.num_steps)
+            folder.finish(steps)
     return _result(config.out)
 
 
@@ -314,6 +314,13 @@ def _with_template_finding(data: Dataset, encoder: Encoder) -> Dataset:
         return data
     say(f"{found.message}; set data.chat: true to use it")
     return replace(data, findings=(*data.findings, found))
+
+
+def _say_what_is_slow(policy: Policy) -> None:
+    if policy.backend_in_words:
+        say(policy.backend_in_words)
+    if policy.scorer.rule.use_model_head:
+        say(f"using the model's own head, which makes all logits: {policy.scorer.rule.reason}")
 
 
 def _inputs(config: Config, data: Dataset, policy: Policy, loss: BoundLoss) -> dict[str, str]:

@@ -42,6 +42,7 @@ class Place:
             "optim": {"lr": 1e-3},
             "train": {"steps": 5, "pairs_per_step": 4, "tokens_per_batch": 256,
                       "eval_every": 2, "save_every": 2},
+            "eval": {"samples": 0},
             "out": str(self.folder / out),
         }  # fmt: skip
         for name, value in changes.items():

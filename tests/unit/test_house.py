@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_340  # to come down to 8_000
-MOST_LINES = 25_090  # to come down to 14_000
-MOST_MODULES = 128  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 14_360  # to come down to 8_000
+MOST_LINES = 25_410  # to come down to 14_000
+MOST_MODULES = 130  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 59
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -26,26 +26,26 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_790,
+    "base": 1_830,
     "batching": 530,
     "chat": 1_890,
     "checks": 2_100,
     "cli": 526,
     "commands": 1_500,
-    "config": 1_340,
+    "config": 1_360,
     "data": 4_420,
     "demo": 740,
     "evaluation": 180,
     "export": 340,
-    "generation": 150,
+    "generation": 330,
     "losses": 1_570,
     "model": 2_930,
     "pages": 530,
     "reference": 450,
-    "report": 1_210,
-    "run": 390,
+    "report": 1_240,
+    "run": 400,
     "testing": 170,
-    "training": 2_230,
+    "training": 2_240,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

@@ -155,10 +155,25 @@ def test_any_end_id_stops(policy: Policy, ends: int | list[int]) -> None:
     always(policy, last)
     model, tokenizer = policy.causal_lm, policy.tokenizer
     found = sample(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=4, seed=0)
-    assert found == [Sample(text="", stopped=True, tokens=0)] * 3
+    assert found == [Sample(text="", stopped=True)] * 3
     always(policy, tokenizer("a")["input_ids"][0])
     found = sample(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=4, seed=0)
-    assert found == [Sample(text="aaaa", stopped=False, tokens=4)] * 3
+    letter = tokenizer("a")["input_ids"][0]
+    assert found == [Sample("aaaa", stopped=False, tokens=(letter,) * 4)] * 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share"),
+    [
+        ((), 0),
+        ((5, 5, 5), 0),
+        ((1, 2, 3, 4, 5), 0),
+        ((7,) * 7, 3 / 4),  # four runs of four, all alike
+        ((1, 2, 3, 4, 1, 2, 3, 4), 1 / 5),  # the fifth is the first
+    ],
+)
+def test_repetition_is_the_share_of_runs_of_four_said_before(tokens: tuple, share: float) -> None:
+    assert Sample("", False, tokens).repetition == pytest.approx(share, abs=1e-15)
 
 
 def test_a_prompt_has_the_tokens_that_training_sees(policy: Policy) -> None:

@@ -23,6 +23,7 @@ QUANTISE = "quantise"  # the extra with bitsandbytes
 # Read by torch, the Hub client or us. Their values are harmless; no other variable is shown.
 SHOWN_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
+    "GLIBC_TUNABLES",
     "HF_HUB_OFFLINE",
     "MKL_NUM_THREADS",
     "OMP_NUM_THREADS",

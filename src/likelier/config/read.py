@@ -170,13 +170,16 @@ def live(config: Config) -> dict[str, Any]:
         del train["eval_every"]
     if config.train.save_every is None:
         del train["keep"]
+    if config.eval.samples == 0:
+        del tree["eval"]["max_new_tokens"]
     return tree
 
 
 def resolved(config: Config, **facts: Any) -> dict[str, Any]:
     """The live keys with every ``auto`` replaced by what was decided; it runs again as it is.
 
-    Two stay: ``data.boundary`` is decided for every pair, ``model.stream`` by each machine.
+    Three stay: ``data.boundary`` is decided for every pair, ``model.stream`` by each machine and
+    ``eval.max_new_tokens`` when answers are asked for.
 
     Args:
         config: as read.

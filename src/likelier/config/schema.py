@@ -269,6 +269,19 @@ class TrainConfig(Section):
         raise ConfigError(what, where="train.epochs and train.steps", hint=hint)
 
 
+class EvalConfig(Section):
+    """What is looked at beside the losses: answers that the model writes itself."""
+
+    samples: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        8, description="held-out prompts that the initial and the trained model answer; 0 = none"
+    )
+    max_new_tokens: Literal["auto"] | Count = Field(
+        "auto",
+        description="tokens of such an answer at most; auto = 128, or fewer where a large model "
+        "has a short run",
+    )
+
+
 def _lora_by_default(value: Any) -> Any:
     """``adapter: {r: 8}`` means LoRA, as leaving the section out does."""
     return {"kind": "lora", **value} if isinstance(value, Mapping) else value
@@ -290,6 +303,7 @@ class Config(Section):
     loss: LossConfig = SigmoidLoss()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
     out: OutPath = Field(description="run folder, which the run makes")
     track: Literal["none"] = Field("none", description="where else the metrics go")
 
@@ -303,6 +317,8 @@ class Config(Section):
             raise _not_read("train.eval_every", "data.eval is null")
         if self.train.save_every is None and "keep" in train:
             raise _not_read("train.keep", "train.save_every is null")
+        if self.eval.samples == 0 and "max_new_tokens" in self.eval.model_fields_set:
+            raise _not_read("eval.max_new_tokens", "eval.samples is 0")
         if self.reference.update_every is None and "update_mix" in reference:
             raise _not_read("reference.update_mix", "reference.update_every is null")
         if not needs(loss, "reference"):

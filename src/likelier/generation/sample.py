@@ -20,13 +20,22 @@ from likelier.model.policy import Policy
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer; ``stopped`` is whether it ended with a stop token, which is not among its
-    ``tokens``, rather than at the limit.
+    """One answer: its text, and its tokens without the one that ended it.
+
+    ``stopped`` is whether it ended with a stop token rather than at the limit.
     """
 
     text: str
     stopped: bool
-    tokens: int
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def repetition(self) -> float:
+        """The share of runs of four tokens that stood in the answer before (seq-rep-4 of
+        Welleck et al. 2020, equation 8); 0 where it has fewer than four.
+        """
+        runs = [self.tokens[at : at + 4] for at in range(len(self.tokens) - 3)]
+        return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def decoding(temperature: float, max_new_tokens: int, end_ids: Sequence[int]) -> dict[str, Any]:
@@ -113,7 +122,7 @@ def _read(encoder: Encoder, answers: Sequence[list[int]]) -> list[Sample]:
     for tokens in answers:
         length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         text = decode(encoder.whole, tokens[:length], skip_special_tokens=True)
-        samples.append(Sample(text, stopped=length < len(tokens), tokens=length))
+        samples.append(Sample(text, length < len(tokens), tuple(tokens[:length])))
     return samples
 
 

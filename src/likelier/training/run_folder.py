@@ -46,16 +46,18 @@ _MODELS = ("model", "adapter")
 _FILES_OF_MODELS = ("config.json", "adapter_config.json", "tokenizer.json")
 _FOLDERS = ("checkpoints", "pair_log")
 _OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints")  # of which one is there where it began
-_WRITTEN = ("config.yaml", "report.html", "pair_texts.jsonl", "pair_log", *_MODELS)
+_WRITTEN = (
+    "config.yaml", "report.html", "pair_texts.jsonl", "samples.jsonl", "pair_log", *_MODELS,
+)  # fmt: skip
 _FORMAT = 2  # of run.json; that of format 1 has no seal
 _SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "step": int}
 
 
 def asked(config: Config) -> dict[str, Any]:
     """The live keys of a config, secrets masked; where a run and its weights lie is no part of
-    what it is.
+    what it is, nor are the answers that are looked at.
     """
-    keys = {key: value for key, value in live(config).items() if key != "out"}
+    keys = {key: value for key, value in live(config).items() if key not in ("out", "eval")}
     del keys["model"]["stream"]
     return masked(keys)
 

@@ -1,0 +1,153 @@
+"""The answers of a run: some of its prompts, answered by the initial policy and by the trained one.
+
+They stand in ``samples.jsonl``, a row for each prompt and way of decoding, and nothing that is
+trained depends on them.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import mean
+from typing import Any, Literal
+
+from likelier.base.child import in_child
+from likelier.base.errors import describe_error
+from likelier.base.files import read_lines, write_lines
+from likelier.base.terminal import say
+from likelier.chat.tokenizer import Encoder
+from likelier.config import Config
+from likelier.data.encode import decode
+from likelier.data.load import Dataset
+from likelier.data.records import TokenPair
+from likelier.generation.sample import Sample, decoding, decoding_by, sample_batch
+from likelier.model.limits import sizes
+from likelier.model.policy import Policy
+from likelier.model.quantise import bytes_of
+from likelier.training.run_folder import RunFolder
+
+When = Literal["before", "after"]
+FILE = "samples.jsonl"
+TEMPERATURES = 0.0, 1.0  # the likeliest answer, and one that is drawn
+_AT_ONCE = 8
+_SHOWN = 2  # in the terminal
+_LONGEST_SHOWN = 300  # characters
+_MOST_TOKENS, _FEWEST_TOKENS = 128, 16
+# Answers of a model of so many bytes take seconds. Those of a larger one are to take a small part
+# of its run, which a token in so many of those trained on is: reading all weights for a token of
+# each answer costs as much as training on dozens.
+_SMALL_MODEL = 2**29
+_TRAINED_A_SAMPLED = 3000
+
+
+def keep_answers(
+    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int, when: When
+) -> None:
+    """Have the policy answer the prompts of ``eval.samples``; ``steps`` are those of the run.
+
+    Answers from before the training that a run finds when it resumes stand as they are. Whatever
+    fails here is said, and fails no run.
+    """
+    pairs = _asked(data.eval or data.train, folder.config.eval.samples)
+    try:
+        if pairs:
+            _answer(folder, policy, encoder, pairs, bool(data.eval), steps, when)
+    except Exception as error:
+        say(f"no answers from {when} the training: {describe_error(error)[0]}")
+
+
+def _answer(
+    folder: RunFolder, policy: Policy, encoder: Encoder, pairs: Sequence[TokenPair],
+    held_out: bool, steps: int, when: When,
+) -> None:  # fmt: skip
+    config = folder.config
+    length = _max_new_tokens(config, policy, pairs, steps)
+    path = folder.path / FILE
+    prompts = in_child(_texts, policy, [pair.prompt for pair in pairs])
+    seed = config.train.seed
+    rows: list[dict[str, Any]] = [
+        {"prompt": prompt, "source": pair.source, "held_out": held_out,
+         "temperature": temperature, "max_new_tokens": length, "seed": seed}
+        for temperature in TEMPERATURES
+        for prompt, pair in zip(prompts, pairs, strict=True)
+    ]  # fmt: skip
+    there = read_lines(path)
+    if len(there) == len(rows):
+        known = [old for old, row in zip(there, rows, strict=True) if row.items() <= old.items()]
+        rows = known if len(known) == len(rows) else rows
+    if when == "before" and all("before" in row for row in rows):
+        return
+    behind = "" if held_out else ", which are trained on: none is held out"
+    say(f"answering {len(pairs)} prompts {when} the training{behind}")
+    ends = sorted(encoder.end_ids.values())
+    ids = [pair.prompt for pair in pairs]
+    for at, temperature in enumerate(TEMPERATURES):
+        settings = decoding(temperature, length, ends)
+        samples: list[Sample] = []
+        with decoding_by(policy, encoder, settings, seed):
+            for first in range(0, len(ids), _AT_ONCE):
+                samples += sample_batch(policy, encoder, ids[first : first + _AT_ONCE])
+        for row, one in zip(rows[at * len(ids) :], samples, strict=False):
+            row |= {f"{name}_{when}" if name else when: value for name, value in _figures(one)}
+    write_lines(path, rows)
+    if when == "after":
+        _show(rows)
+
+
+def _asked(pairs: Sequence[TokenPair], most: int) -> list[TokenPair]:
+    """The first pairs of so many different prompts."""
+    asked: dict[tuple[int, ...], TokenPair] = {}
+    for pair in pairs:
+        if len(asked) >= most:
+            break
+        asked.setdefault(pair.prompt, pair)
+    return list(asked.values())
+
+
+def _max_new_tokens(config: Config, policy: Policy, pairs: Sequence[TokenPair], steps: int) -> int:
+    """What ``eval.max_new_tokens`` says, as far as the positions of the model go."""
+    asked = config.eval.max_new_tokens
+    wanted = _MOST_TOKENS if asked == "auto" else asked
+    if asked == "auto" and sum(map(bytes_of, policy.model.parameters())) > _SMALL_MODEL:
+        trained = steps * config.train.pairs_per_step * mean(pair.num_tokens for pair in pairs)
+        wanted = max(_FEWEST_TOKENS, min(wanted, int(trained) // _TRAINED_A_SAMPLED))
+    positions = sizes(policy.causal_lm)["positions"]
+    longest = max(len(pair.prompt) for pair in pairs)
+    return wanted if positions is None else max(1, min(wanted, positions - longest))
+
+
+def _texts(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> list[str]:
+    return list(map(partial(decode, policy.tokenizer), prompts))
+
+
+def _figures(sample: Sample) -> list[tuple[str, Any]]:
+    return [
+        ("", sample.text),
+        ("stopped", sample.stopped),
+        ("tokens", len(sample.tokens)),
+        ("repetition", round(sample.repetition, 4)),
+    ]
+
+
+def _show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Two answers before and after, and what changed in all of them."""
+    for row in rows[:_SHOWN]:
+        say(f"prompt: {_short(row['prompt'])}")
+        for when in ("before", "after"):
+            if when in row:
+                say(f"  {when}: {_short(row[when])}")
+    for temperature in TEMPERATURES:
+        some = [row for row in rows if row["temperature"] == temperature]
+        sides = [_in_words(some, when) for when in ("before", "after") if when in some[0]]
+        name = f"at temperature {temperature:g}" if temperature else "greedy"
+        say(f"{len(some)} answers, {name}: {', then '.join(sides)}")
+
+
+def _in_words(rows: Sequence[Mapping[str, Any]], when: str) -> str:
+    stopped = sum(row[f"stopped_{when}"] for row in rows)
+    tokens = mean(row[f"tokens_{when}"] for row in rows)
+    repeated = mean(row[f"repetition_{when}"] for row in rows)
+    return f"{stopped} end by themselves, {tokens:.0f} tokens, {repeated:.0%} repeated"
+
+
+def _short(text: str) -> str:
+    whole = " ".join(text.split())
+    return whole if len(whole) <= _LONGEST_SHOWN else f"{whole[:_LONGEST_SHOWN]}…"
