@@ -16,9 +16,11 @@ from likelier.base.errors import ConfigError, StoppedEarly
 from likelier.base.files import read_lines
 from likelier.config import config_from
 from likelier.data.encode import decode
+from likelier.data.records import Completion, TokenPair
 from likelier.generation import answers
 from likelier.generation.sample import decoding, decoding_by, sample_batch
 from likelier.model.load import load
+from likelier.model.policy import Policy
 from likelier.run import train
 
 LORA = {"kind": "lora", "r": 4, "alpha": 8}
@@ -178,15 +180,13 @@ def test_a_large_model_says_less_where_its_run_is_short(
     monkeypatch.setattr(answers, "bytes_of", lambda parameter: weights)
     monkeypatch.setattr(answers, "sizes", lambda model: {"positions": None})
     config = config_from(place.config("length", eval={"samples": 2}))
-    pairs = [token_pair(policy)]
+    pairs = [token_pair()]
     assert answers._max_new_tokens(config, policy, pairs, steps) == tokens
     asked = config_from(place.config("length", eval={"samples": 2, "max_new_tokens": 700}))
     assert answers._max_new_tokens(asked, policy, pairs, steps) == 700
 
 
-def token_pair(policy: Any) -> Any:
-    from likelier.data.records import Completion, TokenPair
-
+def token_pair() -> TokenPair:
     side = Completion((5, 6), (True, True))
     return TokenPair((1, 2, 3), side, side, "x:1")
 
@@ -196,7 +196,8 @@ def test_a_key_without_effect_is_refused(place: Place) -> None:
         config_from(place.config("ignored", eval={"samples": 0, "max_new_tokens": 5}))
 
 
-def test_no_answer_goes_behind_the_last_position(place: Place) -> None:
-    policy = load(place.base)
-    config = config_from(place.config("behind", eval={"samples": 2, "max_new_tokens": 9000}))
-    assert answers._max_new_tokens(config, policy, [token_pair(policy)], 1) == 512 - 3
+def test_no_answer_goes_behind_the_last_position() -> None:
+    policy = Policy(tiny_model("gpt2"), tiny_tokenizer())  # positions from a table of 128
+    keys = {"model": {"path": "x"}, "data": {"train": "x"}, "out": "x"}
+    config = config_from({**keys, "eval": {"samples": 2, "max_new_tokens": 9000}})
+    assert answers._max_new_tokens(config, policy, [token_pair()], 1) == 128 - 3
