@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
+from likelier.base.environment import needs_extra
 from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_errors, read_lines, sha256
 from likelier.base.terminal import bar, say
@@ -43,6 +44,7 @@ from likelier.model.running import deterministic, freed_memory_kept
 from likelier.reference.cache import NoReference, reference_of_run
 from likelier.reference.fingerprint import hash_of, model_identity
 from likelier.reference.moving import MovingReference, Reference
+from likelier.tracking.mirror import mirrored
 from likelier.training.batches import Batcher
 from likelier.training.checkpoint import prune, resume, save_checkpoint
 from likelier.training.logs import held_out_rows, seals_of
@@ -93,10 +95,10 @@ def train(
     ``on_step(row)`` hears every row of the log. Run again, it resumes where it stopped, or says
     that it is finished.
 
-    Raises the errors of `likelier.base.errors`; nothing is written before the data is known to be
-    good.
+    Raises what `likelier.base.errors` has; nothing is written before the data is known to be good.
     """
     config = config_from(config, _handed_over(model, tokenizer, train, eval))
+    needs_extra(config.track, "track")
     if (there := RunFolder(config)).finished() and "pair_texts.jsonl" not in there.lacks():
         say(f"{config.out} is finished: {there.what_to_do()}")
         return _result(config.out)
@@ -148,7 +150,7 @@ def train(
         answer("before")
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact)
         with listening() as stop, closing(adamw) as optimizer:
-            with policy.running(), freed_memory_kept():
+            with policy.running(), freed_memory_kept(), mirrored(folder):
                 _take_steps(data, order, batcher, optimizer, folder, stop)
             _keep_texts(config.out, data, policy)
             answer("after")

@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_360  # to come down to 8_000
-MOST_LINES = 25_410  # to come down to 14_000
-MOST_MODULES = 130  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_LINES_ON_THE_ROAD = 14_370  # to come down to 8_000
+MOST_LINES = 25_710  # to come down to 14_000
+MOST_MODULES = 132  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 59
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -43,9 +43,10 @@ LINES = {
     "pages": 530,
     "reference": 450,
     "report": 1_240,
-    "run": 400,
+    "run": 402,
     "testing": 170,
-    "training": 2_240,
+    "tracking": 280,
+    "training": 2_250,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

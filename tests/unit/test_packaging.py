@@ -44,12 +44,15 @@ def _imported() -> set[str]:
                 modules.add(node.module)
     names = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
     owners = packages_distributions()
-    return {_canonical(owners[name][0]) for name in names - {"likelier"}}
+    return {_canonical(owners.get(name, [name])[0]) for name in names - {"likelier"}}
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
-    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["quantise"]]
-    declared = {_canonical(Requirement(line).name) for line in lines}
+    extras = PROJECT["optional-dependencies"]
+    lines = [
+        line for extra in ("quantise", "tensorboard", "trackio", "wandb") for line in extras[extra]
+    ]
+    declared = {_canonical(Requirement(line).name) for line in (*PROJECT["dependencies"], *lines)}
     imported = _imported()
     assert imported - declared == set(), "imported under src, not declared in pyproject.toml"
     assert declared - imported == set(), "declared in pyproject.toml, imported nowhere under src"
@@ -57,8 +60,10 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
 
 def test_every_requirement_is_pinned_inside_its_range():
     pinned = _constraints()
-    extras = PROJECT["optional-dependencies"]["dev"]
-    for line in [*PROJECT["dependencies"], *extras, "hatchling>=1.27"]:
+    extras = {**PROJECT["optional-dependencies"]}
+    del extras["notebook"]  # a hundred packages, for a person who looks
+    lines = [line for extra in extras.values() for line in extra]
+    for line in [*PROJECT["dependencies"], *lines, "hatchling>=1.27"]:
         wanted = Requirement(line)
         exact = pinned[_canonical(wanted.name)]
         assert wanted.specifier.contains(exact), f"{line} does not allow {exact}"

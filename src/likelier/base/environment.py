@@ -151,17 +151,24 @@ def check_versions() -> None:
         raise ConfigError(f"cannot run with {found}", hint=f"run: pip install {names}")
 
 
-def needs_bitsandbytes(key: str) -> None:
-    """Check, without importing anything, that a config key has the library that it needs.
+def needs_extra(extra: str, key: str) -> None:
+    """Check, without importing anything, that a config key has the libraries that it needs: those
+    of an extra. A name that is no extra needs none.
 
     Raises:
-        ConfigError: bitsandbytes is missing or too old.
+        ConfigError: one of them is missing or too old.
     """
-    (one,) = [package for package in packages(QUANTISE) if package.name == "bitsandbytes"]
-    if not one.fits:
-        found = f"not {one.installed}" if one.installed else "which is not installed"
-        hint = f"run: pip install 'likelier[{QUANTISE}]'"
-        raise ConfigError(f"needs {one.name}{one.wanted}, {found}", where=key, hint=hint)
+    always = {package.name for package in packages()}
+    for one in packages(extra):
+        if one.name not in always and not one.fits:
+            found = f"not {one.installed}" if one.installed else "which is not installed"
+            hint = f"run: pip install 'likelier[{extra}]'"
+            raise ConfigError(f"needs {one.name}{one.wanted}, {found}", where=key, hint=hint)
+
+
+def needs_bitsandbytes(key: str) -> None:
+    """Check, without importing anything, that a config key has bitsandbytes, as `needs_extra`."""
+    needs_extra(QUANTISE, key)
 
 
 def import_bitsandbytes() -> Any:

@@ -1,6 +1,6 @@
 """`likelier train` before it trains: what keys, paths and the run folder say, without torch."""
 
-from likelier.base.environment import needs_bitsandbytes
+from likelier.base.environment import needs_bitsandbytes, needs_extra
 from likelier.base.model_files import describe_files, place_of
 from likelier.base.terminal import say
 from likelier.config import Config
@@ -34,6 +34,7 @@ def first_look(config: Config) -> bool:
     ):
         if needs:
             needs_bitsandbytes(key)
+    needs_extra(config.track, "track")
     if config.reference.path is not None:
         place_of(config.reference.path)
     say(f"loading {describe_files(config.model.path, config.model.revision)}")

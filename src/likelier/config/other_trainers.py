@@ -40,7 +40,11 @@ _VALUES: dict[str, dict[str, Any]] = {
         **{name: name for name in ("cosine", "linear", "constant")},
         "constant_with_warmup": "constant",
     },
-    "track": {"none": "none", "None": "none", "[]": "none"},
+    "track": {
+        **{name: name for name in ("none", "tensorboard", "wandb", "trackio")},
+        "None": "none",
+        "[]": "none",
+    },
     "train.checkpointing": {"True": "layers", "False": "none"},
     "train.save_every": {"no": None, "False": None},
     "train.steps": {"0": _LEAVE_OUT, "-1": _LEAVE_OUT},

@@ -305,7 +305,9 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     out: OutPath = Field(description="run folder, which the run makes")
-    track: Literal["none"] = Field("none", description="where else the metrics go")
+    track: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="a tracker that shows the metrics, too; no part of what a run is"
+    )
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":

@@ -54,11 +54,12 @@ _SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "st
 
 
 def asked(config: Config) -> dict[str, Any]:
-    """The live keys of a config, secrets masked; where a run and its weights lie is no part of
-    what it is, nor are the answers that are looked at.
+    """The live keys of a config, secrets masked; where a run and its weights lie, what shows its
+    metrics and the answers that are looked at are no part of what it is.
     """
     keys = {key: value for key, value in live(config).items() if key not in ("out", "eval")}
     del keys["model"]["stream"]
+    keys["track"] = "none"  # as it stands in runs from before there were others
     return masked(keys)
 
 
@@ -67,13 +68,15 @@ class RunFolder:
     is missing or damaged.
 
     ``inputs`` are hashes of the content behind the run, which every checkpoint must agree with.
-    ``on_row`` hears every row of the log. Raises OutputError where ``run.json`` cannot be read.
+    ``on_row`` hears every row of the log, ``mirror`` those from before as well. Raises OutputError
+    where ``run.json`` cannot be read.
     """
 
     def __init__(self, config: Config, on_row: OnRow | None = None):
         self.config, self.path, self.on_row = config, config.out, on_row
         self.record = _read_record(self.path / "run.json")
         self.inputs: dict[str, str] = {}
+        self.mirror: Callable[[Sequence[dict[str, float]]], None] | None = None
         self.metrics = Log(self.path / "metrics.jsonl", config.train.log_every)
         self.timing = Log(self.path / "timing.jsonl", clock=("seconds",))
 
@@ -155,8 +158,7 @@ class RunFolder:
             Config.model_validate(self.record.get("resolved"))
         except ValidationError:
             return None
-        resolved: dict[str, Any] = self.record["resolved"]
-        return resolved
+        return {**self.record["resolved"], "track": self.config.track}
 
     def must_hold(self, **inputs: str) -> None:
         """Note hashes of the content behind the run.
@@ -213,6 +215,8 @@ class RunFolder:
         """Note the step that the run resumes from, and what of its logs is lost for good."""
         known = self.record.get("lost", []) if step else []
         self.write_record(step=step, lost=list(dict.fromkeys([*known, *lost])))
+        if self.mirror is not None:
+            self.mirror(read_lines(self.metrics.path))
 
     def finish(self, step: int) -> None:
         """The model is saved: this run is done. A report of before its end goes."""
@@ -231,6 +235,8 @@ class RunFolder:
     def log(self, row: dict[str, float]) -> None:
         """Append a row to ``metrics.jsonl`` and tell whoever listens."""
         self.metrics.append(row)
+        if self.mirror is not None:
+            self.mirror([row])
         if self.on_row is not None:
             self.on_row(row)
 
