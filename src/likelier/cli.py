@@ -72,6 +72,13 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _print_completion(shell: str | None) -> None:
+    if shell is not None:
+        from likelier.commands.completion import answer_shell
+
+        raise typer.Exit(answer_shell(typer.main.get_command(app), f"source_{shell}"))
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -83,6 +90,16 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere on the line.")
     ] = False,
+    completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        typer.Option(
+            "--show-completion",
+            metavar="SHELL",
+            callback=_print_completion,
+            is_eager=True,
+            help="Print what makes bash, zsh or fish complete commands and options.",
+        ),
+    ] = None,
 ) -> None:
     """Train language models by Direct Preference Optimization, with evidence at every step."""
 
@@ -518,6 +535,10 @@ def _hide_torch() -> None:
 def _run(words: list[str]) -> int:
     """Parse and call. Not ``app(...)``: that ends the process with codes of its own."""
     command = typer.main.get_command(app)
+    if question := os.environ.get("_LIKELIER_COMPLETE"):  # the shell asks, at a tab
+        from likelier.commands.completion import answer_shell
+
+        return answer_shell(command, question)
     try:
         with command.make_context("likelier", words) as context:
             command.invoke(context)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "likelier"
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
 MOST_LINES_ON_THE_ROAD = 14_370  # to come down to 8_000
 MOST_LINES = 25_710  # to come down to 14_000
-MOST_MODULES = 132  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_MODULES = 133  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 59
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
@@ -30,7 +30,7 @@ LINES = {
     "batching": 530,
     "chat": 1_890,
     "checks": 2_100,
-    "cli": 526,
+    "cli": 550,
     "commands": 1_500,
     "config": 1_360,
     "data": 4_420,

@@ -61,12 +61,19 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
 def test_every_requirement_is_pinned_inside_its_range():
     pinned = _constraints()
     extras = {**PROJECT["optional-dependencies"]}
-    del extras["notebook"]  # a hundred packages, for a person who looks
+    del extras["notebook"], extras["all"]  # a hundred packages, for a person who looks
     lines = [line for extra in extras.values() for line in extra]
     for line in [*PROJECT["dependencies"], *lines, "hatchling>=1.27"]:
         wanted = Requirement(line)
         exact = pinned[_canonical(wanted.name)]
         assert wanted.specifier.contains(exact), f"{line} does not allow {exact}"
+
+
+def test_all_is_every_extra_of_a_user():
+    extras = PROJECT["optional-dependencies"]
+    (everything,) = (Requirement(line) for line in extras["all"])
+    assert everything.name == "likelier"
+    assert everything.extras == extras.keys() - {"all", "dev", "docs"}
 
 
 def test_the_promised_oldest_versions_are_what_pyproject_says():
