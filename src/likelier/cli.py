@@ -40,6 +40,7 @@ DataArgument = Annotated[
         metavar="DATA", help="File (JSONL, JSON, CSV, Parquet), folder or Hub id (id:split)."
     ),
 ]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 TemplateOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -315,30 +316,73 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
         run_train(settings)
 
 
-@app.command(epilog="Example: likelier export runs/first --out models/first")
+@app.command(epilog="Example: likelier export runs/first --to gguf --out models/first")
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: RunArgument,
     out: Annotated[Path, typer.Option(help="Folder for the model, which must not exist yet.")],
+    to: Annotated[
+        Literal["merged", "adapter", "gguf"],
+        typer.Option(help="One plain model, the adapter alone, or a file for llama.cpp."),
+    ] = "merged",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="Of the weights; auto is the base's own."),
     ] = "auto",
+    converter: Annotated[
+        Path | None,
+        typer.Option(help="llama.cpp's convert_hf_to_gguf.py, where it is not on PATH."),
+    ] = None,
+    quantise: Annotated[
+        Literal["q8_0", "q4_k_m"] | None, typer.Option(help="Round a GGUF file to fewer bits.")
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Send it to the Hub, to a private repository."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    verify: Annotated[bool, typer.Option(help="Compare it with what was trained.")] = True,
 ) -> None:
-    """Merge the adapter of a run into its base: one plain model.
+    """Write what a run trained in the form that others run, and compare it with the run.
 
-    Its log-probs are compared with what was trained, on pairs that were held out. A base in four
-    bits is unpacked.
+    An adapter is merged into its base in float32; a base in four bits is unpacked. What is written
+    is asked for the log-probs of held-out pairs, its prompts and its answers, and exits with 3
+    where they are not those of the trained model.
     """
     _check_versions()
+    from likelier.commands.export import Wanted
     from likelier.commands.export import export as export_run
 
-    export_run(run, out, dtype)
+    wanted = Wanted(to, dtype, converter, quantise, push, public, verify)
+    export_run(run, out, wanted)
+
+
+@app.command(epilog="Example: likelier verify models/first --against runs/first --gate")
+def verify(
+    artefact: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTEFACT", help="Model or adapter folder, GGUF file, or address of a server."
+        ),
+    ],
+    against: Annotated[Path, typer.Option(metavar="RUN", help="The run that trained it.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Held-out pairs to compare, at most.")] = 64,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 where they differ.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare an exported model, a file or a server with what a run trained.
+
+    Both are asked the same: log-probs of held-out pairs, token ids of prompts, what ends an
+    answer, greedy answers. A server is one of vLLM, SGLang or llama.cpp; of others only answers
+    are compared.
+    """
+    _check_versions()
+    from likelier.commands.verify import verify as verify_artefact
+
+    verify_artefact(artefact, against, pairs, gate, as_json)
 
 
 @app.command(epilog="Example: likelier report runs/demo")
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-) -> None:
+def report(run: RunArgument) -> None:
     """Write the report of a run again and print where it is."""
     from likelier.report.page import write_report
 

@@ -171,7 +171,8 @@ def test_other_prompts_are_answered_anew(place: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "steps", "tokens"), [(100, 1, 128), (2**30, 1, 16), (2**30, 10**6, 128)]
+    ("weights", "steps", "tokens"),
+    [(100, 1, 128), (2**30, 1, 0), (2**30, 5000, 20), (2**30, 10**6, 128)],
 )
 def test_a_large_model_says_less_where_its_run_is_short(
     place: Place, monkeypatch: pytest.MonkeyPatch, weights: int, steps: int, tokens: int
@@ -184,6 +185,15 @@ def test_a_large_model_says_less_where_its_run_is_short(
     assert answers._max_new_tokens(config, policy, pairs, steps) == tokens
     asked = config_from(place.config("length", eval={"samples": 2, "max_new_tokens": 700}))
     assert answers._max_new_tokens(asked, policy, pairs, steps) == 700
+
+
+def test_a_large_model_with_a_short_run_says_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(answers, "bytes_of", lambda parameter: 2**30)
+    run = train(place.config("answers_short", eval={"samples": 2}))
+    assert not (run.folder / "samples.jsonl").exists()
+    assert capsys.readouterr().err.count("no answers: they take long beside so short a run") == 1
 
 
 def token_pair() -> TokenPair:

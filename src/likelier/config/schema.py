@@ -278,7 +278,7 @@ class EvalConfig(Section):
     max_new_tokens: Literal["auto"] | Count = Field(
         "auto",
         description="tokens of such an answer at most; auto = 128, or fewer where a large model "
-        "has a short run",
+        "has a short run on a CPU",
     )
 
 

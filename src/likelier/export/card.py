@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import ModelCardData, hf_hub_download, metadata_load, try_to_load_from_cache
 from jinja2 import Environment, StrictUndefined
@@ -25,19 +25,24 @@ _FIGURES = {
 _LICENCE = ("license", "license_name", "license_link")
 
 
-def model_card(policy: Policy, run: Path) -> str:
+Form = Literal["adapter", "model", "gguf"]
+
+
+def model_card(policy: Policy, run: Path, form: Form | None = None) -> str:
     """A README.md whose front matter the Hub reads, made of what a run folder holds.
 
-    It names no path and no time: the same run has the same card, wherever and whenever it ran.
+    ``form`` is what lies beside it; None: what the run itself saves. The card names no path and no
+    time: the same run has the same card, wherever and whenever it ran.
     """
     record = read_json(run / "run.json") or {}
     settings: dict[str, Any] = record["resolved"]
     base, revision = policy.causal_lm.name_or_path or "", settings["model"]["revision"]
-    kind, library, method = "model", "transformers", "full tuning"
+    form = form or ("adapter" if policy.has_adapter else "model")
+    library = {"adapter": "peft", "model": "transformers", "gguf": "gguf"}[form]
+    method = "full tuning"
     if policy.has_adapter:
         adapter = next(iter(adapters_of(policy).values()))
-        revision = adapter.revision
-        kind, library, method = "adapter", "peft", adapter.peft_type.value
+        revision, method = adapter.revision, adapter.peft_type.value
     on_hub = _is_on_hub(base, revision)
     licence = _licence(base, revision, on_hub)
     train = settings["data"]["train"]
@@ -45,9 +50,7 @@ def model_card(policy: Policy, run: Path) -> str:
     loss = record["inputs"]["loss"]
     front: dict[str, Any] = {
         "base_model": base if on_hub else None,  # the Hub takes nothing but its own ids
-        "base_model_relation": ("adapter" if policy.has_adapter else "finetune")
-        if on_hub
-        else None,
+        "base_model_relation": ("adapter" if form == "adapter" else "finetune") if on_hub else None,
         "datasets": sorted({found for name in names if (found := hub_id(name))}) or None,
         "library_name": library,
         "pipeline_tag": "text-generation",
@@ -64,9 +67,10 @@ def model_card(policy: Policy, run: Path) -> str:
         revision=revision,
         on_hub=on_hub,
         licence=licence,
-        kind=kind,
+        kind={"gguf": "GGUF file"}.get(form, form),
+        form=form,
         method=method,
-        is_adapter=policy.has_adapter,
+        is_adapter=form == "adapter",
         is_chat=bool(policy.tokenizer.chat_template),
         arguments={name: repr(value) for name, value in settings["data"]["template"].items()},
         run=record,

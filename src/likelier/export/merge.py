@@ -1,15 +1,20 @@
 """An adapter merged into its base: one plain model of full weights, each computed in float32."""
 
 import copy
+import json
+import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from likelier.base.errors import ConfigError
+from likelier.base.files import write_json
 from likelier.model.load import quietly
 from likelier.model.logprob import at_least_float32
 from likelier.model.policy import Policy
@@ -33,16 +38,43 @@ def save_merged(policy: Policy, dtype: torch.dtype, target: Path) -> None:
         del config.quantization_config
     weights = {name: tensor.to(dtype) for name, tensor in merged_weights(model)}
     names = {id(module): name for name, module in model.named_modules()}
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
-    embedding, head = (weights[f"{names[id(module)]}.weight"] for module in ends)
+    outer = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (weights[f"{names[id(module)]}.weight"] for module in outer)
     if not torch.equal(embedding, head):
         config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    plain.generation_config = model.generation_config
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    ends = sorted(policy.encoder().end_ids.values())  # of the tokenizer, too
+    plain.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     with quietly():
         plain.save_pretrained(target, state_dict=weights)
         policy.tokenizer.save_pretrained(target)
+    _keep_sentencepiece(policy.tokenizer, model.name_or_path, target)
+
+
+def _keep_sentencepiece(tokenizer: Any, base: str | None, target: Path) -> None:
+    """Keep the model of SentencePiece, the tokens that were added to it and whether a text begins
+    with a space, which transformers 5 does not save. llama.cpp's converter reads them there.
+    """
+    if not base:
+        return
+    file = Path(base, "tokenizer.model")
+    if not file.is_file():
+        with suppress(ValueError):  # no possible id
+            file = Path(str(try_to_load_from_cache(base, "tokenizer.model")))
+    if not file.is_file():
+        return
+    shutil.copyfile(file, target / "tokenizer.model")
+    described = json.loads((target / "tokenizer_config.json").read_text(encoding="utf-8"))
+    described["added_tokens_decoder"] = {
+        str(number): {"content": token.content, "special": token.special,
+                      "normalized": token.normalized, "lstrip": token.lstrip,
+                      "rstrip": token.rstrip, "single_word": token.single_word}
+        for number, token in sorted(tokenizer.added_tokens_decoder.items())
+    }  # fmt: skip
+    described["add_prefix_space"] = tokenizer.tokenize("a")[0].startswith("▁")
+    write_json(target / "tokenizer_config.json", described)
 
 
 @torch.no_grad()

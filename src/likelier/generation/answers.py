@@ -31,11 +31,11 @@ _AT_ONCE = 8
 _SHOWN = 2  # in the terminal
 _LONGEST_SHOWN = 300  # characters
 _MOST_TOKENS, _FEWEST_TOKENS = 128, 16
-# Answers of a model of so many bytes take seconds. Those of a larger one are to take a small part
-# of its run, which a token in so many of those trained on is: reading all weights for a token of
-# each answer costs as much as training on dozens.
+# On a CPU, answers of a model of so many bytes take seconds. Those of a larger one are to take a
+# small part of its run, which a token in so many of those trained on is: every token of an answer
+# takes all weights through the processor once.
 _SMALL_MODEL = 2**29
-_TRAINED_A_SAMPLED = 3000
+_TRAINED_A_SAMPLED = 10_000
 
 
 def keep_answers(
@@ -60,6 +60,10 @@ def _answer(
 ) -> None:  # fmt: skip
     config = folder.config
     length = _max_new_tokens(config, policy, pairs, steps)
+    if length == 0:
+        if when == "before":
+            say("no answers: they take long beside so short a run (eval.max_new_tokens: 64 asks)")
+        return
     path = folder.path / FILE
     prompts = in_child(_texts, policy, [pair.prompt for pair in pairs])
     seed = config.train.seed
@@ -103,12 +107,15 @@ def _asked(pairs: Sequence[TokenPair], most: int) -> list[TokenPair]:
 
 
 def _max_new_tokens(config: Config, policy: Policy, pairs: Sequence[TokenPair], steps: int) -> int:
-    """What ``eval.max_new_tokens`` says, as far as the positions of the model go."""
+    """What ``eval.max_new_tokens`` says, as far as the positions of the model go; 0: no answers."""
     asked = config.eval.max_new_tokens
     wanted = _MOST_TOKENS if asked == "auto" else asked
-    if asked == "auto" and sum(map(bytes_of, policy.model.parameters())) > _SMALL_MODEL:
+    large = sum(map(bytes_of, policy.model.parameters())) > _SMALL_MODEL
+    if asked == "auto" and large and policy.device.type == "cpu":
         trained = steps * config.train.pairs_per_step * mean(pair.num_tokens for pair in pairs)
-        wanted = max(_FEWEST_TOKENS, min(wanted, int(trained) // _TRAINED_A_SAMPLED))
+        wanted = min(wanted, int(trained) // _TRAINED_A_SAMPLED)
+        if wanted < _FEWEST_TOKENS:
+            return 0
     positions = sizes(policy.causal_lm)["positions"]
     longest = max(len(pair.prompt) for pair in pairs)
     return wanted if positions is None else max(1, min(wanted, positions - longest))
