@@ -14,17 +14,15 @@ from likelier.base.files import must_be_apart, write_folder
 from likelier.base.foreign import without_secrets
 from likelier.base.terminal import say
 from likelier.chat.apply import apply_template
-from likelier.commands.verify import Trained, compared, show, trained_by
+from likelier.commands.verify import Trained, compared, print_comparisons, trained_by
 from likelier.export import gguf
 from likelier.export.card import model_card
 from likelier.export.merge import save_merged
-from likelier.export.ollama import Turns, modelfile
+from likelier.export.ollama import Dialogue, modelfile
 from likelier.export.push import must_be_able_to_push, push
 from likelier.model.frozen import dtype_name
 from likelier.model.load import load, parse_dtype
 from likelier.model.policy import Policy
-
-Form = Literal["merged", "adapter", "gguf"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Wanted:
     """What of a run is to be written: its form, the dtype of its weights, and for GGUF the
     converter and the kind of rounding; and the repository that it goes to."""
 
-    form: Form = "merged"
+    form: Literal["merged", "adapter", "gguf"] = "merged"
     dtype: str = "auto"
     converter: Path | None = None
     quantise: str | None = None
@@ -103,7 +101,7 @@ def _write(trained: Trained, out: Path, wanted: Wanted) -> Path:
     def write(target: Path) -> None:
         merged = target / "merged"
         _merge(policy, trained, torch.float32 if wanted.quantise else dtype, merged)
-        gguf.make(command, merged, target / name, kind, tool)
+        gguf.make_file(command, merged, target / name, kind, tool)
         shutil.rmtree(merged)
         (target / "Modelfile").write_text(_modelfile(policy, trained, name), encoding="utf-8")
         (target / "README.md").write_text(_card(policy, trained, "gguf"), encoding="utf-8")
@@ -130,7 +128,7 @@ def _card(policy: Policy, trained: Trained, form: Literal["model", "gguf"]) -> s
 def _modelfile(policy: Policy, trained: Trained, name: str) -> str:
     encoder = policy.encoder(trained.config.data.template, trained.config.data.today)
 
-    def render(turns: Turns) -> str:
+    def render(turns: Dialogue) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         return str(in_child(apply_template, encoder, messages, True))
 
@@ -145,7 +143,7 @@ def _must_be_what_was_trained(artefact: str, trained: Trained) -> None:
     except (ConfigError, InputMissing) as error:  # gone since, or in memory: nothing to compare
         say(f"not compared with what was trained: {error.what} ({error.where})")
         return
-    show(found)
+    print_comparisons(found)
     if other := [one.name for one in found if one.state == "differs"]:
         what = f"not what was trained: {', '.join(other)} differ"
         hint = "export it in more bits (--dtype float32), or report a bug with these lines"

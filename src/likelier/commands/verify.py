@@ -22,8 +22,8 @@ from likelier.export.servers import open_server
 from likelier.export.verify import (
     MOST_NEW_TOKENS,
     Compared,
-    Question,
-    Said,
+    Questions,
+    Replies,
     ask,
     compare,
     gaps_of,
@@ -63,11 +63,10 @@ def trained_by(run: Path) -> Trained:
     if not (run / "config.yaml").is_file():
         what, hint = "there is no run here", "give the folder that `likelier train` wrote"
         raise InputMissing(what, where=str(run), hint=hint)
-    found = Trained(run, load_config(run / "config.yaml"))
-    if not found.weights.is_dir():
+    if not any((run / name).is_dir() for name in ("model", "adapter")):
         what, hint = "this run has saved no model", "train it to its end first"
         raise InputMissing(what, where=str(run), hint=hint)
-    return found
+    return Trained(run, load_config(run / "config.yaml"))
 
 
 def verify(
@@ -82,14 +81,14 @@ def verify(
     if as_json:
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False))
     else:
-        show(found)
+        print_comparisons(found)
     other = [one.name for one in found if one.state == "differs"]
     if gate and other:
         what = f"not what was trained: {', '.join(other)} differ"
         raise GateMissed(what, where=artefact, hint="export it again, or in more bits")
 
 
-def show(found: Sequence[Compared]) -> None:
+def print_comparisons(found: Sequence[Compared]) -> None:
     """Print comparisons, a line each, and greedy answers side by side."""
     terminal = console()
     for one in found:
@@ -109,28 +108,28 @@ def compared(artefact: str, trained: Trained, most: int = MOST_PAIRS) -> list[Co
         raise ConfigError(what, where=str(trained.folder), hint="train it from files")
     template, today = config.data.template, config.data.today
     encoder = load_encoder(str(trained.weights), None, template, today)
-    question = _question(config, encoder, most)
-    said = _said_by(artefact, trained, encoder, question)
+    questions = _questions(config, encoder, most)
+    said = _said_by(artefact, trained, encoder, questions)
     policy = load(trained.weights, dtype=trained.dtype, frozen=True,
                   quantise=quantise if trained.is_adapter else "none")  # fmt: skip
-    ours = ask(of_policy(policy, encoder, "the trained model"), question)
-    gaps = gaps_of(said, ours, policy, question)
+    ours = ask(of_policy(policy, encoder, "the trained model"), questions)
+    gaps = gaps_of(said, ours, policy, questions)
     del policy  # two models at once would need twice the memory
     before = load(config.model.path, revision=config.model.revision, dtype=trained.dtype,
                   frozen=True, quantise=quantise)  # fmt: skip
     only_scored = Artefact("", of_policy(before, encoder, "").logps)
-    return compare(said, ours, ask(only_scored, question), question, gaps)
+    return compare(said, ours, ask(only_scored, questions), questions, gaps)
 
 
-def _said_by(artefact: str, trained: Trained, encoder: Encoder, question: Question) -> Said:
-    with _open(artefact, trained, encoder, question) as asked:
+def _said_by(artefact: str, trained: Trained, encoder: Encoder, questions: Questions) -> Replies:
+    with _open(artefact, trained, encoder, questions) as asked:
         say(f"asking {asked.kind}")
-        return ask(asked, question)
+        return ask(asked, questions)
 
 
 @contextmanager
 def _open(
-    artefact: str, trained: Trained, encoder: Encoder, question: Question
+    artefact: str, trained: Trained, encoder: Encoder, questions: Questions
 ) -> Iterator[Artefact]:
     """What was named: an address, a GGUF file, or a folder with a model or an adapter."""
     address = artefact.startswith(("http://", "https://"))
@@ -143,12 +142,12 @@ def _open(
     plain = encode_prompt(encoder, "a")[-1]
     with ExitStack() as stack:
         if not address:
-            longest = max(pair.length for pair in question.pairs)
+            longest = max(pair.length for pair in questions.pairs)
             artefact = stack.enter_context(serve_gguf(Path(artefact), longest + MOST_NEW_TOKENS))
         yield stack.enter_context(open_server(artefact, vocabulary, plain))
 
 
-def _question(config: Config, encoder: Encoder, most: int) -> Question:
+def _questions(config: Config, encoder: Encoder, most: int) -> Questions:
     """Held-out pairs of a run, or some of those that it trained on."""
     data = load_data(config.data, encoder, config.loss, config.train.seed)
     if not data.eval:
@@ -156,7 +155,7 @@ def _question(config: Config, encoder: Encoder, most: int) -> Question:
     pairs = list((data.eval or data.train)[:most])
     last = pairs[0].chosen.tokens[-1]
     stop = last if last in encoder.end_ids.values() else encoder.stop
-    return Question(pairs, _prompts(config, bool(data.eval), pairs), stop)
+    return Questions(pairs, _prompts(config, bool(data.eval), pairs), stop)
 
 
 def _prompts(config: Config, held_out: bool, pairs: Sequence[TokenPair]) -> list[Prompt | None]:

@@ -36,7 +36,9 @@ def converter(given: Path | None) -> list[str]:
     return [sys.executable, str(given)] if given.suffix == ".py" else [str(given)]
 
 
-def make(command: Sequence[str], model: Path, target: Path, kind: str, tool: str | None) -> None:
+def make_file(
+    command: Sequence[str], model: Path, target: Path, kind: str, tool: str | None
+) -> None:
     """Convert a model folder to a file of a kind, rounded by ``tool`` where that is needed.
 
     Raises RunFailed with the last line that the converter or the tool wrote.

@@ -7,7 +7,7 @@ rendering one; where that gives again what the template writes of other chats, i
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-Turns = Sequence[tuple[str, str]]  # role and text
+Dialogue = Sequence[tuple[str, str]]  # role and text
 _TEXTS = {
     "system": "\x01S\x01",
     "user": "\x01U\x01",
@@ -15,7 +15,7 @@ _TEXTS = {
     "again": "\x01V\x01",
 }
 # Chats that the parts must give again: with a system prompt and without, short and long.
-_TRIED: Sequence[Turns] = (
+_TRIED: Sequence[Dialogue] = (
     [("user", "a")],
     [("system", "s"), ("user", "b c")],
     [("user", "one"), ("assistant", "two"), ("user", "three")],
@@ -25,7 +25,7 @@ _TRIED: Sequence[Turns] = (
 
 
 def modelfile(
-    file: str, render: Callable[[Turns], str] | None, stops: Sequence[str], begin: str
+    file: str, render: Callable[[Dialogue], str] | None, stops: Sequence[str], begin: str
 ) -> str:
     """The Modelfile for ``file``, which lies beside it.
 
@@ -47,7 +47,7 @@ def _of_start(parts: Mapping[str, str]) -> dict[str, str]:
     return {name: parts[name] for name in ("system", "user")}
 
 
-def _parts(render: Callable[[Turns], str]) -> dict[str, str] | None:
+def _parts(render: Callable[[Dialogue], str]) -> dict[str, str] | None:
     """What stands before each text: by its role, and behind which role; None where it is more."""
     try:
         long = render([("system", _TEXTS["system"]), ("user", _TEXTS["user"]),
@@ -67,7 +67,7 @@ def _parts(render: Callable[[Turns], str]) -> dict[str, str] | None:
     return parts if right else None
 
 
-def written(parts: Mapping[str, str], turns: Turns) -> str:
+def written(parts: Mapping[str, str], turns: Dialogue) -> str:
     """A chat as the template in Go's form writes it."""
     text, before = "", ""
     for role, content in turns:

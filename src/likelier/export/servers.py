@@ -16,7 +16,8 @@ import numpy as np
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.batching.batch import Scored
-from likelier.export.artefact import Answer, Artefact, Asked, Prompt
+from likelier.export.artefact import Artefact, Prompt
+from likelier.generation.sample import Sample
 
 MOST_POSITIONS = 512  # that are asked for one by one
 _SECONDS = 120.0  # of one request
@@ -178,13 +179,13 @@ def _llama_cpp(client: httpx.Client, vocabulary: int, plain_token: int) -> Artef
     def ends_at(token: int) -> bool:
         return bool(forced([plain_token], token, 2).get("stop_type") == "eos")
 
-    def answer(asked: Asked, most: int) -> Answer:
-        body = {"prompt": list(asked.ids), "n_predict": most, "temperature": 0, "top_k": 1,
+    def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
+        body = {"prompt": list(ids), "n_predict": most, "temperature": 0, "top_k": 1,
                 "return_tokens": True, "samplers": ["top_k"]}  # fmt: skip
         said = _call(client, "POST", "/completion", body)
         with _as_expected("answers"):
             stopped = said["stop_type"] != "limit"
-            return Answer(said["content"], stopped, tuple(map(int, said["tokens"])))
+            return Sample(said["content"], stopped, tuple(map(int, said["tokens"])))
 
     return Artefact(_OWNERS["llamacpp"], logps, prompt_ids, ends_at, answer, MOST_POSITIONS)
 
@@ -195,8 +196,8 @@ def _llama_cpp(client: httpx.Client, vocabulary: int, plain_token: int) -> Artef
 def _continuing(client: httpx.Client, name: str) -> Any:
     """Greedy answers to token ids."""
 
-    def answer(asked: Asked, most: int) -> Answer:
-        body = {"model": name, "prompt": list(asked.ids), "max_tokens": most, "temperature": 0}
+    def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
+        body = {"model": name, "prompt": list(ids), "max_tokens": most, "temperature": 0}
         return _first_choice(_call(client, "POST", "/v1/completions", body), "text")
 
     return answer
@@ -205,23 +206,23 @@ def _continuing(client: httpx.Client, name: str) -> Any:
 def _answering(client: httpx.Client, name: str) -> Any:
     """Greedy answers to chats, and to texts where the prompt is one."""
 
-    def answer(asked: Asked, most: int) -> Answer:
+    def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
         settings = {"model": name, "max_tokens": most, "temperature": 0}
-        if isinstance(asked.prompt, str):
-            body = {**settings, "prompt": asked.prompt}
+        if isinstance(prompt, str):
+            body = {**settings, "prompt": prompt}
             return _first_choice(_call(client, "POST", "/v1/completions", body), "text")
-        if asked.prompt is None:
+        if prompt is None:
             raise DataError("the messages of the prompts are not known", where="the run's data")
-        body = {**settings, "messages": list(asked.prompt)}
+        body = {**settings, "messages": list(prompt)}
         return _first_choice(_call(client, "POST", "/v1/chat/completions", body), "message")
 
     return answer
 
 
-def _first_choice(answer: dict[str, Any], key: str) -> Answer:
+def _first_choice(answer: dict[str, Any], key: str) -> Sample:
     with _as_expected("answers"):
         choice = answer["choices"][0]
         said = choice[key]["content"] if key == "message" else choice[key]
         if not isinstance(said, str):
             raise TypeError("no text")
-        return Answer(said, choice["finish_reason"] == "stop")
+        return Sample(said, choice["finish_reason"] == "stop")

@@ -14,7 +14,8 @@ import torch
 from likelier.batching.batch import Scored, completions_of
 from likelier.data.records import TokenPair, common_length
 from likelier.evaluation.intervals import mean_of_clusters, wilson
-from likelier.export.artefact import Answer, Artefact, Asked, Prompt
+from likelier.export.artefact import Artefact, Prompt
+from likelier.generation.sample import Sample
 from likelier.model.policy import Policy
 from likelier.model.running import without_dropout
 
@@ -26,7 +27,7 @@ MOST_ANSWERS, MOST_NEW_TOKENS = 4, 48
 
 
 @dataclass(frozen=True)
-class Question:
+class Questions:
     """What is asked of both: ``pairs``, their ``prompts`` as they were read (None: not known), and
     the token that ends the trained model's answers."""
 
@@ -36,7 +37,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Said:
+class Replies:
     """What a model said; None is what it could not be asked.
 
     ``logps`` are those of the scored tokens of every completion, in nats.
@@ -46,7 +47,7 @@ class Said:
     logps: Mapping[Scored, np.ndarray] | None
     prompt_ids: Sequence[tuple[int, ...] | None] | None
     ends: bool | None
-    answers: Sequence[Answer] | None
+    answers: Sequence[Sample] | None
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,23 @@ class Compared:
     figures: Mapping[str, Any]
 
 
-def ask(artefact: Artefact, question: Question) -> Said:
+def ask(artefact: Artefact, questions: Questions) -> Replies:
     """Ask a model all that it can be asked."""
     logps = prompt_ids = ends = answers = None
     if artefact.logps is not None:
-        wanted = _affordable(question.pairs, artefact.most_tokens)
+        wanted = _affordable(questions.pairs, artefact.most_tokens)
         sequences = list(dict.fromkeys(one for pair in wanted for one in completions_of(pair)))
         logps = dict(zip(sequences, artefact.logps(sequences), strict=True))
     if artefact.prompt_ids is not None:
         write = artefact.prompt_ids
-        prompt_ids = [None if prompt is None else write(prompt) for prompt in question.prompts]
+        prompt_ids = [None if prompt is None else write(prompt) for prompt in questions.prompts]
     if artefact.ends_at is not None:
-        ends = artefact.ends_at(question.stop)
+        ends = artefact.ends_at(questions.stop)
     if artefact.answer is not None:
-        asked = [
-            Asked(prompt, pair.prompt)
-            for pair, prompt in zip(question.pairs, question.prompts, strict=True)
-        ]
-        first = list({one.ids: one for one in asked}.values())[:MOST_ANSWERS]
-        answers = [artefact.answer(one, MOST_NEW_TOKENS) for one in first]
-    return Said(artefact.kind, logps, prompt_ids, ends, answers)
+        as_read = {p.prompt: one for p, one in zip(questions.pairs, questions.prompts, strict=True)}
+        first = list(as_read.items())[:MOST_ANSWERS]
+        answers = [artefact.answer(prompt, ids, MOST_NEW_TOKENS) for ids, prompt in first]
+    return Replies(artefact.kind, logps, prompt_ids, ends, answers)
 
 
 def _affordable(pairs: Sequence[TokenPair], most: int | None) -> Sequence[TokenPair]:
@@ -88,16 +86,20 @@ def _affordable(pairs: Sequence[TokenPair], most: int | None) -> Sequence[TokenP
 
 
 def compare(
-    said: Said, trained: Said, initial: Said, question: Question, gaps: Sequence[float] | None
+    said: Replies,
+    trained: Replies,
+    initial: Replies,
+    questions: Questions,
+    gaps: Sequence[float] | None,
 ) -> list[Compared]:
     """Every comparison of an artefact with the trained model, those that differ first.
 
     ``gaps`` are those of the artefact's answers, see `gap_of`.
     """
     found = [
-        *_compare_logps(said, trained, initial, question.pairs),
+        *_compare_logps(said, trained, initial, questions.pairs),
         _compare_prompts(said, trained),
-        _compare_end(said, question.stop),
+        _compare_end(said, questions.stop),
         _compare_answers(said, trained, gaps),
     ]
     return sorted(found, key=lambda one: ("differs", "same", "unknown").index(one.state))
@@ -108,7 +110,7 @@ def _unknown(name: str, why: str) -> Compared:
 
 
 def _compare_logps(
-    said: Said, trained: Said, initial: Said, pairs: Sequence[TokenPair]
+    said: Replies, trained: Replies, initial: Replies, pairs: Sequence[TokenPair]
 ) -> list[Compared]:
     if said.logps is None:
         return [_unknown("log-probs", "it gives no log-probs of a text")]
@@ -156,7 +158,7 @@ def _compare_order(
     )
 
 
-def _compare_prompts(said: Said, trained: Said) -> Compared:
+def _compare_prompts(said: Replies, trained: Replies) -> Compared:
     if said.prompt_ids is None:
         return _unknown("prompts", "it does not show how it writes a prompt")
     assert trained.prompt_ids is not None
@@ -179,7 +181,7 @@ def _few(ids: Sequence[int]) -> str:
     return f"{shown} …" if len(ids) > 6 else shown
 
 
-def _compare_end(said: Said, stop: int) -> Compared:
+def _compare_end(said: Replies, stop: int) -> Compared:
     if said.ends is None:
         return _unknown("end", "it does not show what ends its answers")
     does = "ends its answers" if said.ends else "does not end its answers"
@@ -187,7 +189,7 @@ def _compare_end(said: Said, stop: int) -> Compared:
     return Compared("end", state, f"token {stop}, the end of an answer, {does}", {"stop": stop})
 
 
-def _compare_answers(said: Said, trained: Said, gaps: Sequence[float] | None) -> Compared:
+def _compare_answers(said: Replies, trained: Replies, gaps: Sequence[float] | None) -> Compared:
     """Greedy answers side by side. They decide where nothing else tells the models apart: the
     rounding of a quantised artefact may well lead to another word.
     """
@@ -205,24 +207,26 @@ def _compare_answers(said: Said, trained: Said, gaps: Sequence[float] | None) ->
     return Compared("answers", state, says, {"answers": rows, "far": far})
 
 
-def gaps_of(said: Said, trained: Said, policy: Policy, question: Question) -> list[float] | None:
+def gaps_of(
+    said: Replies, trained: Replies, policy: Policy, questions: Questions
+) -> list[float] | None:
     """For each of an artefact's answers, by how much its worst token lies below the one that the
     trained model likes best there, in nats; 0 where both said the same.
     """
     if said.answers is None or trained.answers is None:
         return None
-    prompts = list(dict.fromkeys(pair.prompt for pair in question.pairs))
+    prompts = list(dict.fromkeys(pair.prompt for pair in questions.pairs))
     gaps = []
     for here, ours, prompt in zip(said.answers, trained.answers, prompts, strict=False):
         if here.text == ours.text and here.stopped == ours.stopped:
             gaps.append(0.0)
             continue
-        ids = here.ids
-        if ids is None:
+        ids = here.tokens
+        if not ids:
             ids = tuple(policy.tokenizer(here.text, add_special_tokens=False)["input_ids"])
             ids = ids if here.stopped else ids[:-1]  # the limit may have cut a text's last token
-        if here.stopped and ids[-1:] != (question.stop,):
-            ids = (*ids, question.stop)
+        if here.stopped and ids[-1:] != (questions.stop,):
+            ids = (*ids, questions.stop)
         gaps.append(_largest_gap(policy, prompt, ids) if ids else 0.0)
     return gaps
 
