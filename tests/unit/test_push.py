@@ -90,7 +90,7 @@ def test_every_file_but_the_manifest_is_named_and_sent(
     must_be_able_to_push("me/tuned")
     push(folder, "me/tuned")
     made = next(json.loads(body) for _, path, body in hub.heard if path == "/api/repos/create")
-    assert made["name"] == "tuned" and made["private"] is True
+    assert made["name"] == "tuned" and made["visibility"] == "private"
     commit = next(body for _, path, body in hub.heard if "/commit/" in path)
     rows = [json.loads(line) for line in commit.decode().splitlines()]
     sent = {row["value"]["path"] for row in rows if row["key"] == "file"}
@@ -102,7 +102,7 @@ def test_every_file_but_the_manifest_is_named_and_sent(
 def test_a_repository_is_public_only_when_said(hub: FakeHub, folder: Path) -> None:
     push(folder, "me/tuned", public=True)
     made = next(json.loads(body) for _, path, body in hub.heard if path == "/api/repos/create")
-    assert made.get("private") in (False, None)
+    assert made["visibility"] == "public"
 
 
 def test_a_refusal_is_one_line(hub: FakeHub, folder: Path) -> None:
