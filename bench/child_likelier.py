@@ -6,9 +6,12 @@ from pathlib import Path
 
 from child import Steps, peak_mib, tell, timed
 
+from likelier.base.heap import without_small_caches
+
 
 def main() -> None:
     """Run the case's config by `likelier.train`, its steps told one by one."""
+    without_small_caches()  # as the command does
     case = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     import likelier.run
 

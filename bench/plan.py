@@ -27,6 +27,8 @@ import workloads
 
 TRAIN = """
 import json, sys, time
+from likelier.base.heap import without_small_caches
+without_small_caches()  # as the command does
 from likelier.run import train
 config = json.load(open(sys.argv[1]))
 began = time.perf_counter()
@@ -72,6 +74,7 @@ def measure(options: argparse.Namespace, work: Path, size: str, tuning: str) -> 
         "data": {"train": str(work / "pairs.jsonl"), "eval": None},
         "train": {"steps": options.steps, "pairs_per_step": options.pairs_per_step,
                   "save_every": options.save_every},
+        "eval": {"samples": 0},
     }  # fmt: skip
     for section, keys in TUNINGS[tuning].items():
         asked[section] = asked.get(section, {}) | keys

@@ -101,6 +101,7 @@ def make_case(
         "loss": {"beta": 0.1},
         "optim": {**OPTIM, "lr": lr},
         "train": {"steps": steps, "pairs_per_step": pairs_per_step, "save_every": None},
+        "eval": {"samples": 0},
         "out": str(folder / "run"),
     }
     encoder = build_encoder(

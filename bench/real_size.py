@@ -147,6 +147,7 @@ def run(
         "adapter": LORA,
         "train": {"pairs_per_step": per_step, "epochs": 1, "save_every": None,
                   "checkpointing": "none"},
+        "eval": {"samples": 0},
         "out": str(out),
     }  # fmt: skip
     for section, keys in changes.items():

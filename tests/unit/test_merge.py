@@ -8,7 +8,7 @@ import torch
 from tests.support.families import EXPERT_FAMILIES, TREE_FAMILIES, saved, with_lora
 from tests.support.numerics import TELLING
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from likelier.base.errors import ConfigError
 from likelier.batching.batch import lay_out
@@ -55,7 +55,7 @@ def test_it_gives_what_base_and_adapter_gave(
     merged = load(tmp_path / "merged", dtype="float32")
     assert not merged.has_adapter and merged.dtype is torch.float32
     assert not hasattr(merged.causal_lm.config, "quantization_config")
-    assert float((logps(merged) - there).abs().max()) < 2e-5
+    assert float((logps(merged) - there).abs().max()) < 1e-4  # rounding differs by processor
     assert merged.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
 
 
@@ -132,3 +132,16 @@ def test_adapters_of_which_several_are_active_are_refused(
     model.base_model.set_adapter(["default", "other"])
     with pytest.raises(ConfigError, match="2 adapters are active"):
         save_merged(policy, torch.float32, tmp_path / "merged")
+
+
+def test_the_generation_config_ends_where_the_tokenizer_does(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A base whose config knows another end than its turns have: both end an answer."""
+    policy = with_lora(load(folders["llama"], dtype="float32", frozen=True))
+    own = policy.tokenizer.eos_token_id
+    policy.causal_lm.generation_config.eos_token_id = own + 3
+    save_merged(policy, torch.float32, tmp_path / "merged")
+    config = GenerationConfig.from_pretrained(tmp_path / "merged")
+    assert config.eos_token_id == sorted({own, own + 3})
+    assert policy.causal_lm.generation_config.eos_token_id == own + 3

@@ -126,7 +126,9 @@ def load(
         may_stream = may_stay and stream == "auto" and method is None and not packs
         if on_gpu and device_map is None:
             news += _to_gpu(model, torch.device("cuda"), may_stream)
-        elif stream == "never":
+        elif stream == "never" or packs:
+            # What was packed has been read: a weight that lies there still would keep all of the
+            # file in this process.
             keep_out_of_files(model)
         elif frozen:
             read_ahead(model)
