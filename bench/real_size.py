@@ -2,7 +2,7 @@
 
     python bench/real_size.py 1.28B              EXAONE-4.0-1.2B's shape: five ways to hold it
     python bench/real_size.py 8B                 one step of Llama-3-8B's shape, from its files
-    python bench/real_size.py 1.28B --only "nf4 base"    one row
+    python bench/real_size.py 1.28B --only "nf4 base"    one row; the others recorded here stay
 
 Every row is a process of its own: the command ``likelier train``, loading included, on a model
 with random bfloat16 weights that is made here. ``anonymous`` is memory that no file holds, the
@@ -64,16 +64,18 @@ def main() -> None:
         if not (model / "config.json").exists():
             make_model(model, options.size)
         ways = {"bfloat16 base": {}} if options.size == "8B" else WAYS
-        rows: list[dict[str, Any]] = []
+        named = f"real_size-{options.size}-cpu"
+        rows = {} if options.only is None else {row["way"]: row for row in record.rows(named)}
         for name, changes in ways.items():
             if options.only is None or name in options.only:
                 told = run(work, model, options, name, changes)
-                rows.append({"size": options.size, "way": name, **told})
+                rows[name] = {"size": options.size, "way": name, **told}
                 if options.size != "smoke":  # each row takes minutes: none is to be lost
-                    record.write(f"real_size-{options.size}-cpu", {"rows": rows})
+                    found = [rows[name] for name in WAYS if name in rows]
+                    record.write(named, {"rows": found})
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    record.show(rows)
+    record.show(list(rows.values()))
 
 
 def make_model(folder: Path, size: str) -> None:

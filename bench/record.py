@@ -76,6 +76,16 @@ def command() -> str:
     return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
+def rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a result that was measured on this kind of processor; [] where there are none."""
+    try:
+        before = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    found: list[dict[str, Any]] = before["rows"]
+    return found if before["machine"]["cpu"] == _processor() else []
+
+
 def write(name: str, figures: Mapping[str, Any]) -> Path:
     """Write ``bench/results/NAME.json``: how it was measured, then the figures."""
     RESULTS.mkdir(exist_ok=True)

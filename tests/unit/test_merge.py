@@ -88,7 +88,7 @@ def test_a_tied_head_is_written_apart_only_where_it_differs(
     is_tied = merged.lm_head.weight is merged.model.embed_tokens.weight
     assert is_tied == merged.config.tie_word_embeddings == (targets == ["q_proj"])
     there = logps(policy)
-    assert float((logps(load(tmp_path / "merged", dtype="float32")) - there).abs().max()) < 2e-5
+    assert float((logps(load(tmp_path / "merged", dtype="float32")) - there).abs().max()) < 1e-4
 
 
 def adapted(folder: Path, **wanted: Any) -> Policy:
@@ -107,7 +107,7 @@ def test_layers_that_were_trained_whole_take_the_place_of_the_bases(
     policy = stirred(adapted(folders["llama"], modules_to_save=["lm_head", "norm"]))
     there = logps(policy)
     save_merged(policy, torch.float32, tmp_path / "merged")
-    assert float((logps(load(tmp_path / "merged", dtype="float32")) - there).abs().max()) < 2e-5
+    assert float((logps(load(tmp_path / "merged", dtype="float32")) - there).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("wanted", [{"use_dora": True}, {"bias": "lora_only"}])
