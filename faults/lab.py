@@ -31,6 +31,7 @@ FEW_BITS: dict[str, dict[str, Any]] = {
     "full, eight bits": {"adapter": {"kind": "none"}, "optim__kind": "adamw8bit"},
     "LoRA, four bits": {"adapter": _LORA, "model__quantise": "nf4"},
 }
+ANSWERS = {"samples": 1, "max_new_tokens": 4}
 PATIENCE = 120  # seconds for a run that takes one: what takes longer hangs
 ROWS = 18
 
@@ -51,7 +52,7 @@ class Trial:
         self.work = self.folder / "work"  # all that the run may change
         self.out, self.cache = self.work / "out", self.work / "cache"
         self.config = self.folder / "run.json"
-        changes = {"train__steps": self.steps, "train__keep": self.keep}
+        changes = {"train__steps": self.steps, "train__keep": self.keep, "eval": ANSWERS}
         changes |= (KINDS | FEW_BITS)[self.kind]
         self.config.write_text(json.dumps(self.lab.place.config(self.out, **changes)))
 

@@ -28,6 +28,7 @@ from tests.support.runs import Place, bytes_of, differing, make_place
 
 from faults import Options
 from faults.disk import Disk, Event, IncompleteRecording, State, events_of, read_events
+from faults.lab import ANSWERS
 from faults.native import NoCompiler
 from faults.recording import Job, RecordedRunFailed, record, reporting
 from faults.table import Row
@@ -111,7 +112,9 @@ class Recorded:
 
 def config(plan: Plan, place: Place, disk: Path) -> dict[str, Any]:
     """The config of a run whose folder and cache lie on a disk."""
-    short = {"train__steps": STEPS, "train__save_every": SAVE_EVERY, "train__keep": 1}
+    short = {
+        "train__steps": STEPS, "train__save_every": SAVE_EVERY, "train__keep": 1, "eval": ANSWERS
+    }  # fmt: skip
     return place.config(disk / OUT, **short, **plan.changes)
 
 

@@ -15,10 +15,13 @@ _NO_SMALL_CACHES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 
 def without_small_caches() -> None:
     """Replace this process by itself with those caches off; return where that is not possible,
-    is so already, or where the user has set glibc's malloc.
+    is so already, where the user has set glibc's malloc, or where the words of the command were
+    not those that the process was started with: then it is somebody else's.
     """
-    before = os.environ.get(TUNABLES, "")
+    before, words = os.environ.get(TUNABLES, ""), sys.argv[1:]
     if sys.platform != "linux" or "glibc.malloc." in before or not _is_glibc():
+        return
+    if not words or sys.orig_argv[-len(words) :] != words:
         return
     settings = f"{before}:{_NO_SMALL_CACHES}".removeprefix(":")
     try:

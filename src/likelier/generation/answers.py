@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, Literal
 
 from likelier.base.child import in_child
-from likelier.base.errors import describe_error
+from likelier.base.errors import OutputError, describe_error
 from likelier.base.files import read_lines, write_lines
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder
@@ -43,14 +43,18 @@ def keep_answers(
 ) -> None:
     """Have the policy answer the prompts of ``eval.samples``; ``steps`` are those of the run.
 
-    Answers from before the training that a run finds when it resumes stand as they are. Whatever
-    fails here is said, and fails no run.
+    Answers from before the training that a run finds when it resumes stand as they are. What fails
+    here is said, and fails no run.
+
+    Raises OutputError where the disk refuses.
     """
     pairs = _asked(data.eval or data.train, folder.config.eval.samples)
     try:
         if pairs:
             _answer(folder, policy, encoder, pairs, bool(data.eval), steps, when)
-    except Exception as error:
+    except OutputError:
+        raise
+    except Exception as error:  # a cache or a head that transformers cannot generate with
         say(f"no answers from {when} the training: {describe_error(error)[0]}")
 
 
