@@ -45,6 +45,7 @@ bench: environment bench-environment
 	@$(BIN)/python bench/versus_trl.py
 	@$(BIN)/python bench/versus_trl.py --workload groups --whole-prompts --name versus_trl-cpu-groups
 	@$(BIN)/python bench/versus_trl.py --pairs-in-one-pass 8
+	@$(BIN)/python bench/recipes.py
 	@$(BIN)/python bench/big_model.py --without-bf16
 	@$(BIN)/python bench/limit.py
 	@$(BIN)/python bench/scaling.py

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, __version__
 
 
-class _Told(DPOTrainer):
+class Told(DPOTrainer):
     """The trainer, keeping the unrounded loss of every micro-batch until the step ends."""
 
     losses: list[torch.Tensor]
@@ -23,7 +23,9 @@ class _Told(DPOTrainer):
         return loss
 
 
-class _AtStepEnd(TrainerCallback):
+class AtStepEnd(TrainerCallback):
+    """Tells of every step, and lets the process wait for its next turn."""
+
     def __init__(self, steps: Steps):
         self.steps = steps
         self.trainer: Any = None
@@ -76,9 +78,9 @@ def main() -> None:
         disable_tqdm=True,
         seed=0,
     )
-    at_step_end = _AtStepEnd(Steps())
-    _Told._precompute_ref_logps = timed("reference", _Told._precompute_ref_logps)
-    trainer = _Told(
+    at_step_end = AtStepEnd(Steps())
+    Told._precompute_ref_logps = timed("reference", Told._precompute_ref_logps)
+    trainer = Told(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows),

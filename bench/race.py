@@ -85,13 +85,6 @@ def make_case(
     With ``visit_all`` it also gets those that no step visits, behind the others: both have a
     reference for all pairs.
     """
-    from transformers import AutoTokenizer, GenerationConfig
-
-    from likelier.chat.tokenizer import build_encoder
-    from likelier.config import config_from
-    from likelier.data.load import load
-    from likelier.training.order import make_order
-
     folder.mkdir(parents=True)
     workloads.write_rows(folder / "pairs.jsonl", rows)
     asked = {
@@ -104,14 +97,8 @@ def make_case(
         "eval": {"samples": 0},
         "out": str(folder / "run"),
     }
-    encoder = build_encoder(
-        AutoTokenizer.from_pretrained(model), GenerationConfig.from_pretrained(model)
-    )
-    config = config_from(asked, [])
-    pairs = load(config.data, encoder, seed=config.train.seed).train
+    visits, pairs = in_order(asked, model)
     assert len(pairs) == len(rows), "likelier left pairs out"
-    order = make_order(pairs, config.train)
-    visits = [index for step in range(1, steps + 1) for _, index in order.step(step)]
     if visit_all:
         visits += [index for index in range(len(rows)) if index not in visits]
     workloads.write_rows(folder / "visited.jsonl", [rows[index] for index in visits])
@@ -125,6 +112,24 @@ def make_case(
         "likelier": asked,
     }
     return Case(folder, spec, visited, hash_ids(map(_ids, visited)))
+
+
+def in_order(asked: dict[str, Any], model: Path) -> tuple[list[int], Any]:
+    """The index of the pair of every visit of a run of likelier, in order, and its pairs."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from likelier.chat.tokenizer import build_encoder
+    from likelier.config import config_from
+    from likelier.data.load import load
+    from likelier.training.order import make_order
+
+    encoder = build_encoder(
+        AutoTokenizer.from_pretrained(model), GenerationConfig.from_pretrained(model)
+    )
+    config = config_from(asked, [])
+    pairs = load(config.data, encoder, seed=config.train.seed).train
+    order = make_order(pairs, config.train)
+    return [i for step in range(1, order.num_steps + 1) for _, i in order.step(step)], pairs
 
 
 class Runner:

@@ -316,6 +316,41 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
         run_train(settings)
 
 
+@app.command(
+    "import", epilog="Example: likelier import dpo.yaml model.path=./my-model --out config.yaml"
+)
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="A config of TRL, Axolotl or LLaMA-Factory."),
+    ],
+    keys: KeysArgument = None,
+    program: Annotated[
+        Literal["trl", "axolotl", "llama-factory"] | None,
+        typer.Option("--from", help="Whose config it is; without it, its keys tell."),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many processes it was launched with.")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="Write the config to this new file, not to stdout."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print config and answers as one JSON object.")
+    ] = False,
+) -> None:
+    """Turn a config of another trainer into one of likelier.
+
+    Prints our config, and to stderr an answer for every key of theirs (taken, converted, with
+    another meaning, without a counterpart) and what that program does otherwise. What it takes
+    where its file is silent is written out. KEY=VALUE are keys of ours that win.
+    """
+    from likelier.commands.import_config import import_config
+
+    import_config(file, keys or [], program, processes, out, as_json)
+
+
 @app.command(epilog="Example: likelier export runs/first --to gguf --out models/first")
 def export(
     run: RunArgument,

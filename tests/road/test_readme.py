@@ -11,6 +11,7 @@ import pytest
 from tests.support.demo_base import demo_cache
 
 from likelier.base.files import read_lines
+from likelier.config import load_config
 from likelier.demo.base import base_model
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +45,16 @@ def test_the_commands_and_then_the_python(clone: Path) -> None:
     assert block
     lines = [line.split("#")[0].split() for line in block[1].splitlines()]
     printed = {words[1]: run(clone, "-m", *words) for words in lines}
-    assert list(printed) == ["check", "show", "plan", "train", "report", "export", "losses"]
+    assert list(printed) == [
+        "check", "show", "plan", "train", "report", "export", "losses", "import",
+    ]  # fmt: skip
     assert "96 of 96 rows can be used" in printed["check"] and (clone / "check.html").exists()
     turned = clone / "runs" / "turned"
     steps = read_lines(turned / "metrics.jsonl")
     assert steps[-1]["eval_rewards/accuracies"] > 0.9
     assert (turned / "report.html").exists()
     assert "0 prefer the other answer" in printed["export"]
+    assert load_config(clone / "imported.yaml").adapter.kind == "lora"
     assert (clone / "runs" / "merged" / "model.safetensors").exists()
     by_peft, by_likelier = re.findall(r"```python\n(.*?)```", FOLLOWED, re.DOTALL)
     assert len(run(clone, "-c", by_peft).split()) > 2  # an answer in words

@@ -21,7 +21,7 @@ from likelier.checks.summary import Kind, print_kinds
 from likelier.cli import app, main
 from likelier.config import json_schema, load_config
 
-COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
+COMMANDS = sorted(c.name or c.callback.__name__ for c in app.registered_commands)
 GOOD = {"prompt": "파이썬이 뭐야?", "chosen": "배우기 쉬운 언어입니다.", "rejected": "뱀이지~"}
 
 
@@ -75,7 +75,9 @@ def test_every_command_says_what_it_does_with_an_example(command, capsys):
     assert f"Example: likelier {command}" in said
     assert main(["--help"]) == 0
     first = next(
-        c.callback.__doc__ for c in app.registered_commands if c.callback.__name__ == command
+        c.callback.__doc__
+        for c in app.registered_commands
+        if (c.name or c.callback.__name__) == command
     )
     assert first.splitlines()[0] in capsys.readouterr().out, "its line is not cut"
 

@@ -544,7 +544,7 @@ def test_a_whole_config_of_another_trainer_is_answered_and_followed(text, traine
     with pytest.raises(ConfigError) as raised:
         load_config(file(text))
     what, write, leave_out = str(raised.value).split("\n  ")
-    assert what.startswith(f"this is a config of {trainer}: ")
+    assert what.startswith(f"this is a config of {trainer}, for `likelier import`: ")
     assert leave_out.startswith("leave out ") and write.startswith("write ")
     config = follow(write)
     for key, value in ours.items():

@@ -92,7 +92,9 @@ def _unknown(unknown: Sequence[Sequence[str]], given: Mapping[str, Any]) -> Conf
     trainer = trainer_of(set(given))
     what = f"unknown keys: {', '.join(hints)}"
     if trainer is not None:
-        what = f"this is a config of {trainer}: {len(hints)} of its keys are not ours"
+        what = (
+            f"this is a config of {trainer}, for `likelier import`: {len(hints)} keys are not ours"
+        )
     return ConfigError(what, hint=_together(hints))
 
 

@@ -32,9 +32,18 @@ def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Confi
         InputMissing: the file is not there or cannot be read.
         ConfigError: anything wrong with what is written.
     """
-    tree = {} if path is None else _read(Path(path).expanduser())
+    tree = {} if path is None else read_keys(Path(path).expanduser())
+    override(tree, overrides)
+    return config_from(tree)
+
+
+def override(tree: dict[str, Any], words: Iterable[str]) -> None:
+    """Write ``section.key=value`` into a tree, in order.
+
+    Raises ConfigError for a word of another form, and for a key that is given twice.
+    """
     seen: set[str] = set()
-    for word in overrides:
+    for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key or not all(key.split(".")):
             raise ConfigError(f"{word!r} is not key=value", hint="write for example loss.beta=0.2")
@@ -42,7 +51,6 @@ def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Confi
             raise ConfigError("is given twice", where=key, hint="keep one of the two")
         seen.add(key)
         _put(tree, key, argument(value, key))
-    return config_from(tree)
 
 
 def config_from(
@@ -62,7 +70,7 @@ def config_from(
     if isinstance(given, Config) and not keys:
         return given
     if isinstance(given, str | Path):
-        tree = _read(Path(given).expanduser())
+        tree = read_keys(Path(given).expanduser())
     else:
         tree = _copied(live(given) if isinstance(given, Config) else given)
     written = [
@@ -106,7 +114,13 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_keys(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file; of an empty one none.
+
+    Raises:
+        InputMissing: it is not there or cannot be read.
+        ConfigError: it is no strict YAML, holds no keys, or holds data.
+    """
     try:
         is_file, what = (
             path.is_file(),
