@@ -416,6 +416,71 @@ def verify(
     verify_artefact(artefact, against, pairs, gate, as_json)
 
 
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, model or adapter, or Hub id.")
+]
+OnlyOption = Annotated[
+    Literal["base", "tuned"] | None, typer.Option(help="Ask one of the two models alone.")
+]
+TemperatureOption = Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")]
+NewTokensOption = Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Decides what is drawn.")]
+
+
+@app.command(epilog="Example: likelier chat runs/demo --system 'Answer in one sentence.'")
+def chat(
+    target: TargetArgument,
+    only: OnlyOption = None,
+    system: Annotated[str, typer.Option(metavar="TEXT", help="The system text.")] = "",
+    template: TemplateOption = None,
+    temperature: TemperatureOption = 0.7,
+    max_new_tokens: NewTokensOption = 1024,
+    seed: SeedOption = 0,
+) -> None:
+    """Talk with a model; of a run, base and tuned model answer together.
+
+    Each keeps its own conversation. /help lists what can be typed beside questions. Lines may
+    also come from a file or pipe.
+    """
+    _check_versions()
+    from likelier.commands.chat import chat as talk
+
+    talk(target, only, system, _template(template), temperature, max_new_tokens, seed)
+
+
+@app.command(
+    epilog="Example: likelier sample runs/demo --prompts prompts.jsonl --out answers.jsonl"
+)
+def sample(
+    target: TargetArgument,
+    prompts: Annotated[
+        Path, typer.Option(metavar="DATA", help="File, folder or Hub id of prompts, or of pairs.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL file, a row an answer.")],
+    number: Annotated[int, typer.Option("-n", "--n", min=1, help="Answers to each prompt.")] = 1,
+    only: OnlyOption = None,
+    columns: ColumnsOption = None,
+    chat: ChatOption = False,
+    template: TemplateOption = None,
+    temperature: TemperatureOption = 1.0,
+    max_new_tokens: NewTokensOption = 512,
+    seed: SeedOption = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Answers at once; default: what memory allows.")
+    ] = None,
+) -> None:
+    """Write many answers to the prompts of a file.
+
+    Of a run the tuned model answers, unless --only base. Stop it with Ctrl-C and give the same
+    command again to continue: the file is the same as of a run that was not stopped.
+    """
+    _check_versions()
+    from likelier.commands.sample import Draws, sample_prompts
+
+    draws = Draws(number, temperature, max_new_tokens, seed, batch_size)
+    sample_prompts(target, prompts, out, draws, only, _columns(columns), chat, _template(template))
+
+
 @app.command(epilog="Example: likelier report runs/demo")
 def report(run: RunArgument) -> None:
     """Write the report of a run again and print where it is."""

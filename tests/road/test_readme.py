@@ -1,5 +1,6 @@
 """The README followed as it is typed: its commands, then its Python, in a folder like a clone."""
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from likelier.demo.base import base_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+USE = (ROOT / "docs" / "use.md").read_text("utf-8")
 FOLLOWED = README[README.index("## With data and a model of your own") :]
 
 
@@ -29,14 +31,15 @@ def clone(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     return folder
 
 
-def run(clone: Path, *words: str) -> str:
+def run(clone: Path, *words: str, typed: str = "") -> str:
     """What a process prints on either stream, once it ended well."""
     settings = os.environ | {"LIKELIER_CACHE": str(clone / "cache"), "COLUMNS": "200"}
     ended = subprocess.run(
-        [sys.executable, *words], cwd=clone, env=settings, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout + ended.stderr
+        [sys.executable, *words], cwd=clone, env=settings, input=typed,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
 
 
 @pytest.mark.slow
@@ -59,3 +62,53 @@ def test_the_commands_and_then_the_python(clone: Path) -> None:
     by_peft, by_likelier = re.findall(r"```python\n(.*?)```", FOLLOWED, re.DOTALL)
     assert len(run(clone, "-c", by_peft).split()) > 2  # an answer in words
     assert "grad_fn" in run(clone, "-c", by_likelier)
+
+
+@pytest.mark.slow
+def test_what_the_page_of_chat_and_sample_shows(clone: Path) -> None:
+    """Its commands, after those above: every line as it is shown, but for what a model says."""
+    if not (clone / "runs" / "turned").exists():
+        run(clone, "-m", "likelier", "train", "examples/turned.yaml", "train.epochs=1")
+    prompts = re.findall(r"`(\{\"prompt\": .*?\})`", USE)
+    (clone / "questions.jsonl").write_text("".join(f"{row}\n" for row in prompts), "utf-8")
+    (clone / "questions.txt").write_text("러스트는 무엇인가요?\n", "utf-8")
+    commands = re.findall(r"^likelier (.*)", USE, re.MULTILINE)
+    talk, piped, sampled = (command.split() for command in commands)
+    shown, sampling = (_printed(USE, what) for what in ("chat", "sample"))
+
+    typed = "".join(f"{line[2:]}\n" for line in shown if line.startswith("> "))
+    expected = [line for line in shown if not line.startswith("> ")]
+    printed = run(clone, "-m", "likelier", *talk, typed=typed).splitlines()
+    assert _without_answers(printed, clone) == _without_answers(expected, clone)
+
+    given = (clone / piped[piped.index("<") + 1]).read_text("utf-8")
+    printed = run(clone, "-m", "likelier", *piped[: piped.index("<")], typed=given).splitlines()
+    assert "tuned" in printed and "base" not in printed
+
+    printed = run(clone, "-m", "likelier", *sampled).splitlines()
+    assert _without_answers(printed, clone) == sampling
+    rows = read_lines(clone / "answers.jsonl")
+    (example,) = re.findall(r"```json\n(.*?)\n```", USE)
+    row = json.loads(example)
+    assert row.keys() == rows[0].keys() and len(rows) == 4
+    fixed = ("source", "prompt", "index", "seed")
+    assert [row[name] for name in fixed] == [rows[0][name] for name in fixed]
+    assert set(re.findall(r"^\| `(\w+)` \|", USE, re.MULTILINE)) == row.keys()
+    settings = json.loads((clone / "answers.jsonl.settings.json").read_text("utf-8"))
+    assert settings["asked"]["side"] == "tuned" and settings["rows_at_once"] == 64
+
+
+def _printed(page: str, what: str) -> list[str]:
+    block = re.search(rf"<!-- printed by {what} -->\n```\n(.*?)```", page, re.DOTALL)
+    assert block
+    return block[1].splitlines()
+
+
+def _without_answers(lines: list[str], clone: Path) -> list[str]:
+    """What a program says: the lines behind the name of a model are the model's."""
+    lines = [line.replace(str(clone), "/…") for line in lines]
+    return [
+        line
+        for before, line in zip(["", *lines], lines, strict=False)
+        if before not in ("base", "tuned")
+    ]

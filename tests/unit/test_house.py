@@ -14,10 +14,10 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_370  # to come down to 8_000
-MOST_LINES = 27_930  # to come down to 14_000
-MOST_MODULES = 145  # with code; packages whose __init__.py holds a docstring only are not counted
-MOST_DATACLASSES = 67
+MOST_LINES_ON_THE_ROAD = 14_440  # to come down to 8_000
+MOST_LINES = 28_920  # to come down to 14_000
+MOST_MODULES = 151  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_DATACLASSES = 68
 MOST_FILES_IN_A_FOLDER = 12
 MOST_LINES_IN_A_FUNCTION = 80
 MOST_PARAMETERS_IN_THE_LOOP = 6
@@ -26,18 +26,18 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_830,
+    "base": 1_840,
     "batching": 530,
-    "chat": 1_890,
+    "chat": 1_900,
     "checks": 2_100,
-    "cli": 636,
-    "commands": 1_854,
+    "cli": 700,
+    "commands": 2_250,
     "config": 2_210,
-    "data": 4_420,
+    "data": 4_480,
     "demo": 740,
     "evaluation": 210,
     "export": 1_210,
-    "generation": 330,
+    "generation": 810,
     "losses": 1_570,
     "model": 2_930,
     "pages": 530,

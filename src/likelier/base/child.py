@@ -109,6 +109,19 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         return child.ask(None)
 
 
+@contextmanager
+def asking(function: Callable[[Any], Any]) -> Iterator[Callable[[Any], Any]]:
+    """A function to be called many times in one child, where it may keep what it learned.
+
+    Raises as `Child.ask` where it is called.
+    """
+    if is_child() or not CAN_FORK:
+        yield function
+        return
+    with closing(Child(function)) as child:
+        yield child.ask
+
+
 def survive(function: Callable[..., Any], *arguments: Any) -> None:
     """Call a function in a child, so that it may be called here: it must not kill.
 

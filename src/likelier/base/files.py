@@ -212,15 +212,16 @@ def write_folder(path: Path, write: Callable[[Path], None], facts: Mapping[str, 
         sync(path.parent)
 
 
-def sweep(folder: Path, alone: bool = True) -> None:
-    """Delete what killed processes left half written in a folder.
+def sweep(folder: Path, alone: bool = True, of: str = "") -> None:
+    """Delete what killed processes left half written in a folder, or ``of`` one file in it.
 
     ``alone``: nobody else may be writing there now. Otherwise what somebody holds stays; where the
     file system knows no locks, what was touched within a day.
     """
     with suppress(OSError):
         for name in os.listdir(folder):
-            if _LEFT.fullmatch(name) and (alone or not _is_held(folder / name)):
+            ours = _LEFT.fullmatch(name) and name.startswith(f".{of}." if of else "")
+            if ours and (alone or not _is_held(folder / name)):
                 with suppress(OSError):
                     _delete(folder / name)
 

@@ -84,6 +84,26 @@ def prompt_text(encoder: Encoder, prompt: Sequence[Message], tools: Tools = ()) 
     return text
 
 
+def generated_turn(encoder: Encoder, prompt: Sequence[Message], text: str, ended: bool) -> Message:
+    """What was generated behind ``prompt`` as a turn of the chat, its reasoning where the template
+    looks for it: so that later turns have of it what the template keeps.
+
+    A thinking block that was not closed holds all of the text where the answer was broken off, and
+    nothing where it ``ended`` by itself.
+
+    Raises Unfit as `prompt_text`.
+    """
+    before = prompt_text(encoder, prompt)
+    content = thinking.opened(before) + text
+    if closing := thinking.left_open(content).removesuffix("-"):
+        content = text if ended else content + closing
+    turn = {"role": "assistant", "content": content}
+    with suppress(Unfit):  # no answer that could be trained on: it stands as it was written
+        placed = turn_behind(encoder, [*prompt, turn], before, ()).message
+        return placed if str(placed.get("content") or "").strip() else turn
+    return turn
+
+
 def cut_completion(
     encoder: Encoder,
     prompt: Sequence[Message],

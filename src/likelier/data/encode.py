@@ -116,16 +116,17 @@ def _asks_for_date(encoder: Encoder) -> Finding:
     return Finding("clock", "warning", "chat template", None, message, hint)
 
 
-def encode_prompt(encoder: Encoder, prompt: str | Sequence[Message]) -> tuple[int, ...]:
-    """Token ids of a prompt that is to be answered: text, or messages.
+def encode_prompt(
+    encoder: Encoder, prompt: str | Sequence[Message], tools: Sequence[Message] = ()
+) -> tuple[int, ...]:
+    """Token ids of a prompt that is to be answered: text, or messages with what they may call.
 
     Raises:
         DataError: it is empty, no chat, or does not fit the template or the tokenizer.
     """
     try:
-        draft = _draft(
-            encoder, prompt if isinstance(prompt, str) else read_messages(prompt, "prompt"), (), {}
-        )
+        chat = prompt if isinstance(prompt, str) else read_messages(prompt, "prompt")
+        draft = _draft(encoder, chat, (), {}, tools)
         ids = _Ids(encoder).add(draft).prompt(draft.prompt, draft.is_chat)
     except Unfit as unfit:
         raise DataError(unfit.message, where=unfit.field, hint=unfit.hint) from unfit

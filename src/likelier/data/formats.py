@@ -32,8 +32,9 @@ from likelier.chat.written import (
     stripped,
     turns_in,
 )
-from likelier.data.records import Pair, Row, taken, text_of
+from likelier.data.records import Pair, PromptRow, Row, taken, text_of
 from likelier.data.shapes import (
+    NEEDED,
     ROWS_LOOKED_AT,
     SIGNED,
     Format,
@@ -64,9 +65,8 @@ def read_row(row: Row, form: Format) -> list[Pair | Finding]:
     An error `Finding` stands for a pair or a row that cannot be read, a note for a row that holds
     no preference.
     """
-    for field in form.columns.values() or PAIR_COLUMNS:
-        if isinstance(cell := row.record.get(field), Finding):  # what its reader says of it
-            return [replace(cell, source=row.source, field=field)]
+    if odd := _odd_cell(row, form):
+        return [odd]
     form = for_row(row.record, form)
     try:
         for name in () if form.all_rivals.isdisjoint(row.record) else form.rivals:
@@ -81,6 +81,32 @@ def read_row(row: Row, form: Format) -> list[Pair | Finding]:
     except Unfit as unfit:
         return [unfit.at(row.source)]
     return [one for each in found for one in (_usable(each) if isinstance(each, Pair) else [each])]
+
+
+def _odd_cell(row: Row, form: Format) -> Finding | None:
+    """What its reader says of a cell that is to be read, where it says anything."""
+    for field in form.columns.values() or PAIR_COLUMNS:
+        if isinstance(cell := row.record.get(field), Finding):
+            return replace(cell, source=row.source, field=field)
+    return None
+
+
+def read_prompt(row: Row, form: Format) -> PromptRow | Finding:
+    """The prompt of a row: where it has answers, the one that they are read behind."""
+    if all(name in form.columns for name in NEEDED[form.shape]):
+        found = read_row(row, form)[0]
+        if isinstance(found, Pair):
+            return PromptRow(row.source, found.prompt, found.tools)
+        if found.code not in ("tie", "identical"):  # which is nothing to a prompt
+            return found
+    if odd := _odd_cell(row, form):
+        return odd
+    try:
+        form = for_row(row.record, form)
+        content = _prompt(row.record, form, form.chat)
+        return PromptRow(row.source, content, _tools(row.record, form.columns))
+    except Unfit as unfit:
+        return unfit.at(row.source)
 
 
 def first_pair(
@@ -174,7 +200,7 @@ def _cell(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> t
 
 
 def _sides(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, str | Chat, str | Chat]:
-    """Prompt, chosen and rejected, all as text or all as messages."""
+    """PromptRow, chosen and rejected, all as text or all as messages."""
     columns = form.columns
     theirs = {name: columns.get(name, name) for name in PAIR_COLUMNS}
     for name in ("chosen", "rejected"):

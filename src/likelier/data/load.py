@@ -17,11 +17,12 @@ from likelier.config.losses import SigmoidLoss, needs
 from likelier.config.schema import DataConfig
 from likelier.data.encode import without_stops
 from likelier.data.fit import fit, refuse_dropped
-from likelier.data.formats import first_pair, read_row
+from likelier.data.formats import first_pair, read_prompt, read_row
 from likelier.data.records import (
     Flat,
     Pair,
     Places,
+    PromptRow,
     Row,
     TokenBlock,
     TokenPair,
@@ -352,6 +353,21 @@ def read_pairs(data: Data, asked: Format) -> list[Pair]:
     pairs = [pair for chunk in done for pair in chunk.pairs]
     _check_kind(pairs, SigmoidLoss(), str(data))
     return pairs
+
+
+def read_prompts(data: Data, asked: Format) -> list[PromptRow]:
+    """The prompts of all rows of data, in their order; rows may hold answers, too.
+
+    Raises DataError where a row has no prompt that can be used.
+    """
+    form, rows = recognised(read_data(data), asked)
+    read = [read_prompt(row, form) if isinstance(row, Row) else row for row in rows]
+    no_row(len(read), str(data))
+    prompts = [one for one in read if isinstance(one, PromptRow)]
+    if bad := [one for one in read if isinstance(one, Finding)]:
+        more = f"\n  and {len(bad) - 1} more rows" if len(bad) > 1 else ""
+        raise DataError(bad[0].message, where=bad[0].where, hint=bad[0].hint + more)
+    return prompts
 
 
 def _check_kind(pairs: Sequence[Pair | TokenPair], loss: Any, where: str) -> None:

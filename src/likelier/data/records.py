@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice, pairwise, takewhile
 from operator import eq
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -65,6 +65,19 @@ class Pair:
         if self.label is not None:
             return {"prompt": self.prompt, "completion": self.chosen}
         return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+
+
+class PromptRow(NamedTuple):
+    """What is to be answered: text or messages, with the tools that its template may list."""
+
+    source: str
+    content: str | Chat
+    tools: Chat = ()
+
+    def asked(self) -> dict[str, Any]:
+        """As a row of a file."""
+        tools = {"tools": self.tools} if self.tools else {}
+        return {"source": self.source, "prompt": self.content, **tools}
 
 
 @dataclass(frozen=True)

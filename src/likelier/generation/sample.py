@@ -1,5 +1,6 @@
 """Sampling answers: every decoding setting explicit, nothing of the model or of torch changed."""
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ def sample(
         for start in range(0, len(ids), batch_size):
             samples += sample_batch(policy, encoder, ids[start : start + batch_size])
     return samples
+
+
+def seed_at(seed: int, place: int) -> int:
+    """The seed of one answer or batch among many, from its place alone."""
+    return random.Random(f"sample {seed} {place}").getrandbits(32)
 
 
 def sample_batch(

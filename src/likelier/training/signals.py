@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -32,7 +32,7 @@ class StopRequest:
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
+def listening(numbers: Sequence[int] = _STOPS) -> Iterator[StopRequest]:
     """Listen for the signals that stop a run; the handlers that were there before come back.
 
     Outside the main thread, where Python allows no handlers, nothing is listened for; nor is a
@@ -48,7 +48,7 @@ def listening() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = number
 
-    heard = [n for n in _STOPS if signal.getsignal(n) != signal.SIG_IGN]
+    heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield request
