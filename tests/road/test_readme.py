@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from likelier.demo.base import base_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+KOREAN = (ROOT / "README.ko.md").read_text("utf-8")
 USE = (ROOT / "docs" / "use.md").read_text("utf-8")
 FOLLOWED = README[README.index("## With data and a model of your own") :]
 
@@ -40,6 +42,19 @@ def run(clone: Path, *words: str, typed: str = "") -> str:
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout
     return ended.stdout
+
+
+def test_both_readmes_show_the_same() -> None:
+    """Every block but for its comments, and every table but for its words."""
+    ours, theirs = (re.findall(r"^```(.*?)^```", x, re.DOTALL | re.M) for x in (README, KOREAN))
+    for english, korean in zip_longest(ours, theirs, fillvalue=""):
+        assert without_comments(english) == without_comments(korean)
+    assert README.count("\n|") == KOREAN.count("\n|")
+    assert len(re.findall("^#+ ", README, re.M)) == len(re.findall("^#+ ", KOREAN, re.M))
+
+
+def without_comments(block: str) -> list[str]:
+    return [line.split("#")[0].rstrip() for line in block.splitlines()]
 
 
 @pytest.mark.slow

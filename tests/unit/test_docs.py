@@ -13,7 +13,7 @@ from likelier.config import load_config
 
 ROOT = Path(__file__).parents[2]
 README, FILES = ROOT / "README.md", ROOT / "docs" / "files.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _tree() -> str:
@@ -60,8 +60,8 @@ def test_links_and_file_names_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_shown_are_commands_there(page: Path) -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
-    for block in re.findall(r"```\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
-        for shown in re.findall(r"^likelier +(\w+)", block, re.MULTILINE):
+    for block in re.findall(r"```(?:console)?\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        for shown in re.findall(r"^(?:\$ )?likelier +(\w+)", block, re.MULTILINE):
             assert shown in commands, shown
 
 

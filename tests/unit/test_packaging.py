@@ -49,9 +49,8 @@ def _imported() -> set[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     extras = PROJECT["optional-dependencies"]
-    lines = [
-        line for extra in ("quantise", "tensorboard", "trackio", "wandb") for line in extras[extra]
-    ]
+    users = extras.keys() - {"all", "dev", "docs", "notebook"}
+    lines = [line for extra in users for line in extras[extra]]
     declared = {_canonical(Requirement(line).name) for line in (*PROJECT["dependencies"], *lines)}
     imported = _imported()
     assert imported - declared == set(), "imported under src, not declared in pyproject.toml"
@@ -195,8 +194,8 @@ def _make(folder: Path, target: str, **settings: str) -> tuple[int, list[str]]:
         capture_output=True,
         text=True,
     )
-    words = {"-m venv": "venv", "-e .[dev]": "pip dev", "-e .": "pip", "-m likelier demo": "demo"}
-    words["-m pytest"] = "pytest"
+    words = {"-m venv": "venv", "-e .[dev]": "pip dev", "-e .[docs]": "pip docs", "-e .": "pip"}
+    words |= {"-m likelier demo": "demo", "-m pytest": "pytest", "-m sphinx": "sphinx"}
     lines = [line for line in log.read_text().splitlines() if "--version" not in line]
     said = [next((w for key, w in words.items() if key in line), None) for line in lines]
     return done.returncode, [word for word in said if word]
@@ -211,6 +210,14 @@ def test_demo_makes_the_environment_once(checkout):
     assert _make(checkout, "demo") == (0, ["demo"])
     assert _make(checkout, "test") == (0, ["pip dev", "pytest"])
     assert _make(checkout, "demo") == (0, ["demo"]), "the development extras hold all of it"
+
+
+@needs_make
+def test_the_site_needs_little_and_the_development_extras_hold_it(checkout):
+    assert _make(checkout, "docs") == (0, ["venv", "pip docs", "sphinx"])
+    assert _make(checkout, "docs") == (0, ["sphinx"])
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras["docs"]) <= set(extras["dev"])
 
 
 @needs_make
