@@ -127,8 +127,7 @@ def load(
         if on_gpu and device_map is None:
             news += _to_gpu(model, torch.device("cuda"), may_stream)
         elif stream == "never" or packs:
-            # What was packed has been read: a weight that lies there still would keep all of the
-            # file in this process.
+            # Of what was packed, one weight left there would keep all of the file in memory.
             keep_out_of_files(model)
         elif frozen:
             read_ahead(model)
