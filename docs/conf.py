@@ -59,7 +59,19 @@ def _say_the_language(
     context["language"] = "ko" if page == "index" or page.startswith("ko/") else "en"
 
 
+def _leave_the_repository_out(app: Sphinx, page: str, source: list[str]) -> None:
+    """A link to a file beside these pages, which the site has not, becomes its text."""
+
+    def text(link: re.Match[str]) -> str:
+        file = (app.srcdir / page).parent.joinpath(link[2]).resolve()
+        beside = file.exists() and not file.is_relative_to(app.srcdir)
+        return link[1] if beside else link[0]
+
+    source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)#]+)[^)]*\)", text, source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", _leave_the_repository_out)
     sphinx.search.languages["ko"] = SearchKorean
     app.connect("html-page-context", _say_the_language)

@@ -45,19 +45,6 @@ def without_comments(block: str) -> list[str]:
     return [line.split("#")[0].rstrip() for line in block.splitlines()]
 
 
-def test_both_readmes_show_the_same() -> None:
-    """Every block but for its comments, and every table but for its words."""
-    ours, theirs = (re.findall(r"^```(.*?)^```", x, re.DOTALL | re.M) for x in (README, KOREAN))
-    for english, korean in zip_longest(ours, theirs, fillvalue=""):
-        assert without_comments(english) == without_comments(korean)
-    assert README.count("\n|") == KOREAN.count("\n|")
-    assert len(re.findall("^#+ ", README, re.M)) == len(re.findall("^#+ ", KOREAN, re.M))
-
-
-def without_comments(block: str) -> list[str]:
-    return [line.split("#")[0].rstrip() for line in block.splitlines()]
-
-
 @pytest.mark.slow
 def test_the_commands_and_then_the_python(shell: Shell) -> None:
     block = re.search(r"```\nsource .*?\n(.*?)```", FOLLOWED, re.DOTALL)

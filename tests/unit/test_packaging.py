@@ -197,7 +197,8 @@ def _make(folder: Path, target: str, **settings: str) -> tuple[int, list[str]]:
         capture_output=True,
         text=True,
     )
-    words = {"-m venv": "venv", "-e .[dev]": "pip dev", "-e .[docs]": "pip docs", "-e .": "pip"}
+    words = {"-m venv --without-pip": "converter", "-m venv": "venv"}
+    words |= {"-e .[dev]": "pip dev", "-e .[docs]": "pip docs", "-e .": "pip"}
     words |= {"-m likelier demo": "demo", "-m pytest": "pytest", "-m sphinx": "sphinx"}
     lines = [line for line in log.read_text().splitlines() if "--version" not in line]
     said = [next((w for key, w in words.items() if key in line), None) for line in lines]

@@ -58,13 +58,16 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
     shutil.copy(DOCS / "conf.py", tmp_path)
     shutil.copytree(DOCS / "_static", tmp_path / "_static")
     shutil.copy(DOCS / "glossary.md", tmp_path / "index.md")
+    (tmp_path.parent / "beside.md").touch()  # the site has not what lies beside its pages
+    with (tmp_path / "index.md").open("a") as file:
+        file.write("\n[a file](../beside.md#there)\n")
     code, said = build(tmp_path, tmp_path / "site")
     assert code == 0, said
     with (tmp_path / "index.md").open("a") as file:
-        file.write("\n[a word](nowhere.md) and [another](#elsewhere)\n")
+        file.write("\n[a word](../nowhere.md) and [another](#elsewhere)\n")
     code, said = build(tmp_path, tmp_path / "site")
     assert code != 0
-    assert re.findall(r"target not found: '(.*?)'", said) == ["nowhere.md", "elsewhere"]
+    assert re.findall(r"target not found: '(.*?)'", said) == ["../nowhere.md", "elsewhere"]
 
 
 # ---- in a browser --------------------------------------------------------------------------------
