@@ -138,7 +138,7 @@ def test_ctrl_c_where_nothing_is_answered(runs: dict[str, Path]) -> None:
         shown.wait_for(leave)
         shown.type("/reset")
         shown.press("Enter")
-        shown.wait_for("nothing was said yet")
+        shown.wait_for("the conversation begins anew")
         shown.press("C-c")
         shown.wait_for(leave, times=2)
         shown.press("C-c")

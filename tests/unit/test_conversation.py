@@ -12,7 +12,7 @@ from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tokenizers import byte_level
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from likelier.base.errors import ConfigError, DataError
+from likelier.base.errors import ConfigError, DataError, RunFailed
 from likelier.chat.boundary import generated_turn, prompt_text
 from likelier.chat.tokenizer import BREAK, build_encoder
 from likelier.generation.conversation import Conversation
@@ -203,6 +203,19 @@ def test_a_conversation_beyond_the_positions_is_refused_and_can_begin_anew() -> 
         ask(talk, "또?")
     talk.turns = []
     assert ask(talk, ASKED, temperature=0, max_new_tokens=5)
+
+
+def test_too_little_memory_is_said_with_its_cure(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("likelier.generation.conversation.stream", full)
+    talk = talk_with(policy)
+    with pytest.raises(RunFailed, match=r"out of memory behind \d+ tokens.*\n.*/reset"):
+        ask(talk, ASKED)
+    assert talk.turns == []
 
 
 @pytest.mark.parametrize("text", ["half a \ud83d pair", "\ufdd0", "nul \0"])

@@ -37,7 +37,7 @@ LINES = {
     "demo": 740,
     "evaluation": 210,
     "export": 1_210,
-    "generation": 810,
+    "generation": 820,
     "losses": 1_570,
     "model": 2_930,
     "pages": 530,

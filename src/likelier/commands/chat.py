@@ -134,7 +134,7 @@ class _Talk:
                 case "/reset":
                     for one in self.conversations:
                         one.turns = []
-                    say("nothing was said yet")
+                    say("the conversation begins anew")
                 case "/system":
                     self._change_system(rest.strip())
                 case "/save":
@@ -160,7 +160,7 @@ class _Talk:
                         text, _show, lambda: bool(stop),
                         seed=seed_at(self.seed, self._asked), **self.settings,
                     )  # fmt: skip
-            except DataError as error:  # the other side may be able to
+            except LikelierError as error:  # the other side may be able to
                 _tell(f"error: {error}")
                 continue
             print(flush=True)

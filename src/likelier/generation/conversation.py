@@ -3,9 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from likelier.base.child import in_child
-from likelier.base.errors import ConfigError, DataError
+from likelier.base.errors import ConfigError, DataError, RunFailed
 from likelier.base.findings import Unfit
+from likelier.base.model_files import first_line
 from likelier.base.terminal import say
 from likelier.chat.boundary import generated_turn
 from likelier.chat.messages import Message, read_text
@@ -68,7 +71,7 @@ class Conversation:
         turn is empty.
 
         Raises DataError where the text, or the conversation with it, cannot be encoded or is longer
-        than the model can take.
+        than the model can take, RunFailed where it is more than a GPU's memory holds.
         """
         encoder, prompt = self.side.encoder, self.prompt(text)
         ids = in_child(_encoded, encoder, text, prompt)
@@ -99,6 +102,10 @@ class Conversation:
                     temperature=temperature, max_new_tokens=room, seed=seed,
                 )  # fmt: skip
             ended = answer.stopped
+        except torch.OutOfMemoryError as error:
+            what = f"out of memory behind {len(ids)} tokens: {first_line(error)}"
+            hint = "shorten it, or begin anew with /reset"
+            raise RunFailed(what, where=self.side.name, hint=hint) from error
         finally:
             self._keep(text, prompt, "".join(pieces), ended)
         return answer
