@@ -377,7 +377,7 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare it with what was trained.")] = True,
 ) -> None:
-    """Write what a run trained in the form that others run, and compare it with the run.
+    """Write what a run trained as others run it, and compare.
 
     An adapter is merged into its base in float32; a base in four bits is unpacked. What is written
     is asked for the log-probs of held-out pairs, its prompts and its answers, and exits with 3
@@ -404,7 +404,7 @@ def verify(
     gate: Annotated[bool, typer.Option("--gate", help="Exit with 3 where they differ.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare an exported model, a file or a server with what a run trained.
+    """Compare an exported model or a server with a run.
 
     Both are asked the same: log-probs of held-out pairs, token ids of prompts, what ends an
     answer, greedy answers. A server is one of vLLM, SGLang or llama.cpp; of others only answers

@@ -10,11 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.support.exported import moved_run
+from transformers import AutoModelForCausalLM
 
 from likelier.base.files import write_json
+from likelier.batching.batch import completions_of
 from likelier.cli import main
 from likelier.commands.verify import compared, trained_by
+from likelier.config import load_config
+from likelier.data.load import load as load_data
 from likelier.export.verify import Compared
+from likelier.model.load import load
+from likelier.model.policy import score_sequences
 
 NAMES = {"log-probs", "order", "prompts", "end", "answers"}
 
@@ -57,6 +63,22 @@ def test_right_exports_are_the_same(run: Path, merged: Path, tmp_path: Path) -> 
         assert figures["low"] <= figures["mean"] <= figures["high"] <= figures["largest"]
         assert figures["tokens"] > 100 and figures["changed"] > 0.3  # more than a nat an answer
         assert figures["mean"] <= 0.1 * figures["changed"]
+
+
+def test_plain_transformers_gives_every_held_out_log_prob(run: Path, merged: Path) -> None:
+    config = load_config(run / "config.yaml")
+    policy = load(run / "adapter")
+    pairs = load_data(config.data, policy.encoder(), config.loss, config.train.seed).eval
+    sequences = list(dict.fromkeys(one for pair in pairs for one in completions_of(pair)))
+    ours = dict(score_sequences(policy, sequences))
+    plain = AutoModelForCausalLM.from_pretrained(merged).eval()
+    assert len(sequences) == 24 and plain.dtype is torch.float32
+    for number, one in enumerate(sequences):
+        with torch.no_grad():
+            logp_LV = plain(torch.tensor([one.tokens])).logits[0].double().log_softmax(-1)
+        places = [at for at, wanted in enumerate(one.scored) if wanted]
+        theirs = torch.stack([logp_LV[at - 1, one.tokens[at]] for at in places])
+        assert float((theirs - ours[number].double()).abs().max()) < 1e-4
 
 
 def lose_the_head(folder: Path, base: Path) -> None:
