@@ -28,7 +28,6 @@ from likelier.data.records import TokenPair, content_hash
 from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.evaluation.spikes import Spikes
 from likelier.export.save import save_policy
-from likelier.generation.answers import keep_answers
 from likelier.losses.registry import BoundLoss, bind
 from likelier.model.adapters import adapt, for_training
 from likelier.model.limits import say_limits
@@ -146,7 +145,7 @@ def train(
         order = make_order(data.train, config.train)
         steps = order.num_steps
         folder.begin(settings, steps=steps, preflight=figures, **_facts(folder, data, batcher))
-        answer = partial(keep_answers, folder, policy, encoder, data, steps)
+        answer = partial(_keep_answers, folder, policy, encoder, data, steps)
         answer("before")
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact)
         with listening() as stop, closing(adamw) as optimizer:
@@ -372,6 +371,16 @@ def _result(out: Path) -> Run:
         _write_report(out)
     sweep_run(out, alone=False)
     return Run(out, read_lines(out / "metrics.jsonl"))
+
+
+def _keep_answers(
+    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int, when: str
+) -> None:
+    """Answers to ``eval.samples`` prompts; generation is imported where there are any."""
+    if folder.config.eval.samples:
+        from likelier.generation.answers import keep_answers
+
+        keep_answers(folder, policy, encoder, data, steps, when)
 
 
 def _keep_texts(out: Path, data: Dataset, policy: Policy) -> None:

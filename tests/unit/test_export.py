@@ -62,7 +62,7 @@ def test_what_is_said_is_how_far_it_is_from_what_was_trained(
     both = [log_probs(policy, run) for policy in (trained, load(out, dtype="float32"))]
     apart = (torch.cat(both[0]) - torch.cat(both[1])).abs()
     assert float(found[2]) == pytest.approx(float(apart.mean()), rel=0.1, abs=3e-8)
-    assert float(found[3]) == pytest.approx(float(apart.max()), rel=0.1, abs=3e-7)
+    assert float(found[3]) == pytest.approx(float(apart.max()), rel=0.1, abs=1e-6)
     assert (float(apart.max()) < 1e-4) == (dtype == "float32")
     # Without any program of ours.
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")

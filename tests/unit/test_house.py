@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_440  # to come down to 8_000
-MOST_LINES = 28_920  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 14_446  # to come down to 8_000
+MOST_LINES = 28_930  # to come down to 14_000
 MOST_MODULES = 151  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 68
 MOST_FILES_IN_A_FOLDER = 12
@@ -43,7 +43,7 @@ LINES = {
     "pages": 530,
     "reference": 450,
     "report": 1_240,
-    "run": 402,
+    "run": 408,
     "testing": 170,
     "tracking": 280,
     "training": 2_250,

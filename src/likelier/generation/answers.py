@@ -7,7 +7,7 @@ trained depends on them.
 from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 from likelier.base.child import in_child
 from likelier.base.errors import OutputError, describe_error
@@ -24,7 +24,6 @@ from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of
 from likelier.training.run_folder import RunFolder
 
-When = Literal["before", "after"]
 FILE = "samples.jsonl"
 TEMPERATURES = 0.0, 1.0  # the likeliest answer, and one that is drawn
 _AT_ONCE = 8
@@ -39,9 +38,10 @@ _TRAINED_A_SAMPLED = 10_000
 
 
 def keep_answers(
-    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int, when: When
+    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int, when: str
 ) -> None:
-    """Have the policy answer the prompts of ``eval.samples``; ``steps`` are those of the run.
+    """Have the policy answer the prompts of ``eval.samples``, ``when``: "before" or "after" the
+    training; ``steps`` are those of the run.
 
     Answers from before the training that a run finds when it resumes stand as they are. What fails
     here is said, and fails no run.
@@ -60,7 +60,7 @@ def keep_answers(
 
 def _answer(
     folder: RunFolder, policy: Policy, encoder: Encoder, pairs: Sequence[TokenPair],
-    held_out: bool, steps: int, when: When,
+    held_out: bool, steps: int, when: str,
 ) -> None:  # fmt: skip
     config = folder.config
     length = _max_new_tokens(config, policy, pairs, steps)
