@@ -102,6 +102,10 @@ def change_the_template(folder: Path, base: Path) -> None:
     file.write_text(file.read_text("utf-8").replace("\\n", " :"), "utf-8")
 
 
+def lose_the_template(folder: Path, base: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
 def change_the_end(folder: Path, base: Path) -> None:
     for name, key, value in (("generation_config", "eos_token_id", 0),
                              ("tokenizer_config", "eos_token", "<unk>")):  # fmt: skip
@@ -125,6 +129,7 @@ def with_base(
         (halve_the_scale, "log-probs"),
         (swap_the_sides, "order"),
         (change_the_template, "prompts"),
+        (lose_the_template, "prompts"),
         (change_the_end, "end"),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from likelier.base.child import in_child
+from likelier.base.errors import DataError
 from likelier.batching.batch import Scored
 from likelier.chat.messages import Message
 from likelier.chat.tokenizer import Encoder
@@ -45,6 +46,12 @@ def of_policy(policy: Policy, encoder: Encoder, kind: str) -> Artefact:
         stored = cached_reference(policy, set(sequences), budget).values
         return [stored[completion_key(one)].double().numpy() for one in sequences]
 
+    def prompt_ids(prompt: Prompt) -> tuple[int, ...]:
+        try:
+            return in_child(encode_prompt, encoder, prompt)
+        except DataError:  # no template, or one that refuses this chat: none of the ids are there
+            return ()
+
     def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
         settings = decoding(0, most, sorted(encoder.end_ids.values()))
         with decoding_by(policy, encoder, settings, seed=0):
@@ -53,7 +60,7 @@ def of_policy(policy: Policy, encoder: Encoder, kind: str) -> Artefact:
     return Artefact(
         kind,
         logps,
-        prompt_ids=lambda prompt: in_child(encode_prompt, encoder, prompt),
+        prompt_ids,
         ends_at=lambda token: token in encoder.end_ids.values(),
         answer=answer,
     )
