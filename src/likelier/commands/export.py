@@ -10,7 +10,7 @@ import torch
 
 from likelier.base.child import in_child
 from likelier.base.errors import ConfigError, GateMissed, InputMissing, OutputError
-from likelier.base.files import must_be_apart, write_folder
+from likelier.base.files import MANIFEST, must_be_apart, write_folder
 from likelier.base.foreign import without_secrets
 from likelier.base.terminal import say
 from likelier.chat.apply import apply_template
@@ -112,7 +112,7 @@ def _write(trained: Trained, out: Path, wanted: Wanted) -> Path:
 
 
 def _copy_adapter(source: Path, target: Path) -> None:
-    for file in sorted(path for path in source.iterdir() if path.name != "MANIFEST.json"):
+    for file in sorted(path for path in source.iterdir() if path.name != MANIFEST):
         shutil.copyfile(file, target / file.name)
 
 

@@ -10,7 +10,7 @@ from likelier.base.errors import ConfigError, GateMissed, InputMissing, Likelier
 from likelier.base.foreign import visible
 from likelier.base.terminal import console, say
 from likelier.chat.tokenizer import Encoder
-from likelier.config import Config, load_config
+from likelier.config import Config
 from likelier.config.schema import IN_MEMORY
 from likelier.data.encode import encode_prompt
 from likelier.data.load import format_of, read_pairs
@@ -28,6 +28,7 @@ from likelier.export.verify import (
     compare,
     gaps_of,
 )
+from likelier.generation.sides import run_config
 from likelier.model.load import load, load_encoder
 
 MOST_PAIRS = 64  # that are compared
@@ -60,13 +61,11 @@ class Trained:
 
 def trained_by(run: Path) -> Trained:
     """What a run trained. Raises InputMissing where there is no run, or nothing saved."""
-    if not (run / "config.yaml").is_file():
+    config = run_config(str(run))
+    if config is None:
         what, hint = "there is no run here", "give the folder that `likelier train` wrote"
         raise InputMissing(what, where=str(run), hint=hint)
-    if not any((run / name).is_dir() for name in ("model", "adapter")):
-        what, hint = "this run has saved no model", "train it to its end first"
-        raise InputMissing(what, where=str(run), hint=hint)
-    return Trained(run, load_config(run / "config.yaml"))
+    return Trained(run, config)
 
 
 def verify(

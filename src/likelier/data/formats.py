@@ -200,7 +200,7 @@ def _cell(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> t
 
 
 def _sides(record: Mapping[str, Any], form: Format) -> tuple[str | Chat, str | Chat, str | Chat]:
-    """PromptRow, chosen and rejected, all as text or all as messages."""
+    """Prompt, chosen and rejected, all as text or all as messages."""
     columns = form.columns
     theirs = {name: columns.get(name, name) for name in PAIR_COLUMNS}
     for name in ("chosen", "rejected"):

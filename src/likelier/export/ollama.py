@@ -39,12 +39,9 @@ def modelfile(
     if parts is None or any("{{" in text or '"""' in text for text in parts.values()):
         lines.append("# The chat template cannot be written in Go's form: see the GGUF file.")
         return "\n".join([*lines, ""])
-    first = {name: text.removeprefix(begin) for name, text in parts.items()}
-    return "\n".join([*lines, f'TEMPLATE """{_in_go({**parts, **_of_start(first)})}"""', ""])
-
-
-def _of_start(parts: Mapping[str, str]) -> dict[str, str]:
-    return {name: parts[name] for name in ("system", "user")}
+    for first in ("system", "user"):
+        parts[first] = parts[first].removeprefix(begin)
+    return "\n".join([*lines, f'TEMPLATE """{_in_go(parts)}"""', ""])
 
 
 def _parts(render: Callable[[Dialogue], str]) -> dict[str, str] | None:
