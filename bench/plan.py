@@ -37,6 +37,8 @@ print(time.perf_counter() - began)
 """
 PLAN = """
 import json, sys
+from likelier.base.heap import without_small_caches
+without_small_caches()  # as the command does
 from dataclasses import asdict
 from likelier.config import config_from
 from likelier.commands.plan import plan
@@ -47,8 +49,12 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "full": {"adapter": {"kind": "none"}},
     "full8": {"adapter": {"kind": "none"}, "optim": {"kind": "adamw8bit"}},
     "lora": {},
+    "lora, layers again": {"train": {"checkpointing": "layers"}},
     "qlora": {"model": {"quantise": "nf4"}},
-}
+    "qlora, layers again": {
+        "model": {"quantise": "nf4"}, "train": {"checkpointing": "layers"}
+    },
+}  # fmt: skip
 
 
 def timed(program: str, config: Path, cache: Path) -> tuple[Any, float]:

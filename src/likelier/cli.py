@@ -640,7 +640,7 @@ def _print_end(message: str, code: int) -> int:
 
 def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["plan"]):  # a plan measures what a run will hold
         without_small_caches()
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
     _open_streams()

@@ -57,14 +57,15 @@ def test_it_stays_as_it_is(change: str, settings: dict[str, str]) -> None:
     assert last.endswith(settings.get("GLIBC_TUNABLES", "None"))
 
 
-def test_the_command_trains_without_those_caches() -> None:
-    """Seen by the variable in the process that refuses its config."""
+def test_the_command_trains_and_plans_without_those_caches() -> None:
+    """Seen by the variable in the process that refuses its config; a plan holds what a run does."""
     program = (
         "import os, sys; import likelier.cli as cli;"
         "cli.main = lambda: print(os.environ.get('GLIBC_TUNABLES')) or 0; cli.entry()"
     )
     before = {name: x for name, x in os.environ.items() if name != heap.TUNABLES}
-    for words, said in ((["train", "x.yaml"], "tcache_count=0"), (["losses"], "None")):
+    off = "tcache_count=0"
+    for words, said in ((["train", "x"], off), (["plan", "x"], off), (["losses"], "None")):
         done = subprocess.run([sys.executable, "-c", program, *words], env=before,
                               capture_output=True, text=True, check=True)  # fmt: skip
         assert said in done.stdout
