@@ -135,6 +135,21 @@ def prepared(row: Row) -> dict[str, str]:
     }
 
 
+def dealing(row: Row) -> dict[str, str]:
+    """The slowest rank, as pairs are dealt and in two simpler ways."""
+    return {
+        "workload": row["workload"],
+        "ranks": str(row["ranks"]),
+        "pairs a step": str(row["pairs"]),
+        "dealt": _range(row["dealt"], 3),
+        "in turn": _range(row["in_turn"]),
+        "by count": _range(row["by_count"]),
+        "over units": _range(row["of_units"], 3),
+        "computed": _range(row["computed"]),
+        "ms": _range(row["milliseconds"], 0),
+    }
+
+
 def first_step(row: Row) -> dict[str, str]:
     """A tiny run to its first step beside the imports alone."""
     return {
@@ -207,6 +222,7 @@ TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "limit-cpu": limit,
     "data": prepared,
     "first_step": first_step,
+    "dealing": dealing,
     "plan-cpu": foretold,
     "scaling": scaling,
     "step_memory-cpu": beyond,

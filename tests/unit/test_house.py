@@ -14,11 +14,14 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_446  # to come down to 8_000
-MOST_LINES = 28_930  # to come down to 14_000
-MOST_MODULES = 151  # with code; packages whose __init__.py holds a docstring only are not counted
-MOST_DATACLASSES = 68
+MOST_LINES_ON_THE_ROAD = 14_620  # to come down to 8_000
+MOST_LINES = 29_110  # to come down to 14_000
+MOST_MODULES = 152  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_DATACLASSES = 69
 MOST_FILES_IN_A_FOLDER = 12
+# Each command is a file; training on many processes has one for what they exchange and one for who
+# computes which pair.
+LARGER_FOLDERS = {"commands": 24, "training": 14}
 MOST_LINES_IN_A_FUNCTION = 80
 MOST_PARAMETERS_IN_THE_LOOP = 6
 
@@ -46,7 +49,7 @@ LINES = {
     "run": 408,
     "testing": 170,
     "tracking": 280,
-    "training": 2_250,
+    "training": 2_420,
 }
 
 # ---- what is there -----------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def test_a_folder_holds_at_most_a_dozen_files() -> None:
     full = {
         folder.name: count
         for folder, count in files.items()
-        if count > MOST_FILES_IN_A_FOLDER and folder.name != "commands"
+        if count > LARGER_FOLDERS.get(folder.name, MOST_FILES_IN_A_FOLDER)
     }
     assert not full
 

@@ -29,7 +29,7 @@ class Scored:
     @property
     def inputs(self) -> tuple[int, ...]:
         """The tokens that a forward needs: those before the last scored one."""
-        last = max(i for i, wanted in enumerate(self.scored) if wanted)
+        last = len(self.scored) - 1 - self.scored[::-1].index(True)
         return self.tokens[:last]
 
     @property

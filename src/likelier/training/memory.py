@@ -341,12 +341,25 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def operations_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
-    """Operations of a forward over a batch, by what needs them; a backward needs twice as many.
+@dataclass(frozen=True)
+class Costs:
+    """Operations of a forward: of a computed ``token``, of a query that attends to a key, of a
+    ``position`` that predicts. Whole numbers, so that sums do not depend on their order."""
 
-    A weight of a layer takes two for every token, a weight of the head two for every predicting
-    position. Attention is counted over the pairs of tokens that the layout allows, as if there
-    were no sliding window. The embedding and everything elementwise count as nothing.
+    token: int
+    attended: int
+    position: int
+
+    def of(self, tokens: int, attended: int, positions: int) -> int:
+        """Operations of so many of each."""
+        return self.token * tokens + self.attended * attended + self.position * positions
+
+
+def costs_of(model: PreTrainedModel) -> Costs:
+    """What a model computes, by its shapes: no weight is read.
+
+    A weight of a layer takes two operations for every token, a weight of the head two for every
+    predicting position. The embedding and everything elementwise count as nothing.
     """
     config = model.config.get_text_config()
     embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
@@ -356,11 +369,25 @@ def operations_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
         for p in model.parameters()
         if p.ndim >= 2 and id(p) not in embeddings and id(p) not in head
     )
-    allowed = int((batch.depth_BL + 1).sum())  # a token sees its ancestors and itself
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = size * config.num_attention_heads
+    return Costs(
+        token=2 * weights,
+        attended=2 * 2 * width * config.num_hidden_layers,
+        position=2 * config.hidden_size * config.vocab_size,
+    )
+
+
+def operations_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
+    """Operations of a forward over a batch, by what needs them; a backward needs twice as many.
+
+    Attention is counted over the pairs of tokens that the layout allows, as if there were no
+    sliding window.
+    """
+    costs = costs_of(model)
+    allowed = int((batch.depth_BL + 1).sum())  # a token sees its ancestors and itself
     return {
-        "layers": 2.0 * batch.num_tokens * weights,
-        "head": 2.0 * len(batch.predict_N) * config.hidden_size * config.vocab_size,
-        "attention": 2.0 * 2 * allowed * width * config.num_hidden_layers,
+        "layers": float(costs.of(batch.num_tokens, 0, 0)),
+        "head": float(costs.of(0, 0, len(batch.predict_N))),
+        "attention": float(costs.of(0, allowed, 0)),
     }
