@@ -101,6 +101,16 @@ def test_no_dealing_of_whole_prompts_is_left_that_moves_one_to_the_idlest(
         assert max(after) * 1.002 >= max(load)
 
 
+def test_a_prompt_below_a_share_is_whole_though_cutting_it_would_be_faster() -> None:
+    pairs = [
+        pair
+        for prompt in range(3)
+        for start in (10, 20)
+        for pair in answers_of((start,) * 9, (start + 1,) * 9, prompt=(prompt,))
+    ]
+    assert deal(pairs, 2, TOKENS, "segments") == [[0, 1, 4, 5], [2, 3]]
+
+
 def answers_of(*answers: tuple[int, ...], prompt: tuple[int, ...] = (9,) * 10) -> list[TokenPair]:
     """All pairs of some answers to a prompt."""
     made = [Completion(answer, (True,) * len(answer)) for answer in answers]
