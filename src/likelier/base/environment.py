@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -219,6 +220,7 @@ def _forget_what_peft_found() -> None:
         found.is_bnb_4bit_available.cache_clear()
 
 
+@cache
 def _installed(name: str) -> str | None:
     try:
         return version(name)
