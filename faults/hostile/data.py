@@ -23,13 +23,16 @@ ROW = {"prompt": "p", "chosen": " c", "rejected": " r"}
 LINE = json.dumps(ROW)
 
 
-def lines(*texts: str | bytes, name: str = "pairs.jsonl") -> Callable[[Room], list[str]]:
-    """A run on good rows and these lines behind the second of them."""
+def lines(
+    *texts: str | bytes | Callable[[], str], name: str = "pairs.jsonl"
+) -> Callable[[Room], list[str]]:
+    """A run on good rows and these lines behind the second of them; a long one is made there."""
 
     def build(room: Room) -> list[str]:
         good = room.data().read_bytes().splitlines()
         room.here.joinpath("pairs.jsonl").unlink()
-        given = [t.encode("utf-8", "surrogatepass") if isinstance(t, str) else t for t in texts]
+        made = [text() if callable(text) else text for text in texts]
+        given = [t.encode("utf-8", "surrogatepass") if isinstance(t, str) else t for t in made]
         (room.here / name).write_bytes(b"\n".join([*good[:2], *given, *good[3:]]) + b"\n")
         return trained(room, name)
 
@@ -76,7 +79,7 @@ def chat(*turns: str, answer: str = "답") -> str:
 
 
 CONTROL = "\x1b]0;evil\x07\r\x9b31m\u202e"
-for _name, _text in {
+LINES: dict[str, str | bytes | Callable[[], str]] = {
     "broken JSON": '{"prompt": ',
     "broken JSON with control bytes": f'{{"prompt": "{CONTROL}',
     "two objects on a line": LINE + LINE,
@@ -112,12 +115,13 @@ for _name, _text in {
     "content of an image": row(chosen=[{"role": "assistant", "content": [
         {"type": "image", "url": "file:///etc/passwd"}]}]),
     "a turn of text": row(chosen=["a"]),
-    "an answer of 10^7 letters": chat("user", answer="가" * 10_000_000),
+    "an answer of 10^7 letters": lambda: chat("user", answer="가" * 10_000_000),
     "10,000 turns": row(prompt=[{"role": "user" if n % 2 == 0 else "assistant", "content": "a"}
                                 for n in range(10_001)]),
     "control bytes in the name of a column": json.dumps({CONTROL: 1, "prompt": "a"}),
     "the noncharacter that guards": row(chosen=[{"role": "assistant", "content": "a\ufdd0b"}]),
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _text in LINES.items():
     # Two users in a row are what this template takes; a note says so.
     data(f"a line: {_name}", (0, 65) if "two users" in _name else 65)(lines(_text))
 

@@ -56,10 +56,12 @@ def with_config(**changes: Any) -> Callable[[Room], list[str]]:
     return build
 
 
-def with_file(name: str, content: bytes | str) -> Callable[[Room], list[str]]:
+def with_file(name: str, content: bytes | str | Callable[[], bytes]) -> Callable[[Room], list[str]]:
+    """A model with this file; what is large is made where it is met: forks copy what is held."""
+
     def build(room: Room) -> list[str]:
-        given = content.encode() if isinstance(content, str) else content
-        (room.base() / name).write_bytes(given)
+        given = content() if callable(content) else content
+        (room.base() / name).write_bytes(given.encode() if isinstance(given, str) else given)
         return room.train()
 
     return build
@@ -212,8 +214,7 @@ models("config.json: positions of -1", (0, 65))(with_config(max_position_embeddi
 
 # ---- weights -------------------------------------------------------------------------------------
 
-HUGE = b'{"__metadata__": {"a": "' + b"x" * 100_000_000 + b'"}}'
-for _name, _content in {
+WEIGHTS: dict[str, bytes | Callable[[], bytes]] = {
     "0 bytes": b"",
     "7 bytes": bytes(7),
     "a header of 2^60": header(2**60, b"{}"),
@@ -222,7 +223,9 @@ for _name, _content in {
     "a header that ends late": header(10_000, b"{}"),
     "a header that is no JSON": header(None, b"evil"),
     "a header of a list": header(None, b"[]"),
-    "a header of 100 MB": header(None, HUGE),
+    "a header of 100 MB": lambda: header(
+        None, b'{"__metadata__": {"a": "' + b"x" * 100_000_000 + b'"}}'
+    ),
     "a header nested 100,000 deep": header(None, b'{"a":' * 100_000),
     "a tensor that is a number": header(None, b'{"a": 1}'),
     "overlapping tensors": tensors(a=f32([16], 0, 64), b=f32([8], 32, 64)),
@@ -238,8 +241,9 @@ for _name, _content in {
     ),
     "a pickle": pickle.dumps(Payload()),
     "control bytes in a name": tensors(**{"\x1b[31mred\x07": f32([16], 0, 64)}),
-    "a million tensors": tensors(**{f"t{n}": f32([0], 0, 0) for n in range(300_000)}),
-}.items():
+    "a million tensors": lambda: tensors(**{f"t{n}": f32([0], 0, 0) for n in range(300_000)}),
+}
+for _name, _content in WEIGHTS.items():
     models(f"weights: {_name}", 65)(with_file("model.safetensors", _content))
 
 
