@@ -1,47 +1,67 @@
-"""The README followed as it is typed: its commands, then its Python, in a folder like a clone."""
+"""The README and the pages for beginners followed as they are typed, after a real demo, in a clone.
+
+They share a shell: a command that several of them show is run once.
+"""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from tests.support.console import Shell, commands_of, not_printed, shows_all
 from tests.support.demo_base import demo_cache
 
 from likelier.base.files import read_lines
 from likelier.config import load_config
-from likelier.demo.base import base_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 KOREAN = (ROOT / "README.ko.md").read_text("utf-8")
 USE = (ROOT / "docs" / "use.md").read_text("utf-8")
 FOLLOWED = README[README.index("## With data and a model of your own") :]
+PAGES = [ROOT / "docs" / "ko" / f"{name}.md" for name in ("start", "report", "data", "train")]
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """The examples, and the demo's base in the place of the model that it trains."""
+def shell(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Shell:
+    """In a folder with the examples, as a clone has them after `make demo`."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "examples", folder / "examples")
     cache = demo_cache(pytestconfig.cache.mkdir("demo"))
-    shutil.copytree(base_model(parent=cache / "demo"), folder / "runs" / "demo" / "model")
-    return folder
+    shutil.copytree(cache / "demo", folder / "cache" / "demo")
+    shell = Shell(folder)
+    assert "report, after" in shell.run("likelier demo")
+    return shell
 
 
-def run(clone: Path, *words: str, typed: str = "") -> str:
-    """What a process prints on either stream, once it ended well."""
-    settings = os.environ | {"LIKELIER_CACHE": str(clone / "cache"), "COLUMNS": "200"}
-    ended = subprocess.run(
-        [sys.executable, *words], cwd=clone, env=settings, input=typed,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout
-    return ended.stdout
+@pytest.mark.slow
+def test_the_pages_for_beginners_show_what_is_printed(shell: Shell) -> None:
+    """From one page to the next, as a reader follows them."""
+    wrong, times = [], dict[str, int]()
+    for page in PAGES:
+        for command, shown in commands_of(page.read_text("utf-8")):
+            times[command] = times.get(command, -1) + 1
+            printed = shell.run(command, times[command])
+            lost = not_printed(shown, printed)
+            if not lost and not shows_all(shown, printed):
+                lost = [f"lines are left out and no … says so, of: {command}"]
+            wrong += [f"{page.name}: {line}" for line in lost]
+    assert not wrong, "\n".join(wrong)
+    assert len(times) >= 12 and sum(times.values()) > 0
+
+
+def test_what_a_page_shows_is_compared() -> None:
+    page = "```console\n$ cat <<'END'\n> a\n> END\na\n$ ls\n…\nstep 1 of 2: 0.5 s\n```\n"
+    commands = [("cat <<'END'\na\nEND", ["a"]), ("ls", ["…", "step 1 of 2: 0.5 s"])]
+    assert list(commands_of(page)) == commands
+    assert not_printed(["b", "a"], "a\nb\n") == ["a"]
+    assert not_printed(["…", "step 1 of 2: 0.5 s"], "x\nstep 2 of 2: 3e-4 ms\n") == []
+    assert not_printed(["step 1 of 2"], "stop 1 of 2\n") == ["step 1 of 2"]
+    assert shows_all(["…", "step 2", "b"], "a\nstep 1\nstep 2\nb\n") and shows_all([], "")
+    for shown in (["b"], ["a"], [], ["a", "…"]):
+        assert shows_all(shown, "a\nb\n") == (shown == ["a", "…"])
 
 
 def test_both_readmes_show_the_same() -> None:
@@ -58,15 +78,13 @@ def without_comments(block: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_and_then_the_python(clone: Path) -> None:
+def test_the_commands_and_then_the_python(shell: Shell) -> None:
     block = re.search(r"```\nsource .*?\n(.*?)```", FOLLOWED, re.DOTALL)
     assert block
-    lines = [line.split("#")[0].split("|") for line in block[1].splitlines()]
-    printed = {}
-    for *before, command in lines:
-        typed = "".join(word.split('"')[1] + "\n" for word in before)  # of echo
-        words = command.split()
-        printed[words[1]] = run(clone, "-m", *words, typed=typed)
+    clone, printed = shell.folder, {}
+    for line in block[1].splitlines():
+        command = line.split("#")[0].strip()
+        printed[command.partition("likelier ")[2].split()[0]] = shell.run(command)
     assert list(printed) == [
         "check", "show", "plan", "train", "report", "chat", "export", "verify", "losses", "import",
     ]  # fmt: skip
@@ -82,32 +100,36 @@ def test_the_commands_and_then_the_python(clone: Path) -> None:
     assert load_config(clone / "imported.yaml").adapter.kind == "lora"
     assert (clone / "runs" / "merged" / "model.safetensors").exists()
     by_peft, by_likelier = re.findall(r"```python\n(.*?)```", FOLLOWED, re.DOTALL)
-    assert len(run(clone, "-c", by_peft).split()) > 2  # an answer in words
-    assert "grad_fn" in run(clone, "-c", by_likelier)
+    assert len(shell.run(_python(by_peft)).split()) > 2  # an answer in words
+    assert "grad_fn" in shell.run(_python(by_likelier))
+
+
+def _python(program: str) -> str:
+    return f"python <<'END'\n{program}END"
 
 
 @pytest.mark.slow
-def test_what_the_page_of_chat_and_sample_shows(clone: Path) -> None:
+def test_what_the_page_of_chat_and_sample_shows(shell: Shell) -> None:
     """Its commands, after those above: every line as it is shown, but for what a model says."""
-    if not (clone / "runs" / "turned").exists():
-        run(clone, "-m", "likelier", "train", "examples/turned.yaml", "train.epochs=1")
+    clone = shell.folder
+    shell.run("likelier train examples/turned.yaml")
     prompts = re.findall(r"`(\{\"prompt\": .*?\})`", USE)
     (clone / "questions.jsonl").write_text("".join(f"{row}\n" for row in prompts), "utf-8")
     (clone / "questions.txt").write_text("러스트는 무엇인가요?\n", "utf-8")
     commands = re.findall(r"^likelier (.*)", USE, re.MULTILINE)
-    talk, piped, sampled = (command.split() for command in commands)
+    talk, piped, sampled = (f"likelier {command}" for command in commands)
     shown, sampling = (_printed(USE, what) for what in ("chat", "sample"))
 
     typed = "".join(f"{line[2:]}\n" for line in shown if line.startswith("> "))
     expected = [line for line in shown if not line.startswith("> ")]
-    printed = run(clone, "-m", "likelier", *talk, typed=typed).splitlines()
+    printed = shell.run(f"{talk} <<'END'\n{typed}END").splitlines()
     assert _without_answers(printed, clone) == _without_answers(expected, clone)
 
-    given = (clone / piped[piped.index("<") + 1]).read_text("utf-8")
-    printed = run(clone, "-m", "likelier", *piped[: piped.index("<")], typed=given).splitlines()
-    assert "tuned" in printed and "base" not in printed
+    shell.run(piped)
+    answers = (clone / "answers.txt").read_text("utf-8").splitlines()
+    assert "tuned" in answers and "base" not in answers
 
-    printed = run(clone, "-m", "likelier", *sampled).splitlines()
+    printed = shell.run(sampled).splitlines()
     assert _without_answers(printed, clone) == sampling
     rows = read_lines(clone / "answers.jsonl")
     (example,) = re.findall(r"```json\n(.*?)\n```", USE)
