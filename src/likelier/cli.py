@@ -17,6 +17,7 @@ from likelier.base.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
     ConfigError,
+    LikelierError,
     StoppedEarly,
     describe_error,
 )
@@ -606,10 +607,12 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         return _print_end("interrupted", INTERRUPTED)
     except StoppedEarly as stop:  # on purpose, so no error
-        return _print_end(str(stop), stop.exit_code)
+        return stop.exit_code if stop.is_said else _print_end(str(stop), stop.exit_code)
     except Exception as error:
         if debug:
             print(traceback.format_exc(), end="", file=sys.stderr)
+        if isinstance(error, LikelierError) and error.is_said:
+            return error.exit_code
         return _print_error(*describe_error(error))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
@@ -17,6 +17,7 @@ from likelier.base.environment import needs_extra
 from likelier.base.errors import ConfigError, LikelierError
 from likelier.base.files import read_errors, read_lines, sha256
 from likelier.base.terminal import bar, say
+from likelier.batching.batch import Batch
 from likelier.chat.tokenizer import Encoder
 from likelier.checks.inspector import PairInspector
 from likelier.checks.pairs import template_finding
@@ -40,6 +41,8 @@ from likelier.model.load import (
 from likelier.model.policy import Policy
 from likelier.model.quantise import numbers_of
 from likelier.model.running import deterministic, freed_memory_kept
+from likelier.model.sharding import in_parts_of, whole
+from likelier.model.team import Team, joined_team
 from likelier.reference.cache import NoReference, reference_of_run
 from likelier.reference.fingerprint import hash_of, model_identity
 from likelier.reference.moving import MovingReference, Reference
@@ -47,7 +50,7 @@ from likelier.tracking.mirror import mirrored
 from likelier.training.batches import Batcher
 from likelier.training.checkpoint import prune, resume, save_checkpoint
 from likelier.training.logs import held_out_rows, seals_of
-from likelier.training.memory import without_autos
+from likelier.training.memory import mode_of, without_autos
 from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.order import Order, make_order
 from likelier.training.pair_log import PairLog
@@ -98,65 +101,103 @@ def train(
     """
     config = config_from(config, _handed_over(model, tokenizer, train, eval))
     needs_extra(config.track, "track")
-    if (there := RunFolder(config)).finished() and "pair_texts.jsonl" not in there.lacks():
-        say(f"{config.out} is finished: {there.what_to_do()}")
-        return _result(config.out)
+    with joined_team(config.parallel) as team:
+        there = RunFolder(config, team=team)
+        if team.agreed(lambda: there.finished() and "pair_texts.jsonl" not in there.lacks()):
+            say(f"{config.out} is finished: {there.what_to_do()}")
+            return _result(config.out, team)
+        objective = bind(live(config)["loss"], loss, config.train.seed)
+        return _trained(config, team, objective, (model, tokenizer), (train, eval), on_step)
 
-    objective = bind(live(config)["loss"], loss, config.train.seed)
-    initial = initial_policy(config, _given_policy(config, model, tokenizer))
+
+def _trained(
+    config: Config,
+    team: Team,
+    objective: BoundLoss,
+    given: tuple[nn.Module | None, Tokenizer | None],
+    rows: tuple[Iterable[Any] | None, Iterable[Any] | None],
+    on_step: OnRow | None,
+) -> Run:
+    """The road itself, on every process of a team: the model, the data, the steps, the files."""
+    mode = mode_of(config, team, given[0] is not None)
+    in_parts = mode != "replicate"
+    initial = initial_policy(config, _given_policy(config, *given), in_parts)
+    initial = replace(initial, team=team)
     encoder = initial.encoder(config.data.template, config.data.today)
     loss, seed = config.loss, config.train.seed
-    data = load(config.data, encoder, loss, seed, train, eval, PairInspector())
+    data = team.first_alone(lambda: load(config.data, encoder, loss, seed, *rows, PairInspector()))
     data = _with_template_finding(data, encoder)
     for line in (*describe_example(data.example, data.form), data.describe()):
         say(line)
     say_limits(initial.causal_lm, config.data.max_length, data.pairs)
     say(f"loss: {objective.formula}")
-    reference_model = reference_policy(config, initial)  # None: the initial policy is its own
+    reference_model = reference_policy(config, initial, in_parts)  # None: the initial policy
     policy = adapt(config, initial)
     fresh_adapter = policy is not initial  # switched off, it leaves the initial policy
     _say_what_is_slow(policy)
     inputs = _inputs(config, data, policy, objective)
+    team.must_agree(**inputs)
     with (
-        open_folder(config, on_step) as folder,
+        open_folder(config, on_step, team) as folder,
         deterministic(config.train.deterministic),
-        for_training(policy) as exact,
+        for_training(policy, in_parts) as exact,
     ):
         folder.must_hold(**inputs)
-        if folder.finished():  # but for its texts, or by another process meanwhile
+        if team.agreed(folder.finished):  # but for its texts, or by another process meanwhile
             say(f"{config.out} is finished: {folder.what_to_do()}")
-            _keep_texts(config.out, data, policy)
-            return _result(config.out)
-        settings = without_autos(config, policy, data.train, folder.settings())
+            _keep_texts(folder, data, policy)
+            return _result(config.out, team)
+        settings = without_autos(config, policy, data.train, folder.settings(), mode)
         budget: int = settings["train"]["tokens_per_batch"]
+        base_only = fresh_adapter and reference_model is None
+        scores = reference_model or policy
+        known = model_identity(scores.causal_lm, base_only)
+        if in_parts:
+            policy = in_parts_of(policy, mode)
+            scores = policy if reference_model is None else in_parts_of(scores, mode)
         reference: Reference = NoReference()
         if objective.needs("reference"):
+            team.at("the reference")
             with located("the reference", data.pairs):
                 reference = reference_of_run(
-                    reference_model or policy, data.pairs, budget, folder.path,
-                    base_only=fresh_adapter and reference_model is None, resumes=folder.resumes,
+                    scores, data.pairs, budget, folder.path,
+                    base_only=base_only, resumes=folder.resumes, model=known,
                 )  # fmt: skip
             with read_errors(stored := folder.path / "reference.safetensors"):
-                folder.must_hold(reference=sha256(stored))
+                folder.must_hold(reference=team.agreed(lambda: sha256(stored)))
         starts_equal = reference_model is None and objective.needs("reference")
-        del reference_model  # its log-probs are all that is needed of it
+        del reference_model, scores  # its log-probs are all that is needed of it
         batcher = Batcher(policy, reference, objective, budget)
+        team.at("the preflight")
         figures = preflight(batcher, data.train, starts_equal)
         order = make_order(data.train, config.train)
         steps = order.num_steps
-        folder.begin(settings, steps=steps, preflight=figures, **_facts(folder, data, batcher))
+        facts = {"preflight": figures, **_facts(folder, data, batcher, mode)}
+        folder.begin(settings, steps=steps, **facts)
         answer = partial(_keep_answers, folder, policy, encoder, data, steps)
         answer("before")
-        adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact)
+        adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact, team)
         with listening() as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept(), mirrored(folder):
                 _take_steps(data, order, batcher, optimizer, folder, stop)
-            _keep_texts(config.out, data, policy)
+            _keep_texts(folder, data, policy)
             answer("after")
-            save_policy(policy, optimizer.masters, config.model.save_dtype, config.out)
-            prune(folder.path / "checkpoints", config.train.keep, ended=True)
-            folder.finish(steps)
-    return _result(config.out)
+            _save(policy, optimizer, folder)
+            team.meet()  # what is left the first one does alone
+            if team.leads:
+                prune(folder.path / "checkpoints", config.train.keep, ended=True)
+                folder.finish(steps)
+    return _result(config.out, team)
+
+
+def _save(policy: Policy, optimizer: MasterAdamW, folder: RunFolder) -> None:
+    """The trained model into the run folder, put together where processes hold it in parts."""
+    policy.team.at("saving the model")
+    masters: Mapping[str, Tensor] = optimizer.masters
+    if policy.in_parts:
+        masters = whole(optimizer.parameters, policy.team)
+    if folder.writes:
+        save_policy(policy, masters, folder.config.model.save_dtype, folder.path)
 
 
 def _take_steps(
@@ -169,6 +210,7 @@ def _take_steps(
 ) -> None:
     """Every step from the last checkpoint on: gradient, update, log, now and then more."""
     config, policy, loss = folder.config, batcher.policy, batcher.loss
+    team = policy.team
     rate = schedule(config.optim, learning_rate(config), order.num_steps)
     held = batcher(data.eval)
     moving = None
@@ -177,7 +219,7 @@ def _take_steps(
         batcher.reference = moving  # before resuming, which puts its weights back
     pair_log = PairLog(folder.path / "pair_log", loss.beta)
     checkpoints = folder.path / "checkpoints"
-    logs = (folder.metrics, folder.timing, pair_log)
+    logs = (folder.metrics, folder.timing, pair_log) if team.leads else ()
     # What was logged after the checkpoint is logged again.
     done, lost = resume(checkpoints, folder.inputs, optimizer, batcher, logs)
     folder.resumed(done, lost)
@@ -190,24 +232,30 @@ def _take_steps(
         must_be_finite(step, pairs)
         manifest = {"figures": loss.state, "logs": seals_of(logs), **folder.inputs}
         keep, reference = config.train.keep, batcher.moved_reference
+        team.at(f"step {step}, saving")
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
-        folder.write_record(step=step, spikes=spikes.as_record())
+        if team.leads:
+            folder.write_record(step=step, spikes=spikes.as_record())
 
     def evaluate(step: int) -> str:
+        team.at(f"step {step}, held-out pairs")
         # Rescoring changes nothing unless reference.update_every is set.
         with located(f"held-out pairs after step {step}", data.eval, checkpoints):
             values = step_values(policy, batcher.rescored(held), loss)
-        folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
+        row = held_out_metrics(data.eval, values, loss.beta)
+        if team.leads:
+            folder.log({"step": step, **row})
         return _held_out_in_words(row)
 
     spikes = Spikes()
     for row in read_lines(folder.path / "metrics.jsonl"):
         spikes.hear(row)
-    held_out = evaluate(0) if held and done == 0 else _last_held_out(folder.path)
+    held_out = evaluate(0) if data.eval and done == 0 else _last_held_out(folder.path)
     coming = order.visits(done + 1, data.train)
     with bar("train", order.num_steps, done) as show:
         for step in range(done + 1, order.num_steps + 1):
             began = time.perf_counter()
+            team.at(f"step {step}, gradients")
             visits, coming = coming, order.visits(step + 1, data.train)
             pairs, following = ([pair for _, pair in some] for some in (visits, coming))
             last = step == order.num_steps
@@ -216,29 +264,42 @@ def _take_steps(
                 norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)
+            stop.signal, computed = _told(team, stop, batches)
             row = {"step": step, **metrics(values, loss.beta),
                    "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
-            pair_log.add(step, visits, values)
-            folder.time(step, time.perf_counter() - began, batches, pairs)
-            if last or step % config.train.log_every == 0:
-                folder.log(row)
-                if spikes.hear(row) and (line := spikes.in_words(row)):
-                    say(line)
-            if held and (last or due(step, config.train.eval_every)):
+            if team.leads:
+                pair_log.add(step, visits, values)
+                folder.time(step, time.perf_counter() - began, computed, pairs)
+                if last or step % config.train.log_every == 0:
+                    folder.log(row)
+                    if spikes.hear(row) and (line := spikes.in_words(row)):
+                        say(line)
+            if data.eval and (last or due(step, config.train.eval_every)):
                 held_out = evaluate(step)
             margin = row.get("rewards/margins", 0.0)
             show(1, f"loss {row['loss']:.4f}  margin {margin:.3f}{held_out}")
             if stop:
                 save(step, pairs)
-                folder.write_record(status="stopped")
-                _keep_texts(folder.path, data, policy)
+                if team.leads:
+                    folder.write_record(status="stopped")
+                _keep_texts(folder, data, policy)
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
                 save(step, pairs)
             elif last:
                 must_be_finite(step, pairs)
-    pair_log.write()
-    folder.write_record(spikes=spikes.as_record())
+    if team.leads:
+        pair_log.write()
+        folder.write_record(spikes=spikes.as_record())
+
+
+def _told(team: Team, stop: StopRequest, batches: Sequence[Batch]) -> tuple[int | None, list[int]]:
+    """What the processes tell each other after a step: the signal that one of them was sent to
+    stop, and the tokens of all their batches.
+    """
+    of_all = team.gathered((stop.signal, [batch.num_tokens for batch in batches]))
+    signals = [signal for signal, _ in of_all if signal is not None]
+    return (signals[0] if signals else None), [n for _, computed in of_all for n in computed]
 
 
 def _held_out_in_words(row: Mapping[str, float]) -> str:
@@ -334,7 +395,7 @@ def _inputs(config: Config, data: Dataset, policy: Policy, loss: BoundLoss) -> d
     }
 
 
-def _facts(folder: RunFolder, data: Dataset, batcher: Batcher) -> dict[str, Any]:
+def _facts(folder: RunFolder, data: Dataset, batcher: Batcher, mode: str) -> dict[str, Any]:
     """What the report must know of a run: it reads ``run.json`` and computes nothing of a loss."""
     policy, loss, reference = batcher.policy, batcher.loss, batcher.reference
     parameters = list(policy.model.parameters())
@@ -344,6 +405,7 @@ def _facts(folder: RunFolder, data: Dataset, batcher: Batcher) -> dict[str, Any]
         "data": data.counts,
         "findings": _findings(data),
         "device": str(policy.device),
+        "processes": {"number": policy.team.size, "mode": mode},
         "backend": policy.backend,
         "backend_reason": policy.backend_reason,
         "objective": loss.formula,
@@ -365,11 +427,12 @@ def _findings(data: Dataset) -> list[dict[str, Any]]:
     return [kind_as_data(kind, MAX_PLACES_LOGGED) for kind in tally.kinds()]
 
 
-def _result(out: Path) -> Run:
+def _result(out: Path, team: Team) -> Run:
     """The finished run, its report written where it is not there, and nothing left beside it."""
-    if not (out / "report.html").exists():
-        _write_report(out)
-    sweep_run(out, alone=False)
+    if team.leads:
+        if not (out / "report.html").exists():
+            _write_report(out)
+        sweep_run(out, alone=False)
     return Run(out, read_lines(out / "metrics.jsonl"))
 
 
@@ -383,12 +446,14 @@ def _keep_answers(
         keep_answers(folder, policy, encoder, data, steps, when)
 
 
-def _keep_texts(out: Path, data: Dataset, policy: Policy) -> None:
+def _keep_texts(folder: RunFolder, data: Dataset, policy: Policy) -> None:
     """What the pairs say that the report names: where it fails, the report is without it."""
+    if not folder.writes:
+        return
     from likelier.report.pair_texts import keep_pair_texts
 
     try:
-        keep_pair_texts(out, data.pairs, partial(decode, policy.tokenizer))
+        keep_pair_texts(folder.path, data.pairs, partial(decode, policy.tokenizer))
     except Exception as error:
         say(f"the report will show no texts of pairs: {_reason(error)}")
 

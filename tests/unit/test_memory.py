@@ -149,7 +149,7 @@ def test_layers_run_again_where_the_longest_pair_does_not_fit(
 def test_what_fits_depends_on_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def count(policy: Policy, kind: str, card: int | None) -> Memory:
+    def count(policy: Policy, kind: str, card: int | None, shares: int) -> Memory:
         asked.append(kind)
         return Memory(10**9, 0, 1)
 

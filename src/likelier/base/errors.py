@@ -27,6 +27,7 @@ class LikelierError(Exception):
     """
 
     exit_code = 1  # each kind of error has its own, and keeps it
+    is_said = False  # by another process of the same run
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None):
         self.what = harmless(what)

@@ -23,9 +23,19 @@ from likelier.base.foreign import HarmlessStream, harmless, harmless_streams
 PLAIN_LINES = 20  # that stand for a whole bar where there is no terminal
 
 
+_speaks = True
+
+
+def be_silent() -> None:
+    """Print nothing from here on: another process of the same run speaks."""
+    global _speaks
+    _speaks = False
+
+
 def say(line: str) -> None:
     """Print one line for the person who waits, to stderr, so that results can be piped."""
-    print(harmless(line), file=sys.stderr, flush=True)
+    if _speaks:
+        print(harmless(line), file=sys.stderr, flush=True)
 
 
 class _Console(Console):
@@ -50,7 +60,7 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], 
     Yields ``advance(steps, text)``, to call with the steps just done and a text for under the bar.
     """
     terminal = console(stderr=True)
-    if not terminal.is_terminal or total == 0:
+    if not (terminal.is_terminal and _speaks) or total == 0:
         yield _plain_lines(label, total, done)
         return
     progress = Progress(
@@ -90,7 +100,7 @@ def _plain_lines(label: str, total: int, done: int) -> Callable[[int, str], None
 def counting(label: str, name: str) -> Iterator[Callable[[int], None]]:
     """Show how many rows are done of an unknown number. Yields ``advance(rows)``."""
     terminal = console(stderr=True)
-    if not terminal.is_terminal:
+    if not (terminal.is_terminal and _speaks):
         yield lambda rows: None
         return
     bars = Progress(

@@ -75,7 +75,8 @@ class Batch:
     ``rejected_P`` index into R, ``position_P`` is each pair's position in the step, ``reference_R``
     summed log-probs (float64), ``columns`` what the data brings of each pair (margin, weight,
     label; shape (P,)), ``weight_K`` what each scored token counts, None where all count alike,
-    ``mean_tokens`` the mean length of the chosen completions of the whole step.
+    ``mean_tokens`` the mean length of the chosen completions of the whole step, ``num_pairs`` its
+    pairs.
     """
 
     token_BL: Tensor
@@ -96,6 +97,7 @@ class Batch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     weight_K: Tensor | None = None
     mean_tokens: float = 0.0
+    num_pairs: int = 0
 
     @property
     def num_tokens(self) -> int:

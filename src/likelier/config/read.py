@@ -192,8 +192,8 @@ def live(config: Config) -> dict[str, Any]:
 def resolved(config: Config, **facts: Any) -> dict[str, Any]:
     """The live keys with every ``auto`` replaced by what was decided; it runs again as it is.
 
-    Three stay: ``data.boundary`` is decided for every pair, ``model.stream`` by each machine and
-    ``eval.max_new_tokens`` when answers are asked for.
+    Some stay: ``data.boundary`` is decided for every pair, ``model.stream`` by each machine,
+    ``parallel`` at each start and ``eval.max_new_tokens`` when answers are asked for.
 
     Args:
         config: as read.

@@ -282,6 +282,22 @@ class EvalConfig(Section):
     )
 
 
+class ParallelConfig(Section):
+    """How a run is spread over processes, which changes nothing of what it computes."""
+
+    processes: Literal["auto"] | Annotated[int, Field(ge=1, le=2**16)] = Field(
+        "auto", description="processes that train together; auto = one for each visible GPU"
+    )
+    mode: Literal["auto", "replicate", "shard", "hybrid"] = Field(
+        "auto",
+        description="replicate = each holds the whole model; shard = each holds a part; hybrid = "
+        "each machine holds it once, in parts; auto = replicate where a step fits so",
+    )
+    timeout: Annotated[float, Field(gt=0, le=10**6)] = Field(
+        600.0, description="seconds that a process waits for the others before it gives them up"
+    )
+
+
 def _lora_by_default(value: Any) -> Any:
     """``adapter: {r: 8}`` means LoRA, as leaving the section out does."""
     return {"kind": "lora", **value} if isinstance(value, Mapping) else value
@@ -304,6 +320,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    parallel: ParallelConfig = ParallelConfig()
     out: OutPath = Field(description="run folder, which the run makes")
     track: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="a tracker that shows the metrics, too; no part of what a run is"
@@ -342,6 +359,17 @@ class Config(Section):
         if self.model.quantise != "none" and self.model.dtype == "float64":
             what = "weights of float64 are not packed in four bits"
             raise ConfigError(what, where="model.quantise", hint="use model.dtype: float32")
+        if self.parallel.mode in ("shard", "hybrid"):
+            for key, is_set in (
+                ("model.quantise", self.model.quantise != "none"),
+                ("optim.kind", self.optim.kind != "adamw"),
+            ):
+                if is_set:
+                    raise ConfigError(
+                        "blocks of eight and four bits are not cut into parts",
+                        where=f"{key} and parallel.mode",
+                        hint="write parallel.mode: replicate",
+                    )
         warmup, steps = self.optim.warmup, self.train.steps
         if isinstance(warmup, int) and steps is not None and warmup > steps:
             raise ConfigError(

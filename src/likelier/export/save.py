@@ -21,8 +21,8 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
 
     Its card is made of what the run folder holds, so the logs are complete by then.
     ``masters`` are the float32 copies of what was trained. An adapter is saved as these; of a full
-    model the weights come from them where ``save_dtype`` is wider than the compute dtype. ``auto``
-    is the compute dtype.
+    model the weights come from them where ``save_dtype`` is wider than the compute dtype, and where
+    the model itself is in parts: the masters are whole. ``auto`` is the compute dtype.
 
     Raises OutputError where the disk refuses; nothing half-written then stands there.
     """
@@ -75,7 +75,7 @@ def _save_model(
     policy: Policy, masters: Mapping[str, Tensor], save_dtype: torch.dtype, target: Path
 ) -> None:
     model = policy.causal_lm
-    if save_dtype == model.dtype:
+    if save_dtype == model.dtype and not policy.in_parts:
         model.save_pretrained(target)
         return
     # A master has one name; the parameter that it belongs to has several where weights are tied.

@@ -1,7 +1,7 @@
 """What of the initial policy is trained: everything, a fresh LoRA adapter, or its own adapter."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -128,9 +128,13 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def for_training(policy: Policy) -> Iterator[dict[str, Tensor]]:
-    """`in_compute_dtype` and `made_again`: how a policy is trained, so that little is saved."""
-    with in_compute_dtype(policy) as exact, made_again(policy.causal_lm, policy.dtype):
+def for_training(policy: Policy, in_parts: bool = False) -> Iterator[dict[str, Tensor]]:
+    """`in_compute_dtype` and `made_again`: how a policy is trained, so that little is saved.
+
+    A policy that is to be ``in_parts`` casts its matrices where it puts them together.
+    """
+    cast = nullcontext(dict[str, Tensor]()) if in_parts else in_compute_dtype(policy)
+    with cast as exact, made_again(policy.causal_lm, policy.dtype):
         yield exact
 
 

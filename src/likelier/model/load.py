@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,7 @@ def load(
     frozen: bool = False,
     quantise: Literal["none", "nf4"] = "none",
     stream: Literal["auto", "never"] = "auto",
+    in_parts: bool = False,
 ) -> Policy:
     """Load a model and its tokenizer from a folder or by Hub id, ready to be trained.
 
@@ -87,6 +89,9 @@ def load(
     ``stream`` is for a frozen model, too: weights that keep their dtype stay in their files, from
     which a CPU reads them, and a GPU where they do not fit (see `likelier.model.stream`). With
     ``never`` all of them are copied to the device.
+
+    ``in_parts`` leaves all weights in their files, for `likelier.model.sharding` to take from there
+    what each process is to hold.
 
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
     be used, ConfigError where the library of quantised weights is missing.
@@ -124,7 +129,9 @@ def load(
             others = ", ".join(keep_stored(model, stored, compute)) or "none"
             news.append(f"weights stay {dtype_name(stored)} in memory, except in {others}")
         may_stream = may_stay and stream == "auto" and method is None and not packs
-        if on_gpu and device_map is None:
+        if in_parts:
+            pass
+        elif on_gpu and device_map is None:
             news += _to_gpu(model, torch.device("cuda"), may_stream)
         elif stream == "never" or packs:
             # Of what was packed, one weight left there would keep all of the file in memory.
@@ -190,7 +197,9 @@ def compute_dtype(
     return stored, None
 
 
-def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
+def initial_policy(
+    config: Config, handed_over: Policy | None = None, in_parts: bool = False
+) -> Policy:
     """The policy as it is before training: loaded, or the one that was handed over.
 
     Raises DataError where a weight is not finite, and what `load` raises.
@@ -202,6 +211,7 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
         frozen=config.adapter.kind != "none",
         quantise=config.model.quantise,
         stream=config.model.stream,
+        in_parts=in_parts,
     )
     for name, parameter in policy.model.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -218,7 +228,7 @@ def initial_policy(config: Config, handed_over: Policy | None = None) -> Policy:
     return policy
 
 
-def reference_policy(config: Config, initial: Policy) -> Policy | None:
+def reference_policy(config: Config, initial: Policy, in_parts: bool = False) -> Policy | None:
     """Another model as the reference; None where the initial policy is the reference.
 
     Raises DataError where its tokenizer is not the policy's: ids would mean other text.
@@ -226,7 +236,10 @@ def reference_policy(config: Config, initial: Policy) -> Policy | None:
     if config.reference.path is None:
         return None
     wanted = config.model
-    reference = load(config.reference.path, dtype=wanted.dtype, frozen=True, stream=wanted.stream)
+    reference = load(
+        config.reference.path, dtype=wanted.dtype, frozen=True, stream=wanted.stream,
+        in_parts=in_parts,
+    )  # fmt: skip
     if reference.tokenizer.get_vocab() != initial.tokenizer.get_vocab():
         raise DataError(
             "the reference has another vocabulary than the policy",
@@ -234,7 +247,7 @@ def reference_policy(config: Config, initial: Policy) -> Policy | None:
             hint="give a model with the same tokenizer",
         )
     reference.model.requires_grad_(False)
-    return reference
+    return replace(reference, team=initial.team)
 
 
 def load_encoder(

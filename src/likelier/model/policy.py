@@ -24,6 +24,7 @@ from likelier.model.frozen import dtype_name, dtype_of, widen
 from likelier.model.limits import sizes
 from likelier.model.running import without_dropout
 from likelier.model.scorer import Scorer, find_head_rule, score_once
+from likelier.model.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,17 @@ class Policy:
     """A causal language model and its tokenizer, ready to be scored and trained.
 
     ``model`` is a transformers model, or a peft model where the folder holds an adapter.
-    ``path`` is where it came from, None for objects handed over in memory.
+    ``path`` is where it came from, None for objects handed over in memory. ``team`` are the
+    processes that train it together; ``in_parts``: each holds a part of the weights, and all run it
+    together. ``compute_dtype`` is what it computes in where its weights do not show that.
     """
 
     model: nn.Module
     tokenizer: Tokenizer
     path: str | None = None
+    team: Team = ALONE
+    in_parts: bool = False
+    compute_dtype: torch.dtype | None = None
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -49,7 +55,7 @@ class Policy:
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in; frozen layers may store their weights in fewer bits."""
-        return dtype_of(self.causal_lm)
+        return self.compute_dtype or dtype_of(self.causal_lm)
 
     @property
     def has_adapter(self) -> bool:
@@ -122,6 +128,13 @@ class Policy:
         scorer, chosen = self.scorer, backend or self.backend
         with without_dropout(self.model), attention_backend(self.causal_lm, chosen):
             yield scorer
+        self.forget_gathered()
+
+    def forget_gathered(self) -> None:
+        """Of a model in parts, drop what was put together: the parts have other values now."""
+        if self.in_parts:
+            scorer: Any = self.scorer
+            scorer.reshard()
 
 
 _SLOW = {
@@ -195,6 +208,24 @@ def _try_backward(policy: Policy) -> None:
         batch = _probe_of(policy, "flex", min(rows, positions) // 2)
         with policy.running("flex") as scorer, torch.enable_grad():
             torch.autograd.grad(scorer(batch).sum(), trained, allow_unused=True)
+
+
+def idle_batches(policy: Policy, count: int) -> Iterator[Batch]:
+    """Batches of one token for a process that has ``count`` of its own, of which nothing is used.
+
+    Where the processes hold a model in parts they run it as often as each other; else none is
+    needed.
+    """
+    if policy.in_parts:
+        idle = lay_out([Scored((0, 0), (False, True))], policy.backend).to(policy.device)
+        for _ in range(policy.team.most(count) - count):
+            yield idle
+
+
+def with_idle(policy: Policy, batches: Sequence[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """The batches of this process, then its idle ones, each with whether it is one."""
+    yield from ((batch, False) for batch in batches)
+    yield from ((batch, True) for batch in idle_batches(policy, len(batches)))
 
 
 @torch.no_grad()

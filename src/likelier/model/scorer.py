@@ -5,6 +5,8 @@ wrap it; nothing calls a submodule from outside.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +110,15 @@ class Scorer(nn.Module):
         else:
             states = self.model.base_model(**inputs).last_hidden_state
         return states
+
+    @contextmanager
+    def with_own_head(self) -> Iterator[None]:
+        """Inside, the model's own forward makes all logits: the twin of what is verified."""
+        before, self.rule = self.rule, HeadRule(use_model_head=True)
+        try:
+            yield
+        finally:
+            self.rule = before
 
     def head(self) -> Head:
         """The head as it is now, with the rule's scale and soft-cap."""

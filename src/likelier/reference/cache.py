@@ -29,8 +29,9 @@ from likelier.batching.pack import pack
 from likelier.data.records import TokenPair
 from likelier.model.adapters import adapters_off
 from likelier.model.frozen import is_half
-from likelier.model.policy import Policy, score_sequences
+from likelier.model.policy import Policy, idle_batches, score_sequences
 from likelier.model.running import freed_memory_kept
+from likelier.model.team import ALONE, Team
 from likelier.reference.fingerprint import hash_of, reference_identity
 
 Groups = Sequence[Sequence[Scored]]  # completions that are scored in one batch
@@ -142,34 +143,44 @@ def reference_of_run(
     *,
     base_only: bool,
     resumes: bool,
+    model: str | None = None,
 ) -> StoredReference:
     """The reference log-probs of a run's pairs, made before any update, and kept in the run.
 
     ``policy`` is the initial policy, or another model. ``base_only`` switches adapters off while
     it scores: a fresh one is no part of the initial policy, a trained one is. A run that
-    ``resumes`` reads what it kept; in a new one's folder nothing is read.
+    ``resumes`` reads what it kept; in a new one's folder nothing is read. ``model`` is the
+    `model_identity` of the policy, where that is known.
 
     Raises RunFailed where log-probs are not finite or the cache disagrees with a live batch.
     """
     sequences = {completion for pair in pairs for completion in completions_of(pair)}
     kept = run / "reference.safetensors"
+    identity = reference_identity(policy, base_only, model)
     if resumes:
-        before = load_reference(kept, reference_identity(policy, base_only))
-        if before is not None and before.holds(sequences):
+        before = load_reference(kept, identity)
+        holds = before is not None and before.holds(sequences)
+        if before is not None and all(policy.team.gathered(holds)):
             return before
-    reference = cached_reference(policy, sequences, budget, base_only)
-    reference.save(kept)
+    reference = cached_reference(policy, sequences, budget, base_only, identity)
+    if policy.team.leads:
+        reference.save(kept)
     return reference
 
 
 def cached_reference(
-    policy: Policy, sequences: set[Scored], budget: int, base_only: bool = False
+    policy: Policy,
+    sequences: set[Scored],
+    budget: int,
+    base_only: bool = False,
+    identity: str | None = None,
 ) -> StoredReference:
     """The log-probs of some sequences: from the cache, and scored now where it lacks them.
 
-    ``budget`` is the most tokens of a batch; ``base_only`` switches adapters off.
+    ``budget`` is the most tokens of a batch; ``base_only`` switches adapters off; ``identity`` is
+    the `reference_identity` where that is known.
     """
-    identity = reference_identity(policy, base_only)
+    identity = identity or reference_identity(policy, base_only)
     # Sorted by tokens, neighbours share the most, and the order of the file does not matter.
     ordered = sorted(sequences, key=lambda completion: (completion.tokens, completion.scored))
     batches = pack([(sequence,) for sequence in ordered], budget, policy.backend)
@@ -182,11 +193,14 @@ def cached_reference(
                 for index, logps in score_sequences(policy, completions, budget):
                     yield completions[index], logps
                 advance(len(completions), "")
+            with policy.running() as scorer, torch.no_grad():
+                for idle in idle_batches(policy, len(wanted)):
+                    scorer(idle)
 
     tolerance = _HALF_TOLERANCE if is_half(policy.dtype) else _TOLERANCE
     # Another torch or number of threads rounds otherwise.
     made_by = hash_of(identity=identity, torch=torch.__version__, threads=torch.get_num_threads())
-    return replace(fill(made_by, groups, score, tolerance), identity=identity)
+    return replace(fill(made_by, groups, score, tolerance, policy.team), identity=identity)
 
 
 def cached_values(identity: str) -> dict[bytes, Tensor]:
@@ -201,8 +215,11 @@ def cached_values(identity: str) -> dict[bytes, Tensor]:
     return values
 
 
-def fill(identity: str, groups: Groups, score: Score, tolerance: float) -> StoredReference:
-    """The log-probs of some groups under an identity; only what the cache lacks is scored.
+def fill(
+    identity: str, groups: Groups, score: Score, tolerance: float, team: Team = ALONE
+) -> StoredReference:
+    """The log-probs of some groups under an identity; only what the cache lacks is scored, by each
+    process of a team its share.
 
     ``score`` yields (completion, log-probs per token). New values are added to the cache as they
     come, so that an interrupted run has lost few. Some of the cached values are scored again;
@@ -213,11 +230,14 @@ def fill(identity: str, groups: Groups, score: Score, tolerance: float) -> Store
     """
     values = cached_values(identity)
     keys = {s: key for group in groups for s, key in zip(group, _keys(group), strict=True)}
-    missing = [group for group in groups if any(keys[s] not in values for s in group)]
-    there = [s for group in groups for s in group if keys[s] in values]
+    lacking = {at for at, group in enumerate(groups) if any(keys[s] not in values for s in group)}
+    missing = sorted(set[int]().union(*team.gathered(lacking)))  # by any of the caches
+    known = set(missing)
+    there = [s for at, group in enumerate(groups) if at not in known for s in group]
     _spot_check(there, [values[keys[s]] for s in there], score, tolerance)
     fresh: dict[bytes, Tensor] = {}
-    for sequence, logps in score(missing):
+    made: dict[bytes, Tensor] = {}
+    for sequence, logps in score([groups[at] for at in missing[team.rank :: team.size]]):
         if not logps.isfinite().all():
             raise NotFinite(
                 "the reference gives a log-prob that is not finite",
@@ -227,11 +247,13 @@ def fill(identity: str, groups: Groups, score: Score, tolerance: float) -> Store
         fresh[keys[sequence]] = logps
         if len(fresh) == _COMPLETIONS_PER_FILE:
             _keep(StoredReference(identity, fresh))
-            values.update(fresh)
+            made.update(fresh)
             fresh = {}
     if fresh:
         _keep(StoredReference(identity, fresh))
-        values.update(fresh)
+        made.update(fresh)
+    for of_one in team.gathered(made):
+        values.update(of_one)
     return StoredReference(identity, {completion_key(s): values[key] for s, key in keys.items()})
 
 

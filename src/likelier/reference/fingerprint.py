@@ -19,11 +19,13 @@ _IRRELEVANT = re.compile(
 )
 
 
-def reference_identity(policy: Policy, base_only: bool) -> str:
-    """The identity of the values that this model gives with this backend and dtype."""
-    model = policy.causal_lm
+def reference_identity(policy: Policy, base_only: bool, model: str | None = None) -> str:
+    """The identity of the values that this model gives with this backend and dtype.
+
+    ``model`` is its `model_identity`, where that is known: one in parts cannot be asked any more.
+    """
     return hash_of(
-        model=model_identity(model, base_only),
+        model=model or model_identity(policy.causal_lm, base_only),
         dtype=str(policy.dtype),
         backend=policy.backend,
         head="own" if policy.scorer.rule.use_model_head else "chunked",

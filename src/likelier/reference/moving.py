@@ -14,7 +14,8 @@ from torch import Tensor
 
 from likelier.batching.batch import Batch, Scored
 from likelier.config.schema import ReferenceConfig
-from likelier.model.policy import Policy
+from likelier.model.policy import Policy, with_idle
+from likelier.model.team import own_part
 from likelier.reference.cache import NoReference, StoredReference
 
 
@@ -57,23 +58,27 @@ class MovingReference:
         if not self.moved:
             return list(batches)
         with self._in_place():
-            return [
+            scored = [
                 replace(batch, reference_R=batch.completion_logps(self.policy.scorer(batch)))
-                for batch in batches
+                for batch, _ in with_idle(self.policy, batches)
             ]
+        return scored[: len(batches)]
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
         """Put the reference's weights into the model, and the policy's back on leaving."""
-        named = dict(self.policy.model.named_parameters())
+        parameters = self.policy.model.named_parameters()
+        named = {name: own_part(p) for name, p in parameters if name in self.masters}
         before = {name: named[name].detach().clone() for name in self.masters}
         try:
             for name, master in self.masters.items():
                 named[name].copy_(master)
+            self.policy.forget_gathered()
             yield
         finally:
             for name, value in before.items():
                 named[name].copy_(value)
+            self.policy.forget_gathered()
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Put the reference of a checkpoint back."""

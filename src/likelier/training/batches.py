@@ -20,6 +20,8 @@ from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues
 from likelier.model.policy import Policy
 from likelier.reference.moving import MovingReference, Reference
+from likelier.training.dealing import deal
+from likelier.training.memory import Costs, costs_of
 
 _LEAST_TOKENS = 16  # of a batch, as the config allows
 Weighted = tuple[Scored, Weights | None]  # a completion, and what its scored tokens count
@@ -28,7 +30,8 @@ Weighted = tuple[Scored, Weights | None]  # a completion, and what its scored to
 class Batcher:
     """Turns pairs into batches of at most ``tokens_per_batch`` tokens; a pair is never cut.
 
-    Where the memory of the device does not hold such batches, `halve` lowers the limit.
+    Of a team, each process gets the batches of its own share of the pairs. Where the memory of the
+    device does not hold such batches, `halve` lowers the limit.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Batcher:
         self.policy, self.reference, self.loss = policy, reference, loss
         self.tokens_per_batch = tokens_per_batch
         self._ready: tuple[Sequence[TokenPair], int, list[Batch]] = ((), 0, [])
+        self._costs: Costs | None = None
 
     def __call__(self, pairs: Sequence[TokenPair]) -> list[Batch]:
         """The batches of a step's pairs, with the reference as it is now."""
@@ -46,9 +50,13 @@ class Batcher:
 
     def prepare(self, pairs: Sequence[TokenPair]) -> None:
         """Cut the pairs of a step and send them to the device; the next call may ask for them."""
-        policy = self.policy
+        policy, team = self.policy, self.policy.team
+        share = None
+        if team.size > 1:
+            self._costs = self._costs or costs_of(policy.causal_lm)
+            share = deal(pairs, team.size, self._costs, policy.backend)[team.rank]
         batches = cut_batches(
-            pairs, self.reference, policy.backend, self.tokens_per_batch, self.loss.tokens
+            pairs, self.reference, policy.backend, self.tokens_per_batch, self.loss.tokens, share
         )
         self._ready = pairs, self.tokens_per_batch, [batch.to(policy.device) for batch in batches]
 
@@ -74,6 +82,8 @@ class Batcher:
         Raises RunFailed where each of the ``batches`` that did not fit held one pair alone.
         """
         alone = batches and all(len(batch.position_P) == 1 for batch in batches)
+        # The others are in the middle of a batch that this process cannot begin again.
+        alone = alone or self.policy.in_parts
         if alone or self.tokens_per_batch <= _LEAST_TOKENS:
             raise RunFailed(
                 f"batches of {self.tokens_per_batch} tokens do not fit into the memory of the "
@@ -91,19 +101,30 @@ def cut_batches(
     backend: str,
     budget: int,
     tokens: Mapping[str, Any] | None = None,
+    share: Sequence[int] | None = None,
 ) -> list[Batch]:
     """Cut the pairs of a step into batches of at most ``budget`` tokens; a pair is never cut.
 
-    ``tokens`` is the rule by which tokens count, None where all count alike.
+    ``tokens`` is the rule by which tokens count, None where all count alike. ``share`` are the
+    positions of the pairs to take, None for all; lengths are those of the whole step.
     """
     units = [completions_of(pair) for pair in pairs]
     mean_tokens = sum(chosen.num_scored for chosen, _ in units) / max(1, len(units))
+    share = range(len(pairs)) if share is None else share
     batches = []
-    for indices in pack(units, budget, backend):
-        some = [pairs[index] for index in indices]
-        both = [_weighted(pairs[index], units[index], tokens) for index in indices]
+    for indices in pack([units[at] for at in share], budget, backend):
+        positions = [share[index] for index in indices]
+        some = [pairs[at] for at in positions]
+        both = [_weighted(pairs[at], units[at], tokens) for at in positions]
         batch = _batch_of_pairs(some, both, reference, backend)
-        batches.append(replace(batch, position_P=torch.tensor(indices), mean_tokens=mean_tokens))
+        batches.append(
+            replace(
+                batch,
+                position_P=torch.tensor(positions),
+                mean_tokens=mean_tokens,
+                num_pairs=len(pairs),
+            )
+        )
     return batches
 
 

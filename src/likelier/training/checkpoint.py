@@ -8,6 +8,8 @@ A checkpoint is a folder, ``step-00000040``, that holds
 - ``exp_avg_scale.safetensors``, ``exp_avg_sq_scale.safetensors``: where its averages are held in
   eight bits, the scales of their blocks;
 - ``reference.safetensors``: the weights of a reference that moves, once it has moved;
+- in the place of all these, where several processes held the model in parts, one file of each:
+  see `likelier.training.checkpoint_parts`;
 - ``MANIFEST.json``: the step, the hashes of what the run reads, the loss's own figures, the seals
   of the run's logs as they stood (`likelier.training.logs`), the size and hash of every file, and
   a hash over all of this.
@@ -19,8 +21,9 @@ a damaged manifest of that format cannot be told from a whole one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +41,10 @@ from likelier.base.files import (
     write_folder,
 )
 from likelier.base.terminal import say
+from likelier.model.sharding import part_of
 from likelier.reference.moving import MovingReference
 from likelier.training.batches import Batcher
+from likelier.training.checkpoint_parts import load_parts, save_together
 from likelier.training.logs import Sealed, lost_rows
 from likelier.training.optimizer import MasterAdamW
 
@@ -59,23 +64,37 @@ def save_checkpoint(
     """Write the state after ``step`` steps, then delete all but the newest ``keep`` valid ones.
 
     ``facts`` go into the manifest. ``reference`` are the weights of a reference that has moved.
+    Called on every process of the optimizer's team; those that hold no more than the first do
+    nothing.
 
     Raises OutputError where the disk refuses; earlier checkpoints then still stand.
     """
     path = folder / f"step-{step:08d}"
-    whole = optimizer.state() | ({"reference": reference} if reference else {})
-    state = {name: _plain(tensors) for name, tensors in whole.items()}
+    team, state = (
+        optimizer.team,
+        optimizer.state() | ({"reference": reference} if reference else {}),
+    )
+    in_parts = optimizer.replicas < team.size
 
-    def write(target: Path) -> None:
-        for name, tensors in state.items():
-            save_file(tensors, target / f"{name}.safetensors")
+    def put(write: Callable[[Path], None]) -> None:
+        make_folder(folder)
+        if path.exists():  # one that is damaged, or whose logs are
+            remove_folder(path)
+        parts = {"parts": team.size} if in_parts else {}
+        write_folder(path, write, {"format": FORMAT, "step": step, **parts, **facts})
+        prune(folder, keep)
 
-    make_folder(folder)
-    if path.exists():  # one that is damaged, or whose logs are
-        remove_folder(path)
-    write_folder(path, write, {"format": FORMAT, "step": step, **facts})
-    prune(folder, keep)
+    if in_parts:
+        save_together(team, put, state, optimizer)
+    elif team.leads:
+        plain = {name: _plain(tensors) for name, tensors in state.items()}
+        put(partial(_write_files, plain))
     return path
+
+
+def _write_files(state: dict[str, dict[str, Tensor]], target: Path) -> None:
+    for name, tensors in state.items():
+        save_file(tensors, target / f"{name}.safetensors")
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,9 +185,10 @@ def _manifest(path: Path, step: int) -> dict[str, Any] | None:
 def _is_of(manifest: dict[str, Any], step: int) -> bool:
     """Whether a manifest says what that of a checkpoint of a step does, in the types it should."""
     figures, logs = manifest.get("figures", {}), manifest.get("logs", {})
+    files = [] if "parts" in manifest else [f"{name}.safetensors" for name in _PARTS]
     return (
         (manifest.get("format"), manifest.get("step")) == (FORMAT, step)
-        and all(f"{name}.safetensors" in manifest["files"] for name in _PARTS)
+        and all(name in manifest["files"] for name in files)
         and isinstance(figures, dict)
         and all(isinstance(value, int | float) for value in figures.values())
         and isinstance(logs, dict)
@@ -186,14 +206,33 @@ def good_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(path: Path, optimizer: MasterAdamW) -> None:
+def load_checkpoint(path: Path, optimizer: MasterAdamW) -> dict[str, Tensor]:
     """Put a checkpoint's state into the optimizer and the model whose parameters it trains.
 
-    Raises OutputError where it cannot be read now.
+    Returns the weights of a reference that has moved, none where none has. Raises OutputError where
+    it cannot be read now.
     """
     with read_errors(path):
-        parts = {name: load_file(path / f"{name}.safetensors") for name in optimizer.parts}
-        optimizer.restore(parts)
+        if (path / "masters.safetensors").exists():
+            state = _read_files(path, optimizer)
+        else:
+            state = load_parts(path, optimizer)
+        reference = state.pop("reference", {})
+        optimizer.restore(state)
+    return reference
+
+
+def _read_files(path: Path, optimizer: MasterAdamW) -> dict[str, dict[str, Tensor]]:
+    """The state in a checkpoint of whole tensors, of each what this process holds."""
+    moved = (path / "reference.safetensors").exists()
+    names = (*optimizer.parts, "reference") if moved else optimizer.parts
+    state = {name: load_file(path / f"{name}.safetensors") for name in names}
+    own = optimizer.parameters
+    for part, tensors in state.items():
+        if part != "count":
+            for name in tensors.keys() & own.keys():
+                tensors[name] = part_of(tensors[name], own[name])
+    return state
 
 
 def resume(
@@ -204,24 +243,22 @@ def resume(
     logs: Sequence[Sealed],
 ) -> tuple[int, list[str]]:
     """Load the checkpoint to resume from: optimizer, model, the loss's own figures, the reference;
-    and cut the logs back to it.
+    and cut the logs back to it. Which one it is, the first process of a team finds.
 
     Returns its step, 0 where there is no checkpoint at all, and what of the logs is lost, a line
     each. Raises as `latest_checkpoint`.
     """
-    found = latest_checkpoint(folder, facts, logs)
+    found = optimizer.team.agreed(lambda: latest_checkpoint(folder, facts, logs))
     if found is None:
         for log in logs:
             log.cut_back(0, {})
         return 0, []
     path, manifest, lost = found
     step: int = manifest["step"]
-    load_checkpoint(path, optimizer)
+    reference = load_checkpoint(path, optimizer)
     batcher.loss.state.update(manifest.get("figures", {}))
-    moved = "reference.safetensors"  # not there before it first moved
-    if isinstance(batcher.reference, MovingReference) and moved in manifest["files"]:
-        with read_errors(path):
-            batcher.reference.restore(load_file(path / moved))
+    if isinstance(batcher.reference, MovingReference) and reference:  # once it has moved
+        batcher.reference.restore(reference)
     for log in logs:
         log.cut_back(step, manifest.get("logs", {}).get(log.name, {}))
     say(f"resuming from step {step}")

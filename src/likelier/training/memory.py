@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from likelier.base.errors import ConfigError
+from likelier.base.model_folder import numbers_in
 from likelier.base.terminal import say
 from likelier.batching.batch import Batch, Scored, completions_of, lay_out
 from likelier.batching.pack import tokens_of
@@ -30,6 +33,7 @@ from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of, numbers_of
 from likelier.model.recompute import can_checkpoint, checkpoint_layers
 from likelier.model.stream import in_file, layers_of, streamed_weights
+from likelier.model.team import Team
 from likelier.training.adamw8bit import AT_ONCE, bytes_of_averages
 
 _USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is not counted
@@ -37,6 +41,8 @@ _LEAST_TOKENS = 256
 # Where products reach their full speed and a larger batch only takes more memory.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
 _PROBED_TOKENS = 16, 48
+# Of a number of a model: weight, master, gradient and AdamW's two averages; or a frozen weight.
+_BYTES_TRAINED, _BYTES_FROZEN = 18, 2
 _BYTES_UNPACKED = 20  # of a number whose averages are packed again, at most AT_ONCE of them
 
 
@@ -61,16 +67,57 @@ class Memory:
         return int(_USABLE_SHARE * self.total)
 
 
-def memory_of(policy: Policy, optimizer: str = "adamw", card: int | None = None) -> Memory:
+def mode_of(config: Config, team: Team, is_given: bool = False) -> str:
+    """How processes share a model: ``replicate``, ``shard`` or ``hybrid``, as ``parallel.mode``
+    says or the size of a local model folder suggests. A model that ``is_given`` stays whole.
+
+    Raises ConfigError where it is not to.
+    """
+    wanted, folder = config.parallel.mode, Path(config.model.path)
+    if is_given and wanted in ("shard", "hybrid"):
+        what, hint = "a model that is handed over stays whole", "write parallel.mode: replicate"
+        raise ConfigError(what, where="parallel.mode", hint=hint)
+    if team.size == 1:
+        return "replicate"
+    if wanted != "auto":
+        return wanted
+    can_be_cut = config.model.quantise == "none" and config.optim.kind == "adamw"
+    if is_given or not can_be_cut or not any(folder.glob("*.safetensors")):
+        return "replicate"
+    a_number = _BYTES_TRAINED if config.adapter.kind == "none" else _BYTES_FROZEN
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    usable = _USABLE_SHARE * min(team.gathered(memory_of_process(device, team)))
+    needed = numbers_in(folder) * a_number
+    if needed <= usable:
+        return "replicate"
+    several = 1 < team.local_size < team.size
+    return "hybrid" if several and needed <= usable * team.local_size else "shard"
+
+
+def memory_of_process(device: torch.device, team: Team) -> int:
+    """Bytes there are for one process: of a GPU all, of a machine its share."""
+    total = device_memory(device)
+    return total if device.type == "cuda" else total // team.local_size
+
+
+def memory_of(
+    policy: Policy, optimizer: str = "adamw", card: int | None = None, shares: int = 1
+) -> Memory:
     """Count what is saved for the backward on two tiny batches: exact, and the same every time.
 
-    ``optimizer`` is what ``optim.kind`` says, ``card`` the bytes of a device that is not here.
+    ``optimizer`` is what ``optim.kind`` says, ``card`` the bytes of a device that is not here;
+    ``shares`` processes hold the model together, each a part, and two layers and what belongs to no
+    layer whole.
     """
     fixed = sum(held(policy, optimizer, on_card=card is not None).values())
+    if shares > 1:
+        layers = [sum(map(bytes_of, m.parameters())) for m in layers_of(policy.causal_lm)]
+        outside = sum(map(bytes_of, policy.model.parameters())) - sum(layers)
+        fixed = fixed // shares + outside + 2 * max(layers, default=0)
     short, long = _PROBED_TOKENS
     long = min(long, sizes(policy.causal_lm)["positions"] or long)
     per_token = (_saved_by(policy, long) - _saved_by(policy, short)) // (long - short)
-    total = device_memory(policy.device) if card is None else card
+    total = memory_of_process(policy.device, policy.team) if card is None else card
     return Memory(total, fixed, max(1, per_token), _bytes_of_head(policy))
 
 
@@ -136,18 +183,22 @@ def tokens_for(
 
 
 def checkpoint_if_needed(
-    config: Config, policy: Policy, pairs: Sequence[TokenPair], card: int | None = None
+    config: Config,
+    policy: Policy,
+    pairs: Sequence[TokenPair],
+    card: int | None = None,
+    shares: int = 1,
 ) -> tuple[str, Memory | None]:
     """What ``train.checkpointing`` means for some pairs; a model that needs it is told to.
 
     ``auto`` is ``layers`` where memory does not hold a batch of the longest pair alone without.
     The second value is what `memory_of` says then, where it had to be asked. ``card`` are the
-    bytes of a device that is not here.
+    bytes of a device that is not here, ``shares`` as `memory_of` has it.
     """
     model, backend = policy.causal_lm, policy.backend
     if config.train.checkpointing != "auto":
         return config.train.checkpointing, None
-    memory = memory_of(policy, config.optim.kind, card)
+    memory = memory_of(policy, config.optim.kind, card, shares)
     longest = max((tokens_of(completions_of(pair), backend) for pair in pairs), default=0)
     if memory.needs(longest) <= memory.usable or not can_checkpoint(model):
         return "none", memory
@@ -165,17 +216,30 @@ def without_autos(
     policy: Policy,
     pairs: Sequence[TokenPair],
     before: dict[str, Any] | None = None,
+    mode: str = "replicate",
 ) -> dict[str, Any]:
     """The config with every ``auto`` decided, as ``config.yaml`` of a run holds it.
 
-    ``before`` is what was decided when a run began that now resumes: that stays.
+    ``before`` is what was decided when a run began that now resumes: that stays. Of a team the
+    first process decides; ``mode`` is how they will share the model, which is still whole.
     """
-    if before is not None:
-        if before["train"]["checkpointing"] == "layers":
-            checkpoint_layers(policy.causal_lm)
-        return before
-    checkpointing, memory = checkpoint_if_needed(config, policy, pairs)
-    return decided(config, policy, checkpointing, tokens_for(config, policy, memory))
+    team = policy.team
+
+    def decide() -> dict[str, Any]:
+        shares = {"shard": team.size, "hybrid": team.local_size}.get(mode, 1)
+        on_gpu = shares > 1 and torch.cuda.is_available()
+        device = torch.device("cuda") if on_gpu else policy.device
+        card = device_memory(device) if on_gpu else None
+        checkpointing, memory = checkpoint_if_needed(config, policy, pairs, card, shares)
+        if memory is None and config.train.tokens_per_batch == "auto":
+            memory = memory_of(policy, config.optim.kind, card, shares)
+        tokens = tokens_for(config, policy, memory, device)
+        return decided(config, policy, checkpointing, tokens)
+
+    settings = team.agreed(decide) if before is None else before
+    if settings["train"]["checkpointing"] == "layers":
+        checkpoint_layers(policy.causal_lm)
+    return settings
 
 
 def decided(config: Config, policy: Policy, checkpointing: str, tokens: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from likelier.base.errors import NotFinite, RunFailed
 from likelier.config.schema import OptimConfig
 from likelier.model.frozen import is_half
+from likelier.model.team import ALONE, Team, own_part
 from likelier.training.adamw8bit import AdamW8bit, packs
 
 
@@ -45,6 +46,9 @@ class MasterAdamW:
     so that sums over batches are float32 sums. Weight decay applies to matrices, not to biases,
     norms and other vectors. `close` takes the hooks off the model. ``exact`` are masters that hold
     more than their parameters, by name.
+
+    Of a ``team`` that holds the model in parts, each process has the masters of its own; otherwise
+    all have all of them, and add up their gradients before an update.
     """
 
     def __init__(
@@ -52,10 +56,13 @@ class MasterAdamW:
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         config: OptimConfig,
         exact: Mapping[str, Tensor] | None = None,
+        team: Team = ALONE,
     ):
+        self.team = team
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self.max_grad_norm = config.max_grad_norm
         self.masters: dict[str, Tensor] = {}
+        self.copies: dict[str, nn.Parameter] = {}  # parameters that are not their own masters
         self._hooks: list[RemovableHandle] = []
         for name, parameter in self.parameters.items():
             parameter.grad = None  # a model handed over may bring gradients of its own
@@ -63,9 +70,9 @@ class MasterAdamW:
                 master = (exact or {}).get(name, parameter.detach().float())
                 hook = parameter.register_post_accumulate_grad_hook(_hand_over_to(master))
                 self._hooks.append(hook)
-                self.masters[name] = master
+                self.masters[name], self.copies[name] = master, parameter
             else:
-                self.masters[name] = parameter
+                self.masters[name] = own_part(parameter)
         self.adamw_of = _adamw_of_each(self.masters, config)
         averages = ("exp_avg", "exp_avg_sq")
         scales = [f"{name}_scale" for name in averages] if config.kind == "adamw8bit" else []
@@ -77,8 +84,8 @@ class MasterAdamW:
 
         Raises NotFinite where a gradient or their norm is not, before anything is changed.
         """
-        grads = {name: m.grad for name, m in self.masters.items() if m.grad is not None}
-        norm = float(torch.nn.utils.get_total_norm(grads.values()))
+        grads = self._gradients()
+        norm = self._norm(grads)
         if not math.isfinite(norm):
             raise NotFinite(
                 f"{_not_finite(grads)} is not finite, so no update was made",
@@ -90,11 +97,39 @@ class MasterAdamW:
             for group in adamw.param_groups:
                 group["lr"] = lr
             adamw.step()
-        for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
-                parameter.copy_(self.masters[name])
+        for name, parameter in self.copies.items():
+            parameter.copy_(self.masters[name])
         self.forget_gradients()
         return norm
+
+    @property
+    def replicas(self) -> int:
+        """How many processes hold each number of the masters; fewer than the team: in parts."""
+        some: Any = next(iter(self.parameters.values()), None)
+        mesh = getattr(some, "device_mesh", None)
+        if mesh is None:
+            return self.team.size
+        return int(mesh.size(0)) if mesh.ndim == 2 else 1
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """The gradients of the masters by name, those of all processes."""
+        if self.replicas < self.team.size:  # added up in the backward
+            for name, parameter in self.parameters.items():
+                grad = parameter.grad
+                self.masters[name].grad = None if grad is None else own_part(grad)
+        elif self.team.size > 1:
+            there = {name for name, master in self.masters.items() if master.grad is not None}
+            for name in set[str]().union(*self.team.gathered(there)) - there:
+                self.masters[name].grad = torch.zeros_like(self.masters[name])
+            self.team.add_up(m.grad for m in self.masters.values() if m.grad is not None)
+        return {name: m.grad for name, m in self.masters.items() if m.grad is not None}
+
+    def _norm(self, grads: Mapping[str, Tensor]) -> float:
+        """The norm of all gradients; of parts that several processes hold, each counts once."""
+        norm = float(torch.nn.utils.get_total_norm(grads.values()))
+        if self.replicas == self.team.size:
+            return norm
+        return math.sqrt(sum(one**2 for one in self.team.gathered(norm)) / self.replicas)
 
     def forget_gradients(self) -> None:
         """Drop all gradients: after a step, or where one is begun anew."""
@@ -104,18 +139,21 @@ class MasterAdamW:
     def must_be_finite(self) -> None:
         """Called before anything is saved: a damaged weight never reaches the disk.
 
-        Raises NotFinite with its name, or that of AdamW's average of its gradients.
+        Raises NotFinite with its name, or that of AdamW's average of its gradients, on all
+        processes where one has it.
         """
-        halves = [name for name in self.masters if self.masters[name] is not self.parameters[name]]
-        rounded: dict[str, Tensor] = {name: self.parameters[name] for name in halves}
-        for kind, tensors in (*self.state().items(), ("the model's copy", rounded)):
-            prefix = "" if kind == "masters" else f"{kind} of "
-            for name, tensor in tensors.items():
-                if not bool(tensor.isfinite().all()):
-                    raise NotFinite(
-                        f"{prefix}{name} is not finite after an update, so nothing is saved",
-                        hint="optim.lr and optim.eps",
-                    )
+        rounded: dict[str, Tensor] = dict(self.copies)
+        bad = (
+            name if kind == "masters" else f"{kind} of {name}"
+            for kind, tensors in (*self.state().items(), ("the model's copy", rounded))
+            for name, tensor in tensors.items()
+            if not bool(tensor.isfinite().all())
+        )
+        if named := next(filter(None, self.team.gathered(next(bad, None))), None):
+            raise NotFinite(
+                f"{named} is not finite after an update, so nothing is saved",
+                hint="optim.lr and optim.eps",
+            )
 
     def close(self) -> None:
         """Take the hooks off the model, so that it can be trained again."""
@@ -148,8 +186,8 @@ class MasterAdamW:
             raise RunFailed("the checkpoint holds other parameters than this model trains")
         for name, master in ours.items():
             master.copy_(saved[name])
-            if master is not self.parameters[name]:
-                self.parameters[name].copy_(master)
+            if name in self.copies:
+                self.copies[name].copy_(master)
             if name in state["exp_avg"]:
                 adamw, count = self.adamw_of[name], state["count"][name].clone()
                 parts = [part for part in self.parts[1:-1] if name in state[part]]
@@ -189,7 +227,8 @@ def _not_finite(grads: Mapping[str, Tensor]) -> str:
     bad = next((name for name, grad in grads.items() if not bool(grad.isfinite().all())), None)
     if bad is not None:
         return f"the gradient of {bad}"
-    largest = max(grads, key=lambda name: float(grads[name].abs().max()))
+    sized = [name for name, grad in grads.items() if grad.numel()]  # a part may hold nothing
+    largest = max(sized, key=lambda name: float(grads[name].abs().max()))
     return f"the norm of the gradients, of which {largest} has the largest,"
 
 

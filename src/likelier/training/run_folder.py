@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from likelier.data.sources import names_of
 from likelier.training.logs import Log
 
 if TYPE_CHECKING:
-    from likelier.batching.batch import Batch  # imports torch
+    from likelier.model.team import Team  # imports torch
 
 OnRow = Callable[[dict[str, float]], None]
 _MODELS = ("model", "adapter")
@@ -55,9 +56,11 @@ _SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "st
 
 def asked(config: Config) -> dict[str, Any]:
     """The live keys of a config, secrets masked; where a run and its weights lie, what shows its
-    metrics and the answers that are looked at are no part of what it is.
+    metrics, the answers that are looked at and the processes that share the work are no part of
+    what it is.
     """
-    keys = {key: value for key, value in live(config).items() if key not in ("out", "eval")}
+    beside = ("out", "eval", "parallel")
+    keys = {key: value for key, value in live(config).items() if key not in beside}
     del keys["model"]["stream"]
     keys["track"] = "none"  # as it stands in runs from before there were others
     return masked(keys)
@@ -68,13 +71,16 @@ class RunFolder:
     is missing or damaged.
 
     ``inputs`` are hashes of the content behind the run, which every checkpoint must agree with.
-    ``on_row`` hears every row of the log, ``mirror`` those from before as well. Raises OutputError
-    where ``run.json`` cannot be read.
+    ``on_row`` hears every row of the log, ``mirror`` those from before as well. Of a ``team`` the
+    first process ``writes``; the others know what it read. Raises OutputError where ``run.json``
+    cannot be read.
     """
 
-    def __init__(self, config: Config, on_row: OnRow | None = None):
+    def __init__(self, config: Config, on_row: OnRow | None = None, team: "Team | None" = None):
         self.config, self.path, self.on_row = config, config.out, on_row
-        self.record = _read_record(self.path / "run.json")
+        self.writes = team is None or team.leads
+        read = partial(_read_record, self.path / "run.json")
+        self.record: dict[str, Any] = read() if team is None else team.agreed(read)
         self.inputs: dict[str, str] = {}
         self.mirror: Callable[[Sequence[dict[str, float]]], None] | None = None
         self.metrics = Log(self.path / "metrics.jsonl", config.train.log_every)
@@ -158,7 +164,8 @@ class RunFolder:
             Config.model_validate(self.record.get("resolved"))
         except ValidationError:
             return None
-        return {**self.record["resolved"], "track": self.config.track}
+        beside = {key: live(self.config)[key] for key in ("parallel", "track")}
+        return {**self.record["resolved"], **beside}
 
     def must_hold(self, **inputs: str) -> None:
         """Note hashes of the content behind the run.
@@ -181,6 +188,9 @@ class RunFolder:
 
         if self.record.get("status") == "finished":
             say(f"the model of {self.path} is gone: the last checkpoint gives it once more")
+        if not self.writes:
+            self.record["resolved"] = masked(settings)
+            return
         versions = {one.name: one.installed for one in packages(QUANTISE) if one.installed}
         threads = torch.get_num_threads()
         self._say_if_bits_may_differ({"threads": threads, **versions})
@@ -213,6 +223,8 @@ class RunFolder:
 
     def resumed(self, step: int, lost: Sequence[str]) -> None:
         """Note the step that the run resumes from, and what of its logs is lost for good."""
+        if not self.writes:
+            return
         known = self.record.get("lost", []) if step else []
         self.write_record(step=step, lost=list(dict.fromkeys([*known, *lost])))
         if self.mirror is not None:
@@ -241,18 +253,20 @@ class RunFolder:
             self.on_row(row)
 
     def time(
-        self, step: int, seconds: float, batches: Sequence["Batch"], pairs: Sequence[TokenPair]
+        self, step: int, seconds: float, computed: Sequence[int], pairs: Sequence[TokenPair]
     ) -> None:
-        """Append a row to ``timing.jsonl``: tokens computed, and what they would be unshared."""
+        """Append a row to ``timing.jsonl``: the tokens ``computed``, of each batch, and what they
+        would be unshared.
+        """
         row = {
             "step": step,
             "seconds": round(seconds, 6),
-            "tokens": sum(batch.num_tokens for batch in batches),
+            "tokens": sum(computed),
             "plain_tokens": sum(pair.num_tokens for pair in pairs),
             "pairs": len(pairs),
         }
         budget = self.record["resolved"]["train"]["tokens_per_batch"]
-        over = sum(batch.num_tokens > budget for batch in batches)
+        over = sum(tokens > budget for tokens in computed)
         if over:  # a pair is never cut: these went alone
             row["over_budget"] = over
         self.timing.append(row)
@@ -343,12 +357,24 @@ def _hold(lock: int, path: Path) -> bool:
 
 
 @contextmanager
-def open_folder(config: Config, on_row: OnRow | None = None) -> Iterator[RunFolder]:
-    """Make the folder of a run and hold it alone.
+def open_folder(
+    config: Config, on_row: OnRow | None = None, team: "Team | None" = None
+) -> Iterator[RunFolder]:
+    """Make the folder of a run and hold it alone; of a ``team``, the first process does.
 
     Raises OutputError where it cannot be made or another process works in it.
     """
-    path = config.out
+    hold = partial(_held_folder, config.out)
+    lock = hold() if team is None else team.agreed(hold)
+    try:
+        yield RunFolder(config, on_row, team)
+    finally:
+        if team is None or team.leads:
+            os.close(lock)  # the lock goes with it; the empty file stays: nobody locks a stale one
+
+
+def _held_folder(path: Path) -> int:
+    """The open lock of the folder of a run, which is made where it is not there."""
     with _cannot_be_written(path):
         _must_be_writable(path)
         make_folder(path)
@@ -360,6 +386,7 @@ def open_folder(config: Config, on_row: OnRow | None = None) -> Iterator[RunFold
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
         sweep_run(path)
-        yield RunFolder(config, on_row)
-    finally:
-        os.close(lock)  # the lock goes with it; the empty file stays, so nobody locks a stale one
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock

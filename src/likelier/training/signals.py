@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -11,12 +12,15 @@ from likelier.base.errors import Interrupted, StoppedEarly
 # Windows has no SIGHUP.
 _STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
+_ONE_SIGNAL = 0.5  # seconds: a launcher passes on what the terminal has sent to all already
+
 
 class StopRequest:
     """Whether somebody asked the run to stop, and how."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.since = 0.0
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -44,9 +48,11 @@ def listening(numbers: Sequence[int] = _STOPS) -> Iterator[StopRequest]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request:  # the second time: no patience left
+        now = time.monotonic()
+        if not request:
+            request.signal, request.since = number, now
+        elif now - request.since > _ONE_SIGNAL:  # the second time: no patience left
             raise KeyboardInterrupt
-        request.signal = number
 
     heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heard}

@@ -3,14 +3,15 @@
 A batch gives the log-probs of its completions; the loss, a pure function of the step's log-probs,
 gives ``g_R = dL/d logp_R``; each batch back-propagates ``sum(g_R * logp_R)``. Losses that look at
 one pair at a time need one sweep; those that need the whole step get one without gradient first.
-The loss is divided by the pairs of the whole step, so the cut does not matter.
+The loss is divided by the pairs of the whole step, so the cut does not matter, nor does the number
+of processes that the pairs are dealt to: every one has the values of all.
 
 Axis letters: E entries of a batch, R completions of a batch or step, P pairs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from likelier.batching.batch import Batch, completions_of, together
 from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues
-from likelier.model.policy import Policy
+from likelier.model.policy import Policy, with_idle
+from likelier.model.team import own_part
 from likelier.training.batches import Batcher, joined, values_of
 from likelier.training.checkpoint import good_checkpoint
 from likelier.training.optimizer import MasterAdamW
 
 _NAMED_PAIRS = 8  # in an error; the others are counted
+_NOTHING_R = torch.zeros(1, dtype=torch.float64)  # the gradient of an idle batch
 
 
 def gradients_that_fit(
@@ -77,30 +80,51 @@ def loss_and_gradients(
     Raises NotFinite where a log-prob or the loss is not; the gradients are then worth nothing. All
     is computed before it is looked at: a GPU is waited for once a step.
     """
-    num_pairs = sum(len(batch.position_P) for batch in batches)
-    if loss.needs_whole_step:
-        whole = joined([_scored(policy, batch, loss)[0] for batch in batches])
-        if loss.observe is not None:
-            loss.observe(whole)
-        grad_R, loss_P = _gradient_of_loss(whole, loss, num_pairs)
-        parts = grad_R.split([len(batch.scored_R) for batch in batches])
-        for batch, part_R in zip(batches, parts, strict=True):
-            _backward(policy.scorer(batch), batch, part_R)
-        meanwhile()
-        values = _in_step_order(batches, replace(whole, loss_P=loss_P), loss)
-        _must_be_finite(policy, values, grad_R)
-        return values
+    sweep = _whole_step_first if loss.needs_whole_step else _batch_by_batch
+    whole = sweep(policy, batches, loss, meanwhile)
+    values = _in_step_order(whole, loss)
+    _must_be_finite(policy, values, whole.grad_R)
+    return values
+
+
+def _batch_by_batch(
+    policy: Policy, batches: Sequence[Batch], loss: BoundLoss, meanwhile: Callable[[], None]
+) -> "_Whole":
+    """One sweep: the gradient of a pair's loss needs no other pair."""
     done, grads = [], []
-    for batch in batches:
+    for batch, is_idle in with_idle(policy, batches):
+        if is_idle:
+            _backward(policy.scorer(batch), batch, _NOTHING_R)
+            continue
         values, logp_E = _scored(policy, batch, loss, with_gradient=True)
-        grad_R, loss_P = _gradient_of_loss(values, loss, num_pairs)
+        grad_R, loss_P = _gradient_of_loss(values, loss, batch.num_pairs)
         _backward(logp_E, batch, grad_R)
         done.append(replace(values, loss_P=loss_P))
         grads.append(grad_R)
     meanwhile()
-    values = _in_step_order(batches, joined(done), loss)
-    _must_be_finite(policy, values, torch.cat(grads))
-    return values
+    return _of_all(policy, batches, done, grads)
+
+
+def _whole_step_first(
+    policy: Policy, batches: Sequence[Batch], loss: BoundLoss, meanwhile: Callable[[], None]
+) -> "_Whole":
+    """Two sweeps, the first without gradient: the loss of a pair depends on the whole step."""
+    whole = _of_all(policy, batches, _scored_all(policy, batches, loss))
+    if loss.observe is not None:
+        loss.observe(whole.values)
+    grad_R, loss_P = _gradient_of_loss(whole.values, loss, len(whole.position_P))
+    counts = [len(batch.scored_R) for batch in batches]
+    parts = iter(grad_R[whole.first :][: sum(counts)].split(counts))
+    for batch, is_idle in with_idle(policy, batches):
+        _backward(policy.scorer(batch), batch, _NOTHING_R if is_idle else next(parts))
+    meanwhile()
+    return replace(whole, values=replace(whole.values, loss_P=loss_P), grad_R=grad_R)
+
+
+def _scored_all(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> list[StepValues]:
+    """The values of this process's batches, without gradient."""
+    scored = ((_scored(policy, b, loss)[0], is_idle) for b, is_idle in with_idle(policy, batches))
+    return [values for values, is_idle in scored if not is_idle]
 
 
 @torch.no_grad()
@@ -109,11 +133,56 @@ def step_values(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> St
 
     Raises NotFinite where a log-prob or the loss is not.
     """
-    values = joined([_scored(policy, batch, loss)[0] for batch in batches])
-    loss_P = (loss.held_out or loss.per_pair)(values)
-    values = _in_step_order(batches, replace(values, loss_P=loss_P), loss)
+    whole = _of_all(policy, batches, _scored_all(policy, batches, loss))
+    loss_P = (loss.held_out or loss.per_pair)(whole.values)
+    values = _in_step_order(replace(whole, values=replace(whole.values, loss_P=loss_P)), loss)
     _must_be_finite(policy, values)
     return values
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The values of a step's batches, ``position_P`` of their pairs in the step, and the gradient
+    of the loss where it is known; ``first`` is this process's own first completion among them.
+    """
+
+    values: StepValues
+    position_P: Tensor
+    grad_R: Tensor | None = None
+    first: int = 0
+
+
+def _of_all(
+    policy: Policy,
+    batches: Sequence[Batch],
+    done: Sequence[StepValues],
+    grads: Sequence[Tensor] = (),
+) -> _Whole:
+    """The values of all batches, of every process of the team in the order of their ranks."""
+    team, own = policy.team, None
+    if batches:
+        position_P = torch.cat([batch.position_P for batch in batches])
+        own = _Whole(joined(done), position_P, torch.cat(list(grads)) if grads else None)
+    if team.size == 1:
+        assert own is not None  # a step has pairs
+        return own
+    shares = team.gathered(own and _on_cpu(own))
+    there = [share for share in shares if share is not None]
+    first = sum(len(share.values.policy_R) for share in shares[: team.rank] if share)
+    grad_Rs = [share.grad_R for share in there if share.grad_R is not None]
+    return _Whole(
+        joined([share.values for share in there]),
+        torch.cat([share.position_P for share in there]),
+        torch.cat(grad_Rs) if grad_Rs else None,
+        first,
+    )
+
+
+def _on_cpu(whole: _Whole) -> _Whole:
+    named = vars(whole.values).items()
+    moved: dict[str, Any] = {name: v.cpu() for name, v in named if isinstance(v, Tensor)}
+    grad_R = whole.grad_R if whole.grad_R is None else whole.grad_R.cpu()
+    return _Whole(replace(whole.values, **moved), whole.position_P.cpu(), grad_R)
 
 
 def _scored(
@@ -154,7 +223,7 @@ def _must_be_finite(policy: Policy, values: StepValues, grad_R: Tensor | None = 
         if what != "loss":  # a pair has two answers
             finite = finite[values.chosen_P] & finite[values.rejected_P]
         named = policy.scorer.model.named_parameters()
-        weights = (name for name, p in named if not p.isfinite().all())
+        weights = (name for name, p in named if not own_part(p).isfinite().all())
         because = next((f" because {name} is not" for name in weights), "")
         raise NotFinite(
             f"a {what} is not finite{because}, so no update was made",
@@ -164,16 +233,18 @@ def _must_be_finite(policy: Policy, values: StepValues, grad_R: Tensor | None = 
 
 
 def _backward(logp_E: Tensor, batch: Batch, grad_R: Tensor) -> None:
+    grad_R = grad_R.to(logp_E.device)
     logp_E.backward(batch.entry_gradients(grad_R).to(logp_E.dtype))
 
 
 @torch.no_grad()
-def _in_step_order(batches: Sequence[Batch], values: StepValues, loss: BoundLoss) -> StepValues:
+def _in_step_order(whole: _Whole, loss: BoundLoss) -> StepValues:
     """The values with the scores of the loss, pairs in the order of the step, on the CPU."""
+    values = whole.values
     if loss.scores is not None:
         chosen_P, rejected_P = loss.scores(values)
         values = replace(values, score_chosen_P=chosen_P, score_rejected_P=rejected_P)
-    order_P = torch.argsort(torch.cat([batch.position_P for batch in batches])).cpu()
+    order_P = torch.argsort(whole.position_P).cpu()
     tensors = {name: value for name, value in vars(values).items() if isinstance(value, Tensor)}
     moved: dict[str, Any] = {}
     arrived = together([value.detach() for value in tensors.values()], torch.device("cpu"))

@@ -1,0 +1,264 @@
+"""The processes that train one model together, and what they tell each other.
+
+A process alone is a team, too: to it nothing is sent, and each call gives what it was given. All
+processes run the same program; what the first one decides, or only it can see, the others are told.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from likelier.base.errors import ConfigError, LikelierError, RunFailed, describe_error
+from likelier.base.model_files import first_line
+from likelier.base.terminal import be_silent
+from likelier.config.schema import ParallelConfig
+
+T = TypeVar("T")
+
+_PATIENCE = 5.0  # seconds in which the others say why they end
+_CONNECTION = re.compile(r"gloo|NCCL|onnection|[Tt]imed out|[Tt]imeout|Socket", re.ASCII)
+_phase = "the start"  # of this process, for the others and for itself
+
+
+@dataclass(frozen=True)
+class Team:
+    """``size`` processes, of which this one is ``rank``; ``local_size`` are on this machine.
+
+    ``store`` is where each says what it does, so that of one that is lost it is known.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    store: dist.Store | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that speaks, and that writes the run's files."""
+        return self.rank == 0
+
+    def at(self, phase: str) -> None:
+        """Note what this process does from here on."""
+        global _phase
+        _phase = phase
+        if self.store is not None:
+            self.store.set(f"at/{self.rank}", phase)
+
+    def meet(self) -> None:
+        """Wait until every process is here."""
+        self.gathered(None)
+
+    def gathered(self, value: T) -> list[T]:
+        """The value of every process, on every process, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives the first process; the others do not call it.
+
+        Raises on every process the LikelierError that it raises there.
+        """
+        if self.size == 1:
+            return make()
+        found: list[Any] = [None, None]
+        if self.leads:
+            try:
+                found[0] = make()
+            except LikelierError as error:
+                found[1] = error
+        dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def first_alone(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives, called on the first process before it is on the others: they find
+        what it left in a cache. However long that takes, they wait.
+        """
+        if self.size == 1:
+            return make()
+        assert self.store is not None
+        if self.leads:
+            try:
+                return make()
+            finally:
+                self.store.set("first/done", "")
+        while not self.store.check(["first/done"]):
+            time.sleep(0.05)
+        return make()
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors of one shape on every process by their sum over all of them."""
+        if self.size > 1:
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
+    def most(self, count: int) -> int:
+        """The largest of the processes' counts."""
+        return max(self.gathered(count))
+
+    def must_agree(self, **facts: str) -> None:
+        """Refuse processes that were started with different configs, data or weights.
+
+        Raises RunFailed that names what differs and where.
+        """
+        of_all = self.gathered(facts)
+        for name in facts:
+            others = [rank for rank, one in enumerate(of_all) if one[name] != of_all[0][name]]
+            if others:
+                ranks = ", ".join(map(str, others[:8]))
+                raise RunFailed(
+                    f"process {ranks} has another {name} than process 0",
+                    where="parallel",
+                    hint="give all processes the same command, files and model",
+                )
+
+
+ALONE = Team()
+
+
+def own_part(tensor: Any) -> Tensor:
+    """What this process holds of a tensor, in the same memory; of one that is not cut, all."""
+    part: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def started_as_one_of_many() -> bool:
+    """Whether torchrun, or a launcher that sets what it sets, started this process with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined_team(config: ParallelConfig) -> Iterator[Team]:
+    """The team that this process was started in, from here on silent unless it is the first.
+
+    Raises ConfigError where ``parallel.processes`` is not the number that was started; RunFailed
+    where another process is lost, which it names, with what it did last.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.processes not in ("auto", started):
+        raise ConfigError(
+            f"{started} were started",
+            where=f"parallel.processes: {config.processes}",
+            hint="start them with `likelier train`, or remove parallel.processes",
+        )
+    if started == 1:
+        yield ALONE
+        return
+    team = _join(config.timeout)
+    if not team.leads:
+        be_silent()
+    try:
+        yield team
+    except BaseException as error:
+        raise _ended(team, error) from error
+    finally:
+        with suppress(RuntimeError, ValueError):
+            dist.destroy_process_group()
+
+
+def _join(timeout: float) -> Team:
+    """Meet the others at the address that the environment names."""
+    waits = timedelta(seconds=timeout)
+    local, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local)
+    elif "OMP_NUM_THREADS" not in os.environ:  # each process would take all cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=waits))
+        store = dist.PrefixStore("likelier", store)
+        team = Team(rank, size, local_size, store)
+        team.at(_phase)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=waits)
+    except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
+        raise RunFailed(
+            f"the other processes were not met within {timeout:g} seconds",
+            where="parallel",
+            hint=f"all of them must be started, and reach the first one ({first_line(error)})",
+        ) from error
+    return team
+
+
+def _ended(team: Team, error: BaseException) -> BaseException:
+    """The error as this process is to report it; the others are told of it.
+
+    What all of them found is said by the first, that one was lost by the first that is left.
+    """
+    if not _is_of_the_connection(error):
+        told = describe_error(error)[0] if isinstance(error, Exception) else repr(error)
+        _say_end(team, told)
+        if isinstance(error, LikelierError) and not team.leads:
+            error.is_said = _ends_of_others(team, {0}).get(0) == told
+        return error
+    here = _say_end(team, None)
+    others = set(range(team.size)) - {team.rank}
+    ends = _ends_of_others(team, others) if here else {}
+    told = next((f"process {rank} ended: {what}" for rank, what in ends.items() if what), "")
+    lost = sorted(others - ends.keys()) if here else [0]
+    named = ", ".join(f"process {rank} ({_last_phase(team, rank, here)})" for rank in lost[:8])
+    found = RunFailed(
+        told or f"lost {named or 'the connection between the processes'}",
+        where="parallel",
+        hint="the same command resumes from the last checkpoint",
+    )
+    found.is_said = bool(told) or team.rank > min([team.rank, *ends])
+    return found
+
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """Whether an error is about the other processes: torch has no one class for these."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and bool(_CONNECTION.search(str(error)))
+    )
+
+
+def _last_phase(team: Team, rank: int, is_known: bool) -> str:
+    assert team.store is not None
+    with suppress(RuntimeError, ValueError):
+        if is_known:
+            return f"last seen at {team.store.get(f'at/{rank}').decode()}"
+    return f"while process {team.rank} was at {_phase}"
+
+
+def _say_end(team: Team, what: str | None) -> bool:
+    """Tell the others why this process ends, None where one is lost; whether that could be told."""
+    assert team.store is not None
+    try:
+        team.store.set_timeout(timedelta(seconds=_PATIENCE))
+        team.store.set(f"end/{team.rank}", json.dumps(what))
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def _ends_of_others(team: Team, ranks: set[int]) -> dict[int, str | None]:
+    """Why some others end, as far as they say so in time."""
+    assert team.store is not None
+    ends = dict[int, str | None]()
+    until = time.monotonic() + _PATIENCE
+    with suppress(RuntimeError, ValueError):
+        while ranks - ends.keys() and time.monotonic() < until:
+            for rank in sorted(ranks - ends.keys()):
+                if team.store.check([f"end/{rank}"]):
+                    ends[rank] = json.loads(team.store.get(f"end/{rank}"))
+            time.sleep(0.05)
+    return ends
