@@ -17,7 +17,6 @@ from likelier.base.errors import (
     CLOSED_PIPE,
     INTERRUPTED,
     ConfigError,
-    LikelierError,
     StoppedEarly,
     describe_error,
 )
@@ -303,18 +302,25 @@ def plan(
 
 @app.command(epilog="Example: likelier train config.yaml loss.beta=0.2 out=runs/second")
 def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
-    """Train a model by a config.
+    """Train a model by a config, on all visible GPUs.
 
-    Stop it with Ctrl-C and give the same command again to resume.
+    Stop it with Ctrl-C and give the same command again to resume. parallel.processes=N starts N
+    processes that train together; torchrun may start them, too, also on several machines.
     """
     settings = _settings(config, keys)
     _check_versions()
+    from likelier.commands.launch import launch, processes_of, started_by_a_launcher
     from likelier.commands.train import first_look
 
-    if first_look(settings):
-        from likelier.run import train as run_train  # imports torch
+    # Of several processes, the first looks once they have met: each would say it.
+    if not started_by_a_launcher():
+        if not first_look(settings):
+            return
+        if (number := processes_of(settings)) > 1:
+            raise typer.Exit(launch(number, ["train", str(config), *(keys or ())]))
+    from likelier.run import train as run_train  # imports torch
 
-        run_train(settings)
+    run_train(settings)
 
 
 @app.command(
@@ -611,9 +617,8 @@ def _main(words: list[str]) -> int:
     except Exception as error:
         if debug:
             print(traceback.format_exc(), end="", file=sys.stderr)
-        if isinstance(error, LikelierError) and error.is_said:
-            return error.exit_code
-        return _print_error(*describe_error(error))
+        told = describe_error(error)
+        return told[-1] if getattr(error, "is_said", False) else _print_error(*told)
 
 
 def _key_instead(error: TyperException, words: Sequence[str]) -> str | None:

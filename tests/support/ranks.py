@@ -3,25 +3,34 @@
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tests.support.children import Child, run, start
+from tests.support.runs import exact_norms
 
 
 def start_ranks(
-    size: int, config: Mapping[str, Any], folder: Path, local_size: int | None = None,
+    size: int,
+    config: Mapping[str, Any],
+    folder: Path,
+    local_size: int | None = None,
     work: Callable[..., Any] = run,
+    exact: bool = False,
 ) -> list[Child]:
     """The processes of one run; each prints into a file of its own in a folder.
 
-    ``local_size`` of them count as those of one machine, None: all.
+    ``local_size`` of them count as those of one machine, None: all. ``exact``: norms compute in
+    the model's dtype.
     """  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     local = local_size or size
     return [
-        start(_ranked, rank, size, local, port, work, config, log=folder / f"rank-{rank}.log")
+        start(
+            _ranked, rank, size, local, port, exact, work, config, log=folder / f"rank-{rank}.log"
+        )
         for rank in range(size)
     ]
 
@@ -43,8 +52,9 @@ def free_port() -> int:
 
 
 def _ranked(
-    rank: int, size: int, local: int, port: int, work: Callable[..., Any], *arguments: Any
-) -> None:
+    rank: int, size: int, local: int, port: int, exact: bool, work: Callable[..., Any],
+    *arguments: Any,
+) -> None:  # fmt: skip
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
@@ -53,4 +63,5 @@ def _ranked(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    work(*arguments)
+    with exact_norms() if exact else nullcontext():
+        work(*arguments)

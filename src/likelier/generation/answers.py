@@ -22,6 +22,7 @@ from likelier.generation.sample import Sample, decoding, decoding_by, sample_bat
 from likelier.model.limits import sizes
 from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of
+from likelier.model.sharding import put_together
 from likelier.training.run_folder import RunFolder
 
 FILE = "samples.jsonl"
@@ -44,7 +45,7 @@ def keep_answers(
     training; ``steps`` are those of the run.
 
     Answers from before the training that a run finds when it resumes stand as they are. What fails
-    here is said, and fails no run.
+    here is said, and fails no run of one process.
 
     Raises OutputError where the disk refuses.
     """
@@ -55,6 +56,8 @@ def keep_answers(
     except OutputError:
         raise
     except Exception as error:  # a cache or a head that transformers cannot generate with
+        if policy.team.size > 1:  # the others may be waiting for this one's answers
+            raise
         say(f"no answers from {when} the training: {describe_error(error)[0]}")
 
 
@@ -77,7 +80,7 @@ def _answer(
         for temperature in TEMPERATURES
         for prompt, pair in zip(prompts, pairs, strict=True)
     ]  # fmt: skip
-    there = read_lines(path)
+    there = policy.team.agreed(lambda: read_lines(path))
     if len(there) == len(rows):
         known = [old for old, row in zip(there, rows, strict=True) if row.items() <= old.items()]
         rows = known if len(known) == len(rows) else rows
@@ -89,15 +92,36 @@ def _answer(
     ids = [pair.prompt for pair in pairs]
     for at, temperature in enumerate(TEMPERATURES):
         settings = decoding(temperature, length, ends)
-        samples: list[Sample] = []
-        with decoding_by(policy, encoder, settings, seed):
-            for first in range(0, len(ids), _AT_ONCE):
-                samples += sample_batch(policy, encoder, ids[first : first + _AT_ONCE])
+        samples = _sampled(policy, encoder, ids, settings, seed)
         for row, one in zip(rows[at * len(ids) :], samples, strict=False):
             row |= {f"{name}_{when}" if name else when: value for name, value in _figures(one)}
+    if not folder.writes:
+        return
     write_lines(path, rows)
     if when == "after":
         _show(rows)
+
+
+def _sampled(
+    policy: Policy,
+    encoder: Encoder,
+    ids: Sequence[tuple[int, ...]],
+    settings: Mapping[str, Any],
+    seed: int,
+) -> list[Sample]:
+    """An answer to each prompt, in their order. The processes of a team share the prompts; those
+    that hold the model in parts run it together, and all of them give all answers.
+    """
+    team = policy.team
+    size, rank = (1, 0) if policy.in_parts else (team.size, team.rank)
+    own, samples = ids[rank::size], list[Sample]()
+    with put_together(policy), decoding_by(policy, encoder, settings, seed + rank):
+        for first in range(0, len(own), _AT_ONCE):
+            samples += sample_batch(policy, encoder, own[first : first + _AT_ONCE])
+    if size == 1:
+        return samples
+    shares = team.gathered(samples)
+    return [shares[at % size][at // size] for at in range(len(ids))]
 
 
 def _asked(pairs: Sequence[TokenPair], most: int) -> list[TokenPair]:

@@ -210,22 +210,23 @@ def _try_backward(policy: Policy) -> None:
             torch.autograd.grad(scorer(batch).sum(), trained, allow_unused=True)
 
 
-def idle_batches(policy: Policy, count: int) -> Iterator[Batch]:
+def idle_batches(policy: Policy, count: int) -> list[Batch]:
     """Batches of one token for a process that has ``count`` of its own, of which nothing is used.
 
     Where the processes hold a model in parts they run it as often as each other; else none is
-    needed.
+    needed. To be asked for before any batch is run: the processes tell each other their counts.
     """
-    if policy.in_parts:
-        idle = lay_out([Scored((0, 0), (False, True))], policy.backend).to(policy.device)
-        for _ in range(policy.team.most(count) - count):
-            yield idle
+    if not policy.in_parts:
+        return []
+    idle = lay_out([Scored((0, 0), (False, True))], policy.backend).to(policy.device)
+    return [idle] * (policy.team.most(count) - count)
 
 
 def with_idle(policy: Policy, batches: Sequence[Batch]) -> Iterator[tuple[Batch, bool]]:
     """The batches of this process, then its idle ones, each with whether it is one."""
+    idle = idle_batches(policy, len(batches))
     yield from ((batch, False) for batch in batches)
-    yield from ((batch, True) for batch in idle_batches(policy, len(batches)))
+    yield from ((batch, True) for batch in idle)
 
 
 @torch.no_grad()

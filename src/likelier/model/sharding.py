@@ -46,6 +46,7 @@ def in_parts_of(policy: Policy, mode: str) -> Policy:
     for module in (*layers, scorer):
         fully_shard(module, mesh=mesh, mp_policy=precision)
         module.set_gradient_divide_factor(1.0)  # the loss is divided already, by all pairs
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
     scorer.set_reduce_scatter_unused_params(True)  # of experts that no token of a process took
     parts = replace(policy, in_parts=True, compute_dtype=compute)
     vars(parts)["scorer"] = scorer  # the root, in the place of one that would be made anew

@@ -136,11 +136,6 @@ def own_part(tensor: Any) -> Tensor:
     return part
 
 
-def started_as_one_of_many() -> bool:
-    """Whether torchrun, or a launcher that sets what it sets, started this process with others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 @contextmanager
 def joined_team(config: ParallelConfig) -> Iterator[Team]:
     """The team that this process was started in, from here on silent unless it is the first.
@@ -206,8 +201,8 @@ def _ended(team: Team, error: BaseException) -> BaseException:
     if not _is_of_the_connection(error):
         told = describe_error(error)[0] if isinstance(error, Exception) else repr(error)
         _say_end(team, told)
-        if isinstance(error, LikelierError) and not team.leads:
-            error.is_said = _ends_of_others(team, {0}).get(0) == told
+        if isinstance(error, Exception) and not team.leads:
+            vars(error)["is_said"] = _ends_of_others(team, {0}).get(0) == told
         return error
     here = _say_end(team, None)
     others = set(range(team.size)) - {team.rank}

@@ -188,14 +188,15 @@ def cached_reference(
 
     def score(wanted: Groups) -> Iterator[tuple[Scored, Tensor]]:
         bare = adapters_off(policy.model) if base_only else nullcontext()
+        idle = idle_batches(policy, len(wanted))
         with freed_memory_kept(), bare, bar("log-probs", sum(map(len, wanted))) as advance:
             for completions in wanted:
                 for index, logps in score_sequences(policy, completions, budget):
                     yield completions[index], logps
                 advance(len(completions), "")
             with policy.running() as scorer, torch.no_grad():
-                for idle in idle_batches(policy, len(wanted)):
-                    scorer(idle)
+                for batch in idle:
+                    scorer(batch)
 
     tolerance = _HALF_TOLERANCE if is_half(policy.dtype) else _TOLERANCE
     # Another torch or number of threads rounds otherwise.

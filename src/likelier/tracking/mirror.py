@@ -89,7 +89,7 @@ def mirrored(folder: RunFolder) -> Iterator[None]:
     same one there.
     """
     name = folder.config.track
-    if name == "none":
+    if name == "none" or not folder.writes:
         yield
         return
     key = folder.record.get("tracked_as")

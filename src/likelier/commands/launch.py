@@ -1,0 +1,95 @@
+"""Starting one command as several processes of this machine, which train together.
+
+They find each other by what torchrun, too, sets in their environment. Where one fails, the others
+end: by themselves, so that they can say whom they lost, or by this process.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from likelier.base.terminal import say
+from likelier.config import Config
+
+GRACE = 20.0  # seconds in which processes that lost another may end by themselves
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+_STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+def started_by_a_launcher() -> bool:
+    """Whether this process is one of several that were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def processes_of(config: Config) -> int:
+    """How many processes a config asks for; ``auto`` is one for each GPU that is visible here."""
+    if config.parallel.processes != "auto":
+        return config.parallel.processes
+    if not _DRIVER.exists():
+        return 1
+    import torch  # not above: it takes seconds
+
+    return max(1, torch.cuda.device_count())
+
+
+def launch(number: int, words: Sequence[str]) -> int:
+    """Run ``likelier`` with some words as so many processes; the exit code of the run.
+
+    Signals are passed on. Raises nothing: what goes wrong, the processes say.
+    """
+    say(f"starting {number} processes")
+    shared = {
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    heard = [n for n in _STOPS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, pass_on) for n in heard}
+    try:
+        for rank in range(number):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", "likelier", *words]
+            children.append(subprocess.Popen(command, env={**os.environ, **shared, **own}))
+        return _code_of(children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def _code_of(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; after the first that failed, not long."""
+    until: float | None = None
+    while any(child.poll() is None for child in children):
+        failed = any(child.poll() for child in children)
+        if failed and until is None:
+            until = time.monotonic() + GRACE
+        if until is not None and time.monotonic() > until:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+        time.sleep(0.05)
+    codes = [child.returncode for child in children]
+    return next((code for code in codes if code > 0), int(any(codes)))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
