@@ -617,8 +617,9 @@ def _main(words: list[str]) -> int:
     except Exception as error:
         if debug:
             print(traceback.format_exc(), end="", file=sys.stderr)
-        told = describe_error(error)
-        return told[-1] if getattr(error, "is_said", False) else _print_error(*told)
+        described = describe_error(error)
+        is_said = getattr(error, "is_said", False)  # by another process of the run
+        return described[-1] if is_said else _print_error(*described)
 
 
 def _key_instead(error: TyperException, words: Sequence[str]) -> str | None:

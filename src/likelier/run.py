@@ -210,90 +210,87 @@ def _take_steps(
 ) -> None:
     """Every step from the last checkpoint on: gradient, update, log, now and then more."""
     config, policy, loss = folder.config, batcher.policy, batcher.loss
-    team = policy.team
+    team, checkpoints = policy.team, folder.path / "checkpoints"
     rate = schedule(config.optim, learning_rate(config), order.num_steps)
     held = batcher(data.eval)
     moving = None
     if config.reference.update_every is not None:
         moving = MovingReference(batcher.reference, policy, optimizer.masters, config.reference)
         batcher.reference = moving  # before resuming, which puts its weights back
-    pair_log = PairLog(folder.path / "pair_log", loss.beta)
-    checkpoints = folder.path / "checkpoints"
-    logs = (folder.metrics, folder.timing, pair_log) if team.leads else ()
+    pair_log = PairLog(folder.path / "pair_log", loss.beta, folder.writes)
+    logs = (folder.metrics, folder.timing, pair_log) if folder.writes else ()
     # What was logged after the checkpoint is logged again.
     done, lost = resume(checkpoints, folder.inputs, optimizer, batcher, logs)
     folder.resumed(done, lost)
 
-    def must_be_finite(step: int, pairs: Sequence[TokenPair]) -> None:
-        with located(f"step {step}", pairs, checkpoints):
-            optimizer.must_be_finite()
-
-    def save(step: int, pairs: Sequence[TokenPair]) -> None:
-        must_be_finite(step, pairs)
+    def save(step: int) -> None:
         manifest = {"figures": loss.state, "logs": seals_of(logs), **folder.inputs}
         keep, reference = config.train.keep, batcher.moved_reference
         team.at(f"step {step}, saving")
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
-        if team.leads:
-            folder.write_record(step=step, spikes=spikes.as_record())
+        folder.write_record(step=step, spikes=spikes.as_record())
 
     def evaluate(step: int) -> str:
         team.at(f"step {step}, held-out pairs")
         # Rescoring changes nothing unless reference.update_every is set.
         with located(f"held-out pairs after step {step}", data.eval, checkpoints):
             values = step_values(policy, batcher.rescored(held), loss)
-        row = held_out_metrics(data.eval, values, loss.beta)
-        if team.leads:
-            folder.log({"step": step, **row})
+        folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
         return _held_out_in_words(row)
 
-    spikes = Spikes()
-    for row in read_lines(folder.path / "metrics.jsonl"):
-        spikes.hear(row)
+    spikes = _spikes_so_far(folder)
     held_out = evaluate(0) if data.eval and done == 0 else _last_held_out(folder.path)
     coming = order.visits(done + 1, data.train)
     with bar("train", order.num_steps, done) as show:
         for step in range(done + 1, order.num_steps + 1):
             began = time.perf_counter()
-            team.at(f"step {step}, gradients")
             visits, coming = coming, order.visits(step + 1, data.train)
             pairs, following = ([pair for _, pair in some] for some in (visits, coming))
             last = step == order.num_steps
+            team.at(f"step {step}, gradients")
             with located(f"step {step}", pairs, checkpoints):
                 batches, values = gradients_that_fit(batcher, pairs, optimizer, following)
                 norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)
-            stop.signal, computed = _told(team, stop, batches)
+            stop.signal, computed = _of_all(team, stop, batches)
             row = {"step": step, **metrics(values, loss.beta),
                    "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
-            if team.leads:
-                pair_log.add(step, visits, values)
-                folder.time(step, time.perf_counter() - began, computed, pairs)
-                if last or step % config.train.log_every == 0:
-                    folder.log(row)
-                    if spikes.hear(row) and (line := spikes.in_words(row)):
-                        say(line)
+            pair_log.add(step, visits, values)
+            folder.time(step, time.perf_counter() - began, computed, pairs)
+            if last or step % config.train.log_every == 0:
+                folder.log(row)
+                if spikes.hear(row) and (line := spikes.in_words(row)):
+                    say(line)
             if data.eval and (last or due(step, config.train.eval_every)):
                 held_out = evaluate(step)
             margin = row.get("rewards/margins", 0.0)
             show(1, f"loss {row['loss']:.4f}  margin {margin:.3f}{held_out}")
+            if stop or last or due(step, config.train.save_every):
+                with located(f"step {step}", pairs, checkpoints):
+                    optimizer.must_be_finite()
             if stop:
-                save(step, pairs)
-                if team.leads:
-                    folder.write_record(status="stopped")
+                save(step)
+                folder.write_record(status="stopped")
                 _keep_texts(folder, data, policy)
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
-                save(step, pairs)
-            elif last:
-                must_be_finite(step, pairs)
-    if team.leads:
-        pair_log.write()
-        folder.write_record(spikes=spikes.as_record())
+                save(step)
+    pair_log.write()
+    folder.write_record(spikes=spikes.as_record())
 
 
-def _told(team: Team, stop: StopRequest, batches: Sequence[Batch]) -> tuple[int | None, list[int]]:
+def _spikes_so_far(folder: RunFolder) -> Spikes:
+    """What heard every row of the log that is there."""
+    spikes = Spikes()
+    for row in read_lines(folder.path / "metrics.jsonl"):
+        spikes.hear(row)
+    return spikes
+
+
+def _of_all(
+    team: Team, stop: StopRequest, batches: Sequence[Batch]
+) -> tuple[int | None, list[int]]:
     """What the processes tell each other after a step: the signal that one of them was sent to
     stop, and the tokens of all their batches.
     """

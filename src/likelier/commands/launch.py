@@ -52,12 +52,12 @@ def launch(number: int, words: Sequence[str]) -> int:
     }
     children: list[subprocess.Popen[bytes]] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         for child in children:
             child.send_signal(number)
 
     heard = [n for n in _STOPS if signal.getsignal(n) != signal.SIG_IGN]
-    before = {n: signal.signal(n, pass_on) for n in heard}
+    before = {n: signal.signal(n, forward) for n in heard}
     try:
         for rank in range(number):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -81,17 +81,14 @@ def load(
 
     ``frozen`` is for a model that is only scored, or trained by an adapter: where it computes in
     more bits than its weights are stored in, those of linear layers and embeddings stay as they
-    are in memory, and none has a gradient.
-
-    ``quantise="nf4"`` freezes it, too, and holds every linear layer but the head in four bits. They
-    are packed tensor by tensor as they are read.
+    are in memory, and none has a gradient. ``quantise="nf4"`` freezes it, too, and holds every
+    linear layer but the head in four bits. They are packed tensor by tensor as they are read.
 
     ``stream`` is for a frozen model, too: weights that keep their dtype stay in their files, from
     which a CPU reads them, and a GPU where they do not fit (see `likelier.model.stream`). With
     ``never`` all of them are copied to the device.
 
-    ``in_parts`` leaves all weights in their files, for `likelier.model.sharding` to take from there
-    what each process is to hold.
+    ``in_parts`` leaves all weights in files, from which each process then takes its own.
 
     Raises InputMissing where the folder or model is not there, DataError where its files cannot
     be used, ConfigError where the library of quantised weights is missing.
@@ -128,16 +125,13 @@ def load(
         if keeps:
             others = ", ".join(keep_stored(model, stored, compute)) or "none"
             news.append(f"weights stay {dtype_name(stored)} in memory, except in {others}")
-        may_stream = may_stay and stream == "auto" and method is None and not packs
         if in_parts:
             pass
         elif on_gpu and device_map is None:
+            may_stream = may_stay and stream == "auto" and method is None and not packs
             news += _to_gpu(model, torch.device("cuda"), may_stream)
-        elif stream == "never" or packs:
-            # Of what was packed, one weight left there would keep all of the file in memory.
-            keep_out_of_files(model)
-        elif frozen:
-            read_ahead(model)
+        else:
+            _stay_on_cpu(model, frozen, copied=stream == "never" or packs)
         if base is not None:
             device = model.get_input_embeddings().weight.device
             model = _with_adapter(model, where, revision)
@@ -147,6 +141,16 @@ def load(
     if news:
         say("; ".join(news))
     return Policy(model.train(), tokenizer, where)
+
+
+def _stay_on_cpu(model: nn.Module, frozen: bool, copied: bool) -> None:
+    """Weights are read from their files where they are used, or all are ``copied`` into memory: of
+    what was packed, one weight left there would keep all of the file in memory.
+    """
+    if copied:
+        keep_out_of_files(model)
+    elif frozen:
+        read_ahead(model)
 
 
 def _to_gpu(model: nn.Module, device: torch.device, may_stream: bool) -> list[str]:

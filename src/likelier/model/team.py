@@ -1,7 +1,7 @@
 """The processes that train one model together, and what they tell each other.
 
 A process alone is a team, too: to it nothing is sent, and each call gives what it was given. All
-processes run the same program; what the first one decides, or only it can see, the others are told.
+processes run the same program; what the first one decides, or only it can see, it tells the others.
 """
 
 import json
@@ -23,7 +23,7 @@ from likelier.base.model_files import first_line
 from likelier.base.terminal import be_silent
 from likelier.config.schema import ParallelConfig
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 
 _PATIENCE = 5.0  # seconds in which the others say why they end
 _CONNECTION = re.compile(r"gloo|NCCL|onnection|[Tt]imed out|[Tt]imeout|Socket", re.ASCII)
@@ -58,7 +58,7 @@ class Team:
         """Wait until every process is here."""
         self.gathered(None)
 
-    def gathered(self, value: T) -> list[T]:
+    def gathered(self, value: Value) -> list[Value]:
         """The value of every process, on every process, in the order of their ranks."""
         if self.size == 1:
             return [value]
@@ -66,7 +66,7 @@ class Team:
         dist.all_gather_object(values, value)
         return values
 
-    def agreed(self, make: Callable[[], T]) -> T:
+    def agreed(self, make: Callable[[], Value]) -> Value:
         """What ``make`` gives the first process; the others do not call it.
 
         Raises on every process the LikelierError that it raises there.
@@ -84,7 +84,7 @@ class Team:
             raise found[1]
         return found[0]
 
-    def first_alone(self, make: Callable[[], T]) -> T:
+    def first_alone(self, make: Callable[[], Value]) -> Value:
         """What ``make`` gives, called on the first process before it is on the others: they find
         what it left in a cache. However long that takes, they wait.
         """
@@ -194,28 +194,28 @@ def _join(timeout: float) -> Team:
 
 
 def _ended(team: Team, error: BaseException) -> BaseException:
-    """The error as this process is to report it; the others are told of it.
+    """The error as this process is to report it; the others are informed.
 
     What all of them found is said by the first, that one was lost by the first that is left.
     """
     if not _is_of_the_connection(error):
-        told = describe_error(error)[0] if isinstance(error, Exception) else repr(error)
-        _say_end(team, told)
+        reason = describe_error(error)[0] if isinstance(error, Exception) else repr(error)
+        _say_end(team, reason)
         if isinstance(error, Exception) and not team.leads:
-            vars(error)["is_said"] = _ends_of_others(team, {0}).get(0) == told
+            vars(error)["is_said"] = _ends_of_others(team, {0}).get(0) == reason
         return error
     here = _say_end(team, None)
     others = set(range(team.size)) - {team.rank}
     ends = _ends_of_others(team, others) if here else {}
-    told = next((f"process {rank} ended: {what}" for rank, what in ends.items() if what), "")
+    reason = next((f"process {rank} ended: {what}" for rank, what in ends.items() if what), "")
     lost = sorted(others - ends.keys()) if here else [0]
     named = ", ".join(f"process {rank} ({_last_phase(team, rank, here)})" for rank in lost[:8])
     found = RunFailed(
-        told or f"lost {named or 'the connection between the processes'}",
+        reason or f"lost {named or 'the connection between the processes'}",
         where="parallel",
         hint="the same command resumes from the last checkpoint",
     )
-    found.is_said = bool(told) or team.rank > min([team.rank, *ends])
+    found.is_said = bool(reason) or team.rank > min([team.rank, *ends])
     return found
 
 
@@ -235,7 +235,7 @@ def _last_phase(team: Team, rank: int, is_known: bool) -> str:
 
 
 def _say_end(team: Team, what: str | None) -> bool:
-    """Tell the others why this process ends, None where one is lost; whether that could be told."""
+    """Tell the others why this process ends, None where one is lost; whether that was possible."""
     assert team.store is not None
     try:
         team.store.set_timeout(timedelta(seconds=_PATIENCE))

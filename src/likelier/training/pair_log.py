@@ -27,12 +27,15 @@ MAX_STEPS_IN_MEMORY = 1000  # where there are no checkpoints
 
 
 class PairLog:
-    """Rows wait in memory until the next checkpoint, or for ``MAX_STEPS_IN_MEMORY`` steps."""
+    """Rows wait in memory until the next checkpoint, or for ``MAX_STEPS_IN_MEMORY`` steps.
+
+    Where it does not ``write``, another process of the run does, and rows go nowhere.
+    """
 
     name = "pair_log"
 
-    def __init__(self, folder: Path, beta: float):
-        self.folder, self.beta = folder, beta
+    def __init__(self, folder: Path, beta: float, writes: bool = True):
+        self.folder, self.beta, self.writes = folder, beta, writes
         self.rows: list[dict[str, Any]] = []
         self._seals: Seal = {}
 
@@ -41,6 +44,8 @@ class PairLog:
 
         Log-probs and loss are in nats; ``margin`` is the reward margin, beta x log-ratio margin.
         """
+        if not self.writes:
+            return
         assert values.loss_P is not None  # the step made it
         chosen, rejected = values.chosen, values.rejected
         policy = chosen.policy_P - rejected.policy_P

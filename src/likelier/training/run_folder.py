@@ -72,8 +72,8 @@ class RunFolder:
 
     ``inputs`` are hashes of the content behind the run, which every checkpoint must agree with.
     ``on_row`` hears every row of the log, ``mirror`` those from before as well. Of a ``team`` the
-    first process ``writes``; the others know what it read. Raises OutputError where ``run.json``
-    cannot be read.
+    first process ``writes``; the others know what it read, and what they add goes nowhere. Raises
+    OutputError where ``run.json`` cannot be read.
     """
 
     def __init__(self, config: Config, on_row: OnRow | None = None, team: "Team | None" = None):
@@ -188,9 +188,6 @@ class RunFolder:
 
         if self.record.get("status") == "finished":
             say(f"the model of {self.path} is gone: the last checkpoint gives it once more")
-        if not self.writes:
-            self.record["resolved"] = masked(settings)
-            return
         versions = {one.name: one.installed for one in packages(QUANTISE) if one.installed}
         threads = torch.get_num_threads()
         self._say_if_bits_may_differ({"threads": threads, **versions})
@@ -209,7 +206,8 @@ class RunFolder:
             **facts,
         )
         # Behind run.json: where that is missing, a config.yaml is somebody else's.
-        write_text(self.path / "config.yaml", dump(settings))
+        if self.writes:
+            write_text(self.path / "config.yaml", dump(settings))
 
     def _say_if_bits_may_differ(self, now: Mapping[str, Any]) -> None:
         """A run that resumes under other versions or threads rounds otherwise from here on."""
@@ -223,8 +221,6 @@ class RunFolder:
 
     def resumed(self, step: int, lost: Sequence[str]) -> None:
         """Note the step that the run resumes from, and what of its logs is lost for good."""
-        if not self.writes:
-            return
         known = self.record.get("lost", []) if step else []
         self.write_record(step=step, lost=list(dict.fromkeys([*known, *lost])))
         if self.mirror is not None:
@@ -246,6 +242,8 @@ class RunFolder:
 
     def log(self, row: dict[str, float]) -> None:
         """Append a row to ``metrics.jsonl`` and tell whoever listens."""
+        if not self.writes:
+            return
         self.metrics.append(row)
         if self.mirror is not None:
             self.mirror([row])
@@ -269,12 +267,14 @@ class RunFolder:
         over = sum(tokens > budget for tokens in computed)
         if over:  # a pair is never cut: these went alone
             row["over_budget"] = over
-        self.timing.append(row)
+        if self.writes:
+            self.timing.append(row)
 
     def write_record(self, **facts: Any) -> None:
         """Add facts to ``run.json``, whole or not at all; no secret stands in it."""
         self.record = masked({**self.record, **facts})
-        write_json(self.path / "run.json", sealed(self.record))
+        if self.writes:
+            write_json(self.path / "run.json", sealed(self.record))
 
 
 def _read_record(path: Path) -> dict[str, Any]:
