@@ -25,7 +25,7 @@ from likelier.checks.summary import Tally, describe_example, kind_as_data
 from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.encode import decode
 from likelier.data.load import Dataset, load
-from likelier.data.records import TokenPair, content_hash
+from likelier.data.records import content_hash
 from likelier.evaluation.metrics import held_out_metrics, metrics
 from likelier.evaluation.spikes import Spikes
 from likelier.export.save import save_policy

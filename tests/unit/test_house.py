@@ -14,14 +14,14 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 14_620  # to come down to 8_000
-MOST_LINES = 29_110  # to come down to 14_000
-MOST_MODULES = 152  # with code; packages whose __init__.py holds a docstring only are not counted
-MOST_DATACLASSES = 69
+MOST_LINES_ON_THE_ROAD = 15_750  # to come down to 8_000
+MOST_LINES = 30_450  # to come down to 14_000
+MOST_MODULES = 156  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_DATACLASSES = 71
 MOST_FILES_IN_A_FOLDER = 12
 # Each command is a file; training on many processes has one for what they exchange and one for who
 # computes which pair.
-LARGER_FOLDERS = {"commands": 24, "training": 14}
+LARGER_FOLDERS = {"commands": 24, "model": 13, "training": 14}
 MOST_LINES_IN_A_FUNCTION = 80
 MOST_PARAMETERS_IN_THE_LOOP = 6
 
@@ -29,27 +29,27 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_842,
+    "base": 1_860,
     "batching": 530,
     "chat": 1_900,
     "checks": 2_100,
     "cli": 700,
-    "commands": 2_250,
-    "config": 2_210,
+    "commands": 2_345,
+    "config": 2_240,
     "data": 4_480,
     "demo": 740,
     "evaluation": 210,
     "export": 1_210,
-    "generation": 820,
+    "generation": 840,
     "losses": 1_570,
-    "model": 2_930,
+    "model": 3_360,
     "pages": 530,
-    "reference": 450,
+    "reference": 480,
     "report": 1_240,
-    "run": 408,
+    "run": 470,
     "testing": 170,
     "tracking": 280,
-    "training": 2_420,
+    "training": 2_800,
 }
 
 # ---- what is there -----------------------------------------------------------------------------
