@@ -162,6 +162,20 @@ def test_what_is_no_file_costs_time_only() -> None:
     assert cache.get(batch) is None
 
 
+def test_what_python_cannot_parse_just_now_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen once, of a header that numpy had written: the counter of the parser is all threads'."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    cache, batch = _Cache(TASK), rows("a.jsonl")
+    cache.put(batch, process_rows(TASK, batch))
+    with monkeypatch.context() as parser:
+        parser.setattr("ast.parse", fails)
+        assert cache.get(batch) is None
+    assert cache.get(batch) is not None
+
+
 def test_left_overs_of_the_dead_are_swept() -> None:
     path = kept(_Cache(TASK), rows("a.jsonl"))
     (path.parent / ".x.npz.1.2.tmp").mkdir()

@@ -305,8 +305,8 @@ class _Cache:
             with np.load(BytesIO(content or b""), allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             plain = json.loads(bytes(arrays.pop("chunk")))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-            return None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, SystemError):
+            return None  # SystemError: in threads, Python 3.11's parser may fail at numpy's header
         places = [item.source for item in batch]
         return Chunk(
             rows=plain["rows"],
