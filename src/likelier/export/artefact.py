@@ -24,7 +24,7 @@ class Artefact:
     """What an artefact can be asked; None is what it cannot, and is then not compared.
 
     ``kind`` is what it is, in words. ``logps`` gives the log-probs, in nats, of the scored tokens
-    of a sequence of ids. ``prompt_ids`` are the ids that it makes of a prompt by its own template
+    of a sequence of ids. ``prompt_ids`` are the ids that it makes of prompts by its own template
     and tokenizer. ``ends_at`` says whether a token ends its answers. ``answer`` is greedy: it takes
     a prompt as it was read (None: not known), its ids, and the most tokens; where it tells no ids,
     its sample has none. ``most_tokens`` it scores in a reasonable time; None: all.
@@ -32,7 +32,7 @@ class Artefact:
 
     kind: str
     logps: Callable[[Sequence[Scored]], list[np.ndarray]] | None = None
-    prompt_ids: Callable[[Prompt], tuple[int, ...]] | None = None
+    prompt_ids: Callable[[Sequence[Prompt]], list[tuple[int, ...]]] | None = None
     ends_at: Callable[[int], bool] | None = None
     answer: Callable[[Prompt | None, tuple[int, ...], int], Sample] | None = None
     most_tokens: int | None = None
@@ -46,11 +46,11 @@ def of_policy(policy: Policy, encoder: Encoder, kind: str) -> Artefact:
         stored = cached_reference(policy, set(sequences), budget).values
         return [stored[completion_key(one)].double().numpy() for one in sequences]
 
-    def prompt_ids(prompt: Prompt) -> tuple[int, ...]:
+    def prompt_ids(prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
         try:
-            return in_child(encode_prompt, encoder, prompt)
-        except DataError:  # no template, or one that refuses this chat: none of the ids are there
-            return ()
+            return in_child(lambda: [_ids(encoder, prompt) for prompt in prompts])
+        except DataError:  # a template that kills: which prompts it does so at is not told
+            return [()] * len(prompts)
 
     def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
         settings = decoding(0, most, sorted(encoder.end_ids.values()))
@@ -64,3 +64,10 @@ def of_policy(policy: Policy, encoder: Encoder, kind: str) -> Artefact:
         ends_at=lambda token: token in encoder.end_ids.values(),
         answer=answer,
     )
+
+
+def _ids(encoder: Encoder, prompt: Prompt) -> tuple[int, ...]:
+    try:
+        return encode_prompt(encoder, prompt)
+    except DataError:  # no template, or one that refuses this chat: none of the ids are there
+        return ()

@@ -102,7 +102,7 @@ def _vllm(client: httpx.Client, name: str) -> Artefact:
                 found.append(_scored_of(one, values))
         return found
 
-    def prompt_ids(prompt: Prompt) -> tuple[int, ...]:
+    def ids_of(prompt: Prompt) -> tuple[int, ...]:
         body = {"model": name, "add_special_tokens": False}
         rendered = {"prompt": prompt} if isinstance(prompt, str) else {
             "messages": list(prompt), "add_generation_prompt": True
@@ -110,6 +110,9 @@ def _vllm(client: httpx.Client, name: str) -> Artefact:
         answer = _call(client, "POST", "/tokenize", body | rendered)
         with _as_expected("token ids"):
             return tuple(map(int, answer["tokens"]))
+
+    def prompt_ids(prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        return [ids_of(prompt) for prompt in prompts]
 
     def ends_at(token: int) -> bool:
         body = {"model": name, "prompt": [token], "max_tokens": 2, "temperature": 0,
@@ -163,7 +166,7 @@ def _llama_cpp(client: httpx.Client, vocabulary: int, plain_token: int) -> Artef
             found.append(np.array(values, dtype=np.float64))
         return found
 
-    def prompt_ids(prompt: Prompt) -> tuple[int, ...]:
+    def ids_of(prompt: Prompt) -> tuple[int, ...]:
         text = prompt
         if not isinstance(prompt, str):
             body = {"messages": list(prompt), "add_generation_prompt": True}
@@ -175,6 +178,9 @@ def _llama_cpp(client: httpx.Client, vocabulary: int, plain_token: int) -> Artef
         answer = _call(client, "POST", "/tokenize", asked)
         with _as_expected("token ids"):
             return tuple(map(int, answer["tokens"]))
+
+    def prompt_ids(prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+        return [ids_of(prompt) for prompt in prompts]
 
     def ends_at(token: int) -> bool:
         return bool(forced([plain_token], token, 2).get("stop_type") == "eos")

@@ -68,8 +68,8 @@ def ask(artefact: Artefact, questions: Questions) -> Replies:
         sequences = list(dict.fromkeys(one for pair in wanted for one in completions_of(pair)))
         logps = dict(zip(sequences, artefact.logps(sequences), strict=True))
     if artefact.prompt_ids is not None:
-        write = artefact.prompt_ids
-        prompt_ids = [None if prompt is None else write(prompt) for prompt in questions.prompts]
+        known = iter(artefact.prompt_ids([one for one in questions.prompts if one is not None]))
+        prompt_ids = [None if prompt is None else next(known) for prompt in questions.prompts]
     if artefact.ends_at is not None:
         ends = artefact.ends_at(questions.stop)
     if artefact.answer is not None:
