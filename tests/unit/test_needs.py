@@ -178,6 +178,12 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.fixture
+def unadvised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans whose advice is not looked at: to count every change takes most of a plan."""
+    monkeypatch.setattr(command, "changes", lambda *_: [])
+
+
 KINDS: list[tuple[set[str], dict[str, Any]]] = [
     ({"adapter.kind", "train.checkpointing", "optim.kind"}, {"adapter": {"kind": "none"}}),
     ({"train.checkpointing", "model.quantise"}, {"adapter": {"r": 2}}),
@@ -199,6 +205,7 @@ def test_advice_is_what_the_plan_says_once_it_is_followed(
     monkeypatch.setattr("likelier.commands.needs.WORTH_SAYING", 1.0)
     asked = asked_of(place, **kind)
     before = plan(config_from(asked, []), GB)
+    monkeypatch.setattr(command, "changes", lambda *_: [])  # each is followed alone
     assert offered <= {change["keys"].partition("=")[0] for change in before.less_memory}
     for change in before.less_memory:
         assert change["memory"] < before.peak_memory
@@ -209,7 +216,7 @@ def test_advice_is_what_the_plan_says_once_it_is_followed(
         assert after.peak_memory == pytest.approx(change["memory"], rel=0.03), change
 
 
-@pytest.mark.usefixtures("bare")
+@pytest.mark.usefixtures("bare", "unadvised")
 def test_nothing_is_computed_for_a_card_and_every_auto_is_decided(place: Place) -> None:
     planned = plan(config_from(asked_of(place, adapter={"r": 2}, optim={}), []), 24 * GB)
     assert planned.fits and planned.memory == 24 * GB
@@ -225,7 +232,7 @@ def test_nothing_is_computed_for_a_card_and_every_auto_is_decided(place: Place) 
     }
 
 
-@pytest.mark.usefixtures("bare")
+@pytest.mark.usefixtures("bare", "unadvised")
 def test_a_small_card_gets_smaller_batches_and_layers_that_run_again(place: Place) -> None:
     config = config_from(asked_of(place, adapter={"r": 2}), [])
     small, smaller = (plan(config, size) for size in (200_000_000, 1_000_000))
@@ -233,7 +240,7 @@ def test_a_small_card_gets_smaller_batches_and_layers_that_run_again(place: Plac
     assert smaller.tokens_per_batch == 256 and smaller.checkpointing == "layers"
 
 
-@pytest.mark.usefixtures("bare")
+@pytest.mark.usefixtures("bare", "unadvised")
 def test_the_dtype_of_a_card_is_not_that_of_a_slow_processor(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,12 +252,17 @@ def test_the_dtype_of_a_card_is_not_that_of_a_slow_processor(
 
 @pytest.mark.usefixtures("bare")
 def test_what_would_fill_a_device_to_the_last_byte_does_not_fit(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Place,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = asked_of(place, train__tokens_per_batch=512, train__checkpointing="none")
-    needed = plan(config_from(asked, []), GB).peak_memory
-    for size, fits in [(needed, False), (int(needed / (1 - MARGIN)) + 1, True)]:
-        assert plan(config_from(asked, []), size).fits is fits
+    with monkeypatch.context() as unadvised:
+        unadvised.setattr(command, "changes", lambda *_: [])
+        needed = plan(config_from(asked, []), GB).peak_memory
+        for size, fits in [(needed, False), (int(needed / (1 - MARGIN)) + 1, True)]:
+            assert plan(config_from(asked, []), size).fits is fits
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(asked))
     assert main(["plan", str(file), "--device", f"{needed / 1000:.3f}kB"]) == 2
@@ -264,6 +276,7 @@ def test_what_would_fill_a_device_to_the_last_byte_does_not_fit(
     assert "--device: '24' is no size of a memory" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unadvised")
 def test_layers_that_are_counted_fill_a_card_with_what_tells_of_it(place: Place) -> None:
     """The phases and parts that a reader is shown, of full tuning in bfloat16."""
     planned = plan(config_from(asked_of(place), []), GB)
@@ -275,7 +288,7 @@ def test_layers_that_are_counted_fill_a_card_with_what_tells_of_it(place: Place)
     assert step["the driver"] == command._DRIVER
 
 
-@pytest.mark.usefixtures("bare")
+@pytest.mark.usefixtures("bare", "unadvised")
 def test_weights_that_lie_in_files_here_are_on_the_card(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
