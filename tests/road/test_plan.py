@@ -1,6 +1,8 @@
 """What `likelier plan` says, against the run itself."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,38 @@ def test_the_peak_is_that_of_the_plan_s_own_process_or_what_is_counted(
     assert plan(config).peak_memory == 2**33
     never = config_from(place.config(tmp_path / "run", train__save_every=None), [])
     assert "a checkpoint" not in plan(never).phases
+
+
+LOADED = """
+import json, sys
+from likelier import run
+from likelier.commands.plan import plan
+from likelier.config import config_from
+
+settings, packages = json.loads(sys.argv[1]), set()
+take_steps = run._take_steps
+
+def taken(*parts):
+    take_steps(*parts)
+    packages.update(name.partition(".")[0] for name in sys.modules)
+
+run._take_steps = taken
+plan(config_from(settings, []))
+planned = {name.partition(".")[0] for name in sys.modules}
+run.train(settings)
+assert packages
+print(json.dumps(sorted(packages - planned - sys.stdlib_module_names)))
+"""
+
+
+def test_a_plan_has_loaded_every_package_that_a_run_has_loaded_by_its_last_step(
+    place: Place, tmp_path: Path
+) -> None:
+    """A library takes memory, and its first use may come late in a run."""
+    settings = json.dumps(place.config(tmp_path / "run", train__steps=2), default=str)
+    words = [sys.executable, "-c", LOADED, settings]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 def test_a_loss_without_reference(place: Place, tmp_path: Path) -> None:

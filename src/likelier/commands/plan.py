@@ -56,6 +56,7 @@ from likelier.training.memory import (
 )
 from likelier.training.optimizer import MasterAdamW
 from likelier.training.order import Order, make_order
+from likelier.training.pair_log import arrow_table
 from likelier.training.preflight import pairs_to_compare, preflight
 from likelier.training.step import loss_and_gradients
 
@@ -117,7 +118,8 @@ def plan(config: Config, card: int | None = None) -> Plan:
     raises before its first step.
     """
     began = time.perf_counter()
-    import_module("likelier.run")  # all that a run has loaded takes memory, too
+    import_module("likelier.run")  # all that a run has loaded takes memory, too,
+    arrow_table([{"step": 0}])  # also what its first write of the pair log loads
     _forget_peak()
     objective = bind(live(config)["loss"])
     initial = initial_policy(config if card is None else _for_card(config))

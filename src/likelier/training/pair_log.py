@@ -26,6 +26,13 @@ _NAME = re.compile(r"steps-(\d{8})-(\d{8})\.parquet")
 MAX_STEPS_IN_MEMORY = 1000  # where there are no checkpoints
 
 
+def arrow_table(rows: Sequence[dict[str, Any]]) -> Any:
+    """Rows as a table of Arrow, whose libraries are loaded here: the first step does not wait."""
+    import pyarrow.parquet
+
+    return pyarrow.Table.from_pylist(rows)
+
+
 class PairLog:
     """Rows wait in memory until the next checkpoint, or for ``MAX_STEPS_IN_MEMORY`` steps.
 
@@ -75,12 +82,11 @@ class PairLog:
         """Write the waiting rows as one file, whole or not at all."""
         if not self.rows:
             return
-        import pyarrow as pa  # not above: the first step does not wait for it
         import pyarrow.parquet as pq
 
         make_folder(self.folder)
         name = f"steps-{self.rows[0]['step']:08d}-{self.rows[-1]['step']:08d}.parquet"
-        table = pa.Table.from_pylist(self.rows)
+        table = arrow_table(self.rows)
         write_file(self.folder / name, lambda file: pq.write_table(table, file))
         with output_errors(self.folder / name):
             written = sha256(self.folder / name)
