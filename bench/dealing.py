@@ -70,8 +70,7 @@ def units(pairs: Sequence[TokenPair], part: Sequence[int], costs: Costs) -> Iter
         prompts.setdefault(pairs[index].prompt, []).append(pairs[index])
     for group in prompts.values():
         batch = tree_batch([*dict.fromkeys(one for pair in group for one in completions_of(pair))])
-        seen = int((batch.depth_BL + 1).sum())
-        yield costs.of(batch.num_tokens, seen, len(batch.predict_N))
+        yield costs.of_batch(batch)
 
 
 def one_step(pairs: Sequence[TokenPair], ranks: int, costs: Costs) -> dict[str, float]:

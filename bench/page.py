@@ -1,7 +1,7 @@
-"""Put the tables of bench/results into docs/performance.md, between its markers.
+"""Put the tables of bench/results into docs/performance.md and scaling.md, between their markers.
 
-python bench/page.py            write the page
-python bench/page.py --check    fail where it is not what the results say
+python bench/page.py            write the pages
+python bench/page.py --check    fail where one is not what the results say
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "performance.md"
+PAGES = [HERE.parent / "docs" / name for name in ("performance.md", "scaling.md")]
 Row = Mapping[str, Any]
 
 
@@ -150,6 +150,50 @@ def dealing(row: Row) -> dict[str, str]:
     }
 
 
+def on_gpus(row: Row) -> dict[str, str]:
+    """A model on many GPUs, computed."""
+    again = ", layers again" if row["checkpointing"] == "layers" else ""
+    fits = "bound" not in row
+    found = {
+        "model": row["model"],
+        "tuning": row["tuning"],
+        "GPUs": str(row["gpus"]),
+        "mode": f"{row['mode']}{again}" if fits else "does not fit",
+        "GB a GPU": f"{row['peak'] / 1e9:.0f}",
+        "longest pair": f"{row['longest']:,}" if fits else "-",
+    }
+    for pairs in (256, 4096):
+        found[f"{pairs} pairs, s"] = f"{row[f'seconds_{pairs}']:.2f}" if fits else "-"
+        found[f"computing, {pairs}"] = f"{row[f'arithmetic_{pairs}']:.0%}" if fits else "-"
+        bound = row.get(f"bound_{pairs}", "").partition(" ")[0]
+        found[f"bound, {pairs}"] = {"sending": "gradients", "": "memory"}.get(bound, bound)
+    return found
+
+
+def cards(row: Row) -> dict[str, str]:
+    """What is assumed of cards."""
+    return {
+        "card": row["name"],
+        "memory, GB": f"{row['memory'] / 1e9:.0f}",
+        "bfloat16, 10¹² operations a second": f"{row['rate'] / 1e12:.0f}",
+        "to GPUs of the node, GB/s": f"{row['link'] / 1e9:.0f}",
+        "to other nodes, GB/s a GPU": f"{row['network'] / 1e9:.0f}",
+    }
+
+
+def limits(row: Row) -> dict[str, str]:
+    """What no number of GPUs changes."""
+    return {
+        "model": row["model"],
+        "tuning": row["tuning"],
+        "gathered at once, GB": f"{row['gathered'] / 1e9:.1f}",
+        "a token keeps, MB": f"{row['per_token_none'] / 1e6:.2f}",
+        "layers again": f"{row['per_token_layers'] / 1e6:.2f}",
+        "tokens a batch, a node": f"{row['tokens_1']:,.0f}",
+        "8 nodes": f"{row['tokens_8']:,.0f}",
+    }
+
+
 def first_step(row: Row) -> dict[str, str]:
     """A tiny run to its first step beside the imports alone."""
     return {
@@ -223,6 +267,9 @@ TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "data": prepared,
     "first_step": first_step,
     "dealing": dealing,
+    "scaling_model": on_gpus,
+    "scaling_limits": limits,
+    "scaling_cards": cards,
     "plan-cpu": foretold,
     "scaling": scaling,
     "step_memory-cpu": beyond,
@@ -241,6 +288,11 @@ def rendered(name: str) -> str:
     machine, versions = record["machine"], record["versions"]
     processor = " ".join([machine["cpu"], machine.get("instructions", "")]).strip()
     what = machine["gpu"] or f"{processor}, {machine['threads']} threads"
+    if "card" in record:
+        what = (
+            f"computed, not measured: {record['card']}s, {record['products_reach']:.0%} of their "
+        )
+        what += f"rate, {record['transfers_reach']:.0%} of their links"
     return (
         f"{table([TABLES[name](row) for row in record['rows']])}\n\n"
         f"`{record['command']}`, {what}, torch {versions['torch']}, {record['date'][:10]}"
@@ -272,8 +324,9 @@ def page(text: str) -> str:
 
 
 def main() -> None:
-    """Write the page, or compare it."""
-    write_or_check(PAGE, page, "bench/results", "python bench/page.py")
+    """Write the pages, or compare them."""
+    for file in PAGES:
+        write_or_check(file, page, "bench/results", "python bench/page.py")
 
 
 if __name__ == "__main__":

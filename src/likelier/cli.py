@@ -272,7 +272,7 @@ KeysArgument = Annotated[
 ]
 
 
-@app.command(epilog="Example: likelier plan config.yaml train.pairs_per_step=64 --device 24GB")
+@app.command(epilog="Example: likelier plan config.yaml train.pairs_per_step=64 --gpus 8x80GB")
 def plan(
     config: ConfigArgument,
     keys: KeysArgument = None,
@@ -280,21 +280,29 @@ def plan(
         str | None,
         typer.Option(metavar="SIZE", help="Memory of a card that is not here: 24GB, 80GiB."),
     ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(metavar="NxSIZE", help="Several: 8x80GB, 2x8x80GB (two nodes), 8xH100."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say how much memory, time and disk a run will take.
 
     Loads the model and the data, measures two steps, and shows the settings that the run would
     choose and what would need less. Nothing is written. With --device nothing is computed: memory
-    is counted for a card of that size, and no time is said. The exit code is 2 where it does not
-    fit.
+    is counted for a card of that size, and no time is said. With --gpus memory is that of one of
+    several, and a step's time follows from the data sheet of a card that is named. The exit code
+    is 2 where it does not fit.
     """
+    if device is not None and gpus is not None:
+        raise ConfigError("is for one card", where="--device", hint="leave it or --gpus out")
     settings = _settings(config, keys)
     _check_versions()
     from likelier.commands import plan as command
 
     card = None if device is None else command.parse_size(device)
-    planned = command.plan(settings, card)
+    cluster = None if gpus is None else command.parse_gpus(gpus)
+    planned = command.plan(settings, card, cluster)
     command.print_plan(planned, as_json)
     if not planned.fits:
         raise command.does_not_fit(planned)

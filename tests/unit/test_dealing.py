@@ -32,9 +32,7 @@ def operations(pairs: Sequence[TokenPair], costs: Costs, backend: str) -> int:
         found = [s for pair in pairs if pair.prompt == prompt for s in completions_of(pair)]
         distinct = list({sequence.inputs: sequence for sequence in found}.values())
         for some in [[one] for one in distinct] if backend == "padded" else [distinct]:
-            batch = lay_out(some, backend)
-            seen = int((batch.depth_BL + 1).sum())
-            total += costs.of(batch.num_tokens, seen, len(batch.predict_N))
+            total += costs.of_batch(lay_out(some, backend))
     return total
 
 

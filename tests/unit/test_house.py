@@ -14,14 +14,14 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 15_750  # to come down to 8_000
-MOST_LINES = 30_450  # to come down to 14_000
-MOST_MODULES = 156  # with code; packages whose __init__.py holds a docstring only are not counted
-MOST_DATACLASSES = 71
+MOST_LINES_ON_THE_ROAD = 15_980  # to come down to 8_000
+MOST_LINES = 30_790  # to come down to 14_000
+MOST_MODULES = 157  # with code; packages whose __init__.py holds a docstring only are not counted
+MOST_DATACLASSES = 74
 MOST_FILES_IN_A_FOLDER = 12
-# Each command is a file; training on many processes has one for what they exchange and one for who
-# computes which pair.
-LARGER_FOLDERS = {"commands": 24, "model": 13, "training": 14}
+# Each command is a file; training on many processes has files for what they exchange, who computes
+# which pair, checkpoints in parts, and what it all takes.
+LARGER_FOLDERS = {"commands": 24, "model": 13, "training": 15}
 MOST_LINES_IN_A_FUNCTION = 80
 MOST_PARAMETERS_IN_THE_LOOP = 6
 
@@ -33,8 +33,8 @@ LINES = {
     "batching": 530,
     "chat": 1_900,
     "checks": 2_100,
-    "cli": 700,
-    "commands": 2_345,
+    "cli": 710,
+    "commands": 2_440,
     "config": 2_240,
     "data": 4_480,
     "demo": 740,
@@ -49,7 +49,7 @@ LINES = {
     "run": 470,
     "testing": 170,
     "tracking": 280,
-    "training": 2_800,
+    "training": 3_020,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from likelier.base.errors import ConfigError
 from likelier.base.model_files import base_of_adapter, place_of
 from likelier.base.terminal import console, say
 from likelier.batching.batch import Batch, Scored, completions_of, lay_out
-from likelier.batching.pack import pack
+from likelier.batching.pack import pack, tokens_of
 from likelier.commands.needs import (
     MARGIN,
     Asked,
@@ -35,7 +35,7 @@ from likelier.commands.needs import (
 from likelier.config import Config, learning_rate, live
 from likelier.data.load import Dataset, load
 from likelier.data.records import TokenPair
-from likelier.losses.registry import bind
+from likelier.losses.registry import BoundLoss, bind
 from likelier.model.adapters import adapt, for_training
 from likelier.model.frozen import is_half
 from likelier.model.limits import say_limits
@@ -44,12 +44,16 @@ from likelier.model.policy import Policy, score_sequences
 from likelier.model.quantise import bytes_of
 from likelier.model.running import deterministic, freed_memory_kept
 from likelier.reference.cache import NoReference, StoredReference, completion_key
+from likelier.training import scaling
 from likelier.training.adamw8bit import bytes_of_averages
 from likelier.training.batches import Batcher
+from likelier.training.dealing import deal
 from likelier.training.memory import (
     checkpoint_if_needed,
+    costs_of,
     decided,
     device_memory,
+    held,
     memory_of,
     operations_of,
     tokens_for,
@@ -79,6 +83,7 @@ class Plan:
     that is not here. ``peak_memory`` is what this process reached in two steps, or what `phases`
     counts where that is more; on a card that is not here it is counted alone. ``settings`` are the
     keys that the config leaves to the run, ``less_memory`` and ``less_time`` changes of it.
+    ``gpus`` are those of a plan for several: then memory, batches and phases are those of one.
     """
 
     steps: int
@@ -100,6 +105,7 @@ class Plan:
     phases: Phases = field(default_factory=dict)
     less_memory: list[dict[str, Any]] = field(default_factory=list)
     less_time: list[dict[str, Any]] = field(default_factory=list)
+    gpus: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -107,12 +113,13 @@ class Plan:
         return self.peak_memory <= (1 - MARGIN) * self.memory
 
 
-def plan(config: Config, card: int | None = None) -> Plan:
+def plan(config: Config, card: int | None = None, cluster: scaling.Cluster | None = None) -> Plan:
     """Measure two steps of a run and estimate the whole from them.
 
     The model is loaded and the data read as `train` does; nothing is written and no weight
     changes. With a ``card``, the bytes of one that is not here, nothing is computed: memory is
-    counted, and times are None.
+    counted, and times are None. So it is with a ``cluster`` of GPUs that are not here, but for a
+    step's time by data sheets where it names its card.
 
     Raises ConfigError where a run does not fit into the memory that is here, and what `train`
     raises before its first step.
@@ -121,6 +128,7 @@ def plan(config: Config, card: int | None = None) -> Plan:
     import_module("likelier.run")  # all that a run has loaded takes memory, too,
     arrow_table([{"step": 0}])  # also what its first write of the pair log loads
     _forget_peak()
+    card = cluster.memory if cluster else card
     objective = bind(live(config)["loss"])
     initial = initial_policy(config if card is None else _for_card(config))
     encoder = initial.encoder(config.data.template, config.data.today)
@@ -129,6 +137,8 @@ def plan(config: Config, card: int | None = None) -> Plan:
     policy = adapt(config, initial)
     total = device_memory(policy.device) if card is None else card
     with for_training(policy):
+        if cluster is not None:
+            return _on_gpus(config, policy, data, objective, cluster)
         checkpointing, memory = checkpoint_if_needed(config, policy, data.train, card)
         memory = memory or memory_of(policy, config.optim.kind, card)
         budget = tokens_for(config, policy, memory, torch.device("cuda") if card else None)
@@ -160,12 +170,59 @@ def plan(config: Config, card: int | None = None) -> Plan:
     return planned
 
 
+def _on_gpus(
+    config: Config, policy: Policy, data: Dataset, objective: BoundLoss, cluster: scaling.Cluster
+) -> Plan:
+    """A plan for GPUs that are not here: memory is that of one, a step's pairs are dealt to all."""
+    numbers = sum(p.numel() for p in policy.model.parameters())
+    mode, kind = scaling.mode_on(config, numbers, cluster), config.optim.kind
+    shards = cluster.shards(mode)
+    way, found = checkpoint_if_needed(config, policy, data.train, cluster.memory, shards)
+    memory = found or memory_of(policy, kind, cluster.memory, shards)
+    budget = tokens_for(config, policy, memory, torch.device("cuda"))
+    batcher, order = (
+        Batcher(policy, NoReference(), objective, budget),
+        make_order(data.train, config.train),
+    )
+    full, weights = config.adapter.kind == "none", scaling.weights_of(policy.causal_lm)
+    whole = {"the driver": _DRIVER, **held(policy, kind, on_card=True)}
+    costs = costs_of(policy.causal_lm).with_backward(full, way == "layers")
+    steps, seconds = [], []
+    for pairs in _sampled(order, data.train):
+        dealt = deal(pairs, cluster.ranks, costs, policy.backend)
+        ranks = [[pairs[index] for index in some] for some in dealt if some]
+        steps += (of_ranks := [(some, batcher(some)) for some in ranks])
+        work = [sum(map(costs.of_batch, batches)) for _, batches in of_ranks]
+        several = max(len(batches) for _, batches in of_ranks)
+        seconds.append(scaling.seconds_of_step(work, several, weights, cluster, mode))
+    took = {name: mean(one[name] for one in seconds) for name in seconds[0]}
+    counts = _counts(batcher, order, steps)
+    longest = tokens_of(completions_of(longest_of(data.train)), policy.backend)
+    tokens, parts = (
+        max(counts["longest_batch"], longest),
+        scaling.on_one_gpu(whole, weights, shards),
+    )
+    parts |= {scaling.SAVED: tokens * memory.per_token, "logits": memory.head}
+    gpus = {"nodes": cluster.nodes, "gpus": cluster.gpus, "card": cluster.name, "mode": mode,
+            "slowest": 1 + took["waiting"] / took["arithmetic"],
+            "bound": scaling.bound_of(parts, int((1 - MARGIN) * cluster.memory), took),
+            "seconds": took if cluster.card else {}}  # fmt: skip
+    return Plan(
+        **counts, peak_memory=sum(parts.values()), memory=cluster.memory, checkpointing=way,
+        disk=_disk(config, policy, data), learning_rate=learning_rate(config), gpus=gpus,
+        phases={"a step": parts},
+        settings={**_decided(config, policy, way, budget), "parallel.mode": mode},
+        seconds_per_step=sum(took.values()) if cluster.card else None,
+    )  # fmt: skip
+
+
 def does_not_fit(planned: Plan) -> ConfigError:
     """What is said of a plan that does not fit, with the first change that does."""
     room = int((1 - MARGIN) * planned.memory)
     phase = max(planned.phases, key=lambda name: sum(planned.phases[name].values()))
     cure = next((one for one in planned.less_memory if one["memory"] <= room), None)
     hint = "take a smaller model or shorter pairs: no change of one key is enough"
+    hint = planned.gpus.get("bound", hint)
     if cure is not None:
         hint = f"set {cure['keys']}, which needs {_size(cure['memory'])}"
     return ConfigError(
@@ -441,6 +498,8 @@ def print_plan(planned: Plan, as_json: bool) -> None:
         ("batches", f"{planned.batches_per_step:.1f} a step, of at most "
                    f"{planned.longest_batch:,} tokens"),
     ]  # fmt: skip
+    if planned.gpus:
+        rows += _gpus_in_words(planned)
     if planned.seconds is not None:
         rows += [
             ("a step", _duration(planned.seconds_per_step or 0.0)),
@@ -463,10 +522,26 @@ def print_plan(planned: Plan, as_json: bool) -> None:
     for name, text in rows:
         table.add_row(name, text)
     console().print(table)
-    if planned.seconds is None:
+    if planned.gpus:
+        say(f"computed, not measured; assumed of time: {scaling.ASSUMED}")
+    elif planned.seconds is None:
         say("counted, not measured: a card that is not here says nothing of time")
     else:
         say("measured on two steps; nothing was written")
+
+
+def _gpus_in_words(planned: Plan) -> list[tuple[str, str]]:
+    """How many GPUs do what, how long a step takes, and what bounds it."""
+    found, time = planned.gpus, "unknown: name a card, as in --gpus 8xH100"
+    if found["seconds"]:
+        parts = (f"{name} {_duration(took)}" for name, took in found["seconds"].items() if took)
+        time = f"{_duration(planned.seconds_per_step or 0.0)}: {', '.join(parts)}"
+    return [
+        ("GPUs", f"{found['nodes']} x {found['gpus']}, mode {found['mode']}; the slowest computes "
+                 f"{found['slowest']:.2f} times the mean"),
+        ("a step", time),
+        ("bound by", found["bound"]),
+    ]  # fmt: skip
 
 
 def _phases_in_words(counted: Phases) -> list[str]:
@@ -479,7 +554,7 @@ def _phases_in_words(counted: Phases) -> list[str]:
     ]
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, where: str = "--device") -> int:
     """Bytes of a size such as ``24GB`` or ``80GiB``.
 
     Raises ConfigError for anything else.
@@ -489,10 +564,29 @@ def parse_size(text: str) -> int:
     if not 2**20 <= size <= 2**50:
         raise ConfigError(
             f"{text!r} is no size of a memory",
-            where="--device",
+            where=where,
             hint="write it like 24GB (billions of bytes) or 80GiB (of 1024 x 1024 x 1024)",
         )
     return int(size)
+
+
+def parse_gpus(text: str) -> scaling.Cluster:
+    """``8x80GB``, ``2x8x80GB`` (nodes, GPUs of each, memory) or ``2x8xH100``, a card that is known.
+
+    Raises ConfigError for anything else.
+    """
+    found = re.fullmatch(r"(?:([1-9]\d{0,4})x)?([1-9]\d{0,4})x(\S.*)", text.strip(), re.IGNORECASE)
+    size = found[3].upper() if found else ""
+    if not found or (size not in scaling.CARDS and not _SIZE.fullmatch(size)):
+        raise ConfigError(
+            f"{text!r} are no GPUs",
+            where="--gpus",
+            hint="write them like 8x80GB, 2x8x80GB (nodes, GPUs of each, memory) or 8xH100; "
+            f"known cards are {', '.join(scaling.CARDS)}",
+        )
+    name = size if size in scaling.CARDS else None
+    memory = scaling.CARDS[name].memory if name else parse_size(size, "--gpus")
+    return scaling.Cluster(int(found[1] or 1), int(found[2]), memory, name)
 
 
 def _size(size: float) -> str:

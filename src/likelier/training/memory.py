@@ -28,7 +28,7 @@ from likelier.data.records import TokenPair
 from likelier.model.attention.cpu import Block
 from likelier.model.frozen import dtype_name, is_half
 from likelier.model.limits import sizes
-from likelier.model.logprob import default_chunk
+from likelier.model.logprob import Head, default_chunk
 from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of, numbers_of
 from likelier.model.recompute import can_checkpoint, checkpoint_layers
@@ -40,6 +40,7 @@ _USABLE_SHARE = 0.8  # the rest goes to pieces between tensors, and to what is n
 _LEAST_TOKENS = 256
 # Where products reach their full speed and a larger batch only takes more memory.
 _ENOUGH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_ENOUGH_TO_GATHER = 2048  # computed, not measured: docs/scaling.md
 _PROBED_TOKENS = 16, 48
 # Of a number of a model: weight, master, gradient and AdamW's two averages; or a frozen weight.
 _BYTES_TRAINED, _BYTES_FROZEN = 18, 2
@@ -81,17 +82,26 @@ def mode_of(config: Config, team: Team, is_given: bool = False) -> str:
         return "replicate"
     if wanted != "auto":
         return wanted
-    can_be_cut = config.model.quantise == "none" and config.optim.kind == "adamw"
-    if is_given or not can_be_cut or not any(folder.glob("*.safetensors")):
+    if is_given or not can_be_cut(config) or not any(folder.glob("*.safetensors")):
         return "replicate"
-    a_number = _BYTES_TRAINED if config.adapter.kind == "none" else _BYTES_FROZEN
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usable = _USABLE_SHARE * min(team.gathered(memory_of_process(device, team)))
-    needed = numbers_in(folder) * a_number
+    full = config.adapter.kind == "none"
+    return mode_by_size(numbers_in(folder), full, usable, team.size, team.local_size)
+
+
+def can_be_cut(config: Config) -> bool:
+    """Whether a model may be held in parts: blocks of eight and four bits are not cut."""
+    return config.model.quantise == "none" and config.optim.kind == "adamw"
+
+
+def mode_by_size(numbers: int, full: bool, usable: float, processes: int, of_machine: int) -> str:
+    """How processes share a model of so many numbers, of which ``usable`` bytes fit into each."""
+    needed = numbers * (_BYTES_TRAINED if full else _BYTES_FROZEN)
     if needed <= usable:
         return "replicate"
-    several = 1 < team.local_size < team.size
-    return "hybrid" if several and needed <= usable * team.local_size else "shard"
+    several = 1 < of_machine < processes
+    return "hybrid" if several and needed <= usable * of_machine else "shard"
 
 
 def memory_of_process(device: torch.device, team: Team) -> int:
@@ -127,10 +137,16 @@ def held(policy: Policy, optimizer: str = "adamw", on_card: bool = False) -> dic
 
     Gradients are float32, and so are the masters of weights that are not.
     """
-    weights = sum(map(bytes_of, policy.model.parameters()))
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
+    parts = held_by(policy.model.parameters(), optimizer)
+    return parts if on_card else parts | {"weights": _bytes_of_weights(policy)}
+
+
+def held_by(parameters: Iterable[Tensor], optimizer: str) -> dict[str, int]:
+    """`held` by some weights that all lie on the device; nothing is read of them."""
+    weights = list(parameters)
+    trained = [p for p in weights if p.requires_grad]
     return {
-        "weights": weights if on_card else _bytes_of_weights(policy),
+        "weights": sum(map(bytes_of, weights)),
         "masters": sum(4 * p.numel() for p in trained if is_half(p.dtype)),
         "averages": sum(bytes_of_averages(p.numel(), optimizer) for p in trained),
         "gradients": sum(4 * p.numel() for p in trained),
@@ -153,9 +169,13 @@ def _bytes_of_weights(policy: Policy) -> int:
 
 
 def _bytes_of_head(policy: Policy) -> int:
-    """What `likelier.model.logprob` makes at once: logits, and the gradient of a trained weight."""
-    head = policy.scorer.head()
-    values, half = default_chunk(head) * len(head.weight), is_half(policy.dtype)
+    return bytes_of_head(policy.scorer.head(), policy.dtype)
+
+
+def bytes_of_head(head: Head, dtype: torch.dtype) -> int:
+    """What `likelier.model.logprob` makes at once, computing in a dtype: logits, and the gradient
+    of a trained weight."""
+    values, half = default_chunk(head) * len(head.weight), is_half(dtype)
     trained = head.weight.numel() if head.weight.requires_grad else 0
     return (6 if half else 4) * values + (6 if half else 4) * trained
 
@@ -200,15 +220,23 @@ def checkpoint_if_needed(
         return config.train.checkpointing, None
     memory = memory_of(policy, config.optim.kind, card, shares)
     longest = max((tokens_of(completions_of(pair), backend) for pair in pairs), default=0)
+    longest = batch_to_hold(longest, shares)
     if memory.needs(longest) <= memory.usable or not can_checkpoint(model):
         return "none", memory
     checkpoint_layers(model)
+    what = "the longest pair" if shares == 1 else "a batch"
     needed, usable = (size / 2**30 for size in (memory.needs(longest), memory.usable))
     say(
-        f"train.checkpointing: layers, because the longest pair ({longest:,} tokens) needs "
+        f"train.checkpointing: layers, because {what} ({longest:,} tokens) needs "
         f"{needed:.1f} GiB without it, and training may take {usable:.1f}"
     )
     return "layers", None
+
+
+def batch_to_hold(longest: int, shares: int) -> int:
+    """Tokens that memory must hold at once: the longest pair, and where weights are gathered from
+    ``shares`` processes for every batch enough to compute as long as that takes."""
+    return longest if shares == 1 else max(longest, _ENOUGH_TO_GATHER)
 
 
 def without_autos(
@@ -418,6 +446,18 @@ class Costs:
         """Operations of so many of each."""
         return self.token * tokens + self.attended * attended + self.position * positions
 
+    def of_batch(self, batch: Batch) -> int:
+        """Operations of a batch, as if there were no sliding window."""
+        allowed = int((batch.depth_BL + 1).sum())  # a token sees its ancestors and itself
+        return self.of(batch.num_tokens, allowed, len(batch.predict_N))
+
+    def with_backward(self, full: bool, again: bool) -> "Costs":
+        """Of a forward and its backward. A product needs two more there, one where its weight is
+        frozen (not ``full`` tuning); the head's logits are made again, and with ``again`` layers
+        run again."""
+        token, attended = self.token * (2 + full + again), self.attended * (3 + again)
+        return Costs(token, attended, self.position * (3 + full))
+
 
 def costs_of(model: PreTrainedModel) -> Costs:
     """What a model computes, by its shapes: no weight is read.
@@ -449,9 +489,8 @@ def operations_of(batch: Batch, model: PreTrainedModel) -> dict[str, float]:
     sliding window.
     """
     costs = costs_of(model)
-    allowed = int((batch.depth_BL + 1).sum())  # a token sees its ancestors and itself
     return {
-        "layers": float(costs.of(batch.num_tokens, 0, 0)),
-        "head": float(costs.of(0, 0, len(batch.predict_N))),
-        "attention": float(costs.of(0, allowed, 0)),
+        "layers": float(replace(costs, attended=0, position=0).of_batch(batch)),
+        "head": float(replace(costs, token=0, attended=0).of_batch(batch)),
+        "attention": float(replace(costs, token=0, position=0).of_batch(batch)),
     }
