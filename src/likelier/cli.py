@@ -659,6 +659,8 @@ def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
     if sys.argv[1:2] in (["train"], ["plan"]):  # a plan measures what a run will hold
         without_small_caches()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # whom it lost, likelier says in one line
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
     _open_streams()
     for stream in (sys.stdout, sys.stderr):

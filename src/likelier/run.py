@@ -177,7 +177,7 @@ def _trained(
         answer = partial(_keep_answers, folder, policy, encoder, data, steps)
         answer("before")
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact, team)
-        with listening() as stop, closing(adamw) as optimizer:
+        with listening(of_many=team.size > 1) as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept(), mirrored(folder):
                 _take_steps(data, order, batcher, optimizer, folder, stop)
             _keep_texts(folder, data, policy)

@@ -74,9 +74,8 @@ def start(
     work: Callable[..., Any], *arguments: Any, log: Path, cache: Path | None = None, **named: Any
 ) -> Child:
     """Call a function of this module in a new process, whose file calls can be made to fail."""
-    setting = {key: os.environ[key] for key in ("LIKELIER_CACHE", "HF_HUB_OFFLINE")}
-    if cache is not None:
-        setting["LIKELIER_CACHE"] = str(cache)
+    used = str(cache) if cache is not None else os.environ["LIKELIER_CACHE"]
+    setting = {"LIKELIER_CACHE": used, "HF_HUB_OFFLINE": os.environ["HF_HUB_OFFLINE"]}
     process = _FORKS.Process(target=_main, args=(work, arguments, named, setting, str(log)))
     with _TURN, loaded() if has_compiler() else nullcontext():
         process.start()  # the first starts the server

@@ -42,7 +42,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(
-    tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, seed: int = 0
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    tied: bool = True,
 ) -> Exaone4ForCausalLM:
     """Two layers, random; its configuration asks for dropout, which training must silence."""
     config = Exaone4Config(
@@ -58,7 +61,7 @@ def tiny_model(
         sliding_window_pattern=None,
         layer_types=["full_attention", "full_attention"],
         attention_dropout=0.1,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
@@ -68,10 +71,12 @@ def tiny_model(
         return Exaone4ForCausalLM(config).to(dtype)
 
 
-def save_tiny(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+def save_tiny(
+    folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, tied: bool = True
+) -> Path:
     """An ordinary model folder."""
     tokenizer = tiny_tokenizer()
-    tiny_model(tokenizer, dtype, seed).save_pretrained(folder)
+    tiny_model(tokenizer, dtype, seed, tied).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -48,7 +48,7 @@ def launch(number: int, words: Sequence[str]) -> int:
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
     }
     children: list[subprocess.Popen[bytes]] = []
 
@@ -88,7 +88,8 @@ def _code_of(children: Sequence[subprocess.Popen[bytes]]) -> int:
     return next((code for code in codes if code > 0), int(any(codes)))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

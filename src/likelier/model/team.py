@@ -7,11 +7,13 @@ processes run the same program; what the first one decides, or only it can see, 
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +28,7 @@ from likelier.config.schema import ParallelConfig
 Value = TypeVar("Value")
 
 _PATIENCE = 5.0  # seconds in which the others say why they end
+_SAME_ERROR = 1.0  # seconds: processes that come to the same error do so together
 _CONNECTION = re.compile(r"gloo|NCCL|onnection|[Tt]imed out|[Tt]imeout|Socket", re.ASCII)
 _phase = "the start"  # of this process, for the others and for itself
 
@@ -200,23 +203,53 @@ def _ended(team: Team, error: BaseException) -> BaseException:
     """
     if not _is_of_the_connection(error):
         reason = describe_error(error)[0] if isinstance(error, Exception) else repr(error)
-        _say_end(team, reason)
+        # Who has the same error as the first looks there whether it is said already.
+        others = set(range(1, team.size)) if team.leads else {0}
+        ends = _within(partial(_exchange, team, reason, others, _SAME_ERROR)) or {}
         if isinstance(error, Exception) and not team.leads:
-            vars(error)["is_said"] = _ends_of_others(team, {0}).get(0) == reason
+            vars(error)["is_said"] = ends.get(0) == reason
         return error
-    here = _say_end(team, None)
     others = set(range(team.size)) - {team.rank}
-    ends = _ends_of_others(team, others) if here else {}
-    reason = next((f"process {rank} ended: {what}" for rank, what in ends.items() if what), "")
-    lost = sorted(others - ends.keys()) if here else [0]
-    named = ", ".join(f"process {rank} ({_last_phase(team, rank, here)})" for rank in lost[:8])
+    answers = _within(partial(_exchange, team, None, others, _PATIENCE))
     found = RunFailed(
-        reason or f"lost {named or 'the connection between the processes'}",
+        _what_was_lost(team, answers),
         where="parallel",
         hint="the same command resumes from the last checkpoint",
     )
-    found.is_said = bool(reason) or team.rank > min([team.rank, *ends])
+    ends = answers or {}
+    found.is_said = any(ends.values()) or team.rank > min([team.rank, *ends])
     return found
+
+
+def _what_was_lost(team: Team, ends: dict[int, str | None] | None) -> str:
+    """Another one's own error, or the processes that do not say why they end; None: nobody can be
+    asked, because the first process is gone, which keeps what they say.
+    """
+    if ends is None:
+        return f"lost process 0 (while process {team.rank} was at {_phase})"
+    for rank, reason in ends.items():
+        if reason:
+            return f"process {rank} ended: {reason}"
+    lost = [rank for rank in range(team.size) if rank != team.rank and rank not in ends]
+    seen = _within(lambda: {rank: _last_phase(team, rank) for rank in lost[:8]}) or {}
+    named = ", ".join(f"process {rank} (last seen at {phase})" for rank, phase in seen.items())
+    return f"lost {named or 'the connection between the processes'}"
+
+
+def _within(ask: Callable[[], Value]) -> Value | None:
+    """What others left in the store, or None where it cannot be asked: where a wire is cut, a
+    question may wait for many minutes.
+    """
+    answers: list[Value] = []
+
+    def keep() -> None:
+        with suppress(RuntimeError, ValueError):
+            answers.append(ask())
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    thread.join(2 * _PATIENCE)
+    return answers[0] if answers else None
 
 
 def _is_of_the_connection(error: BaseException) -> bool:
@@ -226,34 +259,25 @@ def _is_of_the_connection(error: BaseException) -> bool:
     )
 
 
-def _last_phase(team: Team, rank: int, is_known: bool) -> str:
+def _last_phase(team: Team, rank: int) -> str:
     assert team.store is not None
-    with suppress(RuntimeError, ValueError):
-        if is_known:
-            return f"last seen at {team.store.get(f'at/{rank}').decode()}"
-    return f"while process {team.rank} was at {_phase}"
+    return str(team.store.get(f"at/{rank}").decode())
 
 
-def _say_end(team: Team, what: str | None) -> bool:
-    """Tell the others why this process ends, None where one is lost; whether that was possible."""
+def _exchange(
+    team: Team, reason: str | None, ranks: set[int], patience: float
+) -> dict[int, str | None]:
+    """Say why this process ends, None where another is lost; give what ``ranks`` say of
+    themselves, as far as they do in so many seconds.
+    """
     assert team.store is not None
-    try:
-        team.store.set_timeout(timedelta(seconds=_PATIENCE))
-        team.store.set(f"end/{team.rank}", json.dumps(what))
-    except (RuntimeError, ValueError):
-        return False
-    return True
-
-
-def _ends_of_others(team: Team, ranks: set[int]) -> dict[int, str | None]:
-    """Why some others end, as far as they say so in time."""
-    assert team.store is not None
+    team.store.set_timeout(timedelta(seconds=_PATIENCE))
+    team.store.set(f"end/{team.rank}", json.dumps(reason))
     ends = dict[int, str | None]()
-    until = time.monotonic() + _PATIENCE
-    with suppress(RuntimeError, ValueError):
-        while ranks - ends.keys() and time.monotonic() < until:
-            for rank in sorted(ranks - ends.keys()):
-                if team.store.check([f"end/{rank}"]):
-                    ends[rank] = json.loads(team.store.get(f"end/{rank}"))
-            time.sleep(0.05)
+    until = time.monotonic() + patience
+    while ranks - ends.keys() and time.monotonic() < until:
+        for rank in sorted(ranks - ends.keys()):
+            if team.store.check([f"end/{rank}"]):
+                ends[rank] = json.loads(team.store.get(f"end/{rank}"))
+        time.sleep(0.05)
     return ends

@@ -362,15 +362,28 @@ def open_folder(
 ) -> Iterator[RunFolder]:
     """Make the folder of a run and hold it alone; of a ``team``, the first process does.
 
-    Raises OutputError where it cannot be made or another process works in it.
+    Raises OutputError where it cannot be made or another process works in it, or where not all
+    processes of a team see it.
     """
     hold = partial(_held_folder, config.out)
     lock = hold() if team is None else team.agreed(hold)
     try:
+        if team is not None:
+            _must_be_shared(config.out, team)
         yield RunFolder(config, on_row, team)
     finally:
         if team is None or team.leads:
             os.close(lock)  # the lock goes with it; the empty file stays: nobody locks a stale one
+
+
+def _must_be_shared(path: Path, team: "Team") -> None:
+    sees = team.gathered((path / ".lock").exists())
+    if not all(sees):
+        raise OutputError(
+            f"process {sees.index(False)} does not see the folder that process 0 made",
+            where=f"out: {path}",
+            hint="give a folder on a file system that all machines share",
+        )
 
 
 def _held_folder(path: Path) -> int:

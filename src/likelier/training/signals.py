@@ -36,11 +36,12 @@ class StopRequest:
 
 
 @contextmanager
-def listening(numbers: Sequence[int] = _STOPS) -> Iterator[StopRequest]:
+def listening(numbers: Sequence[int] = _STOPS, of_many: bool = False) -> Iterator[StopRequest]:
     """Listen for the signals that stop a run; the handlers that were there before come back.
 
     Outside the main thread, where Python allows no handlers, nothing is listened for; nor is a
     signal that whoever started the process wants ignored, as shells do for jobs behind ``&``.
+    ``of_many`` processes each may get the same signal twice at once.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -51,8 +52,8 @@ def listening(numbers: Sequence[int] = _STOPS) -> Iterator[StopRequest]:
         now = time.monotonic()
         if not request:
             request.signal, request.since = number, now
-        elif now - request.since > _ONE_SIGNAL:  # the second time: no patience left
-            raise KeyboardInterrupt
+        elif not of_many or now - request.since > _ONE_SIGNAL:
+            raise KeyboardInterrupt  # the second time: no patience left
 
     heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heard}

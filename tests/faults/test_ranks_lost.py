@@ -1,0 +1,149 @@
+"""One of several processes is lost, stands still, fails or disagrees: the others end and say so."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.children import KILLED
+from tests.support.ranks import run_ranks, small_files, start_ranks
+from tests.support.runs import Place, bytes_of, differing, make_place
+
+from likelier.base.errors import UNWRITABLE
+from likelier.base.files import read_manifest
+from likelier.training.checkpoint import steps_saved
+
+SOON = 60.0  # seconds in which the others end
+PHASES = ["the reference", "the preflight", "step 3, gradients", "step 4, saving"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return make_place(tmp_path_factory.mktemp("place"), rows=18)
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> dict[str, bytes]:
+    """A run of two processes that nobody disturbed."""
+    run_ranks(2, _config(place, "whole"), place.folder / "whole.logs")
+    return bytes_of(place.folder / "whole")
+
+
+def _config(place: Place, out: str | Path, **parallel: Any) -> dict[str, Any]:
+    return place.config(out, train__steps=6, parallel={"timeout": 30, **parallel})
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _ask() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_is_killed(
+    place: Place, whole: dict[str, bytes], tmp_path: Path, phase: str, lost: int
+) -> None:
+    config = _config(place, tmp_path / "out")
+    began = time.monotonic()
+    children = start_ranks(2, config, tmp_path / "logs", events={lost: (phase, _kill)})
+    codes = [child.wait() for child in children]
+    left = children[1 - lost]
+    assert time.monotonic() - began < SOON
+    assert codes[lost] == KILLED and codes[1 - lost] == 1, left.output
+    # The first keeps what the others are at: where it is lost, what it did last is not known.
+    named = f"(last seen at {phase})" if lost else "(while process 1 was at "
+    assert f"lost process {lost} {named}" in left.output
+    assert "the same command resumes" in left.output and "Traceback" not in left.output
+    folder = tmp_path / "out/checkpoints"
+    for step in steps_saved(folder):
+        assert read_manifest(folder / f"step-{step:08d}") is not None
+    run_ranks(2, config, tmp_path / "again")
+    assert differing(bytes_of(tmp_path / "out"), whole) == []
+
+
+def test_a_process_is_never_started(place: Place, tmp_path: Path) -> None:
+    config = _config(place, tmp_path / "out", timeout=2)
+    (alone,) = start_ranks(2, config, tmp_path / "logs", missing=1)
+    assert alone.wait() == 1
+    assert "the other processes were not met within 2 seconds" in alone.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["replicate", "shard"])
+def test_a_process_stands_still(place: Place, tmp_path: Path, mode: str) -> None:
+    """It is waited for as long as parallel.timeout says."""
+    config = _config(place, tmp_path / "out", timeout=4, mode=mode)
+    event = {1: ("step 3, gradients", _stop)}
+    began = time.monotonic()
+    left, still = start_ranks(2, config, tmp_path / "logs", events=event)
+    try:
+        assert left.wait() == 1
+        assert time.monotonic() - began < SOON
+        assert "lost process 1 (last seen at step 3, gradients)" in left.output
+    finally:
+        still.send(signal.SIGKILL)
+
+
+def test_one_process_is_asked_to_stop(place: Place, whole: Any, tmp_path: Path) -> None:
+    """All end after the same step; the first says it."""
+    config = _config(place, tmp_path / "out")
+    event = {1: ("step 3, gradients", _ask)}
+    first, second = start_ranks(2, config, tmp_path / "logs", events=event)
+    assert (first.wait(), second.wait()) == (75, 75)
+    assert "stopped after step 3" in first.output and second.output == ""
+    run_ranks(2, config, tmp_path / "logs")
+    ended = bytes_of(tmp_path / "out")
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        assert ended[name] == whole[name]
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_is_full_for_one_process(place: Place, tmp_path: Path, full: int) -> None:
+    """Each writes its parts; torch tells all what went wrong, one of them says it, once."""
+    config = _config(place, tmp_path / "out", mode="shard")
+    event = {full: ("step 2, saving", small_files)}
+    children = start_ranks(2, config, tmp_path / "logs", events=event)
+    codes = [child.wait() for child in children]
+    assert codes == [UNWRITABLE, UNWRITABLE]
+    assert "cannot write: File too large" in children[0].output and children[1].output == ""
+    assert steps_saved(tmp_path / "out/checkpoints") == []
+
+
+def test_processes_with_other_settings_are_refused(place: Place, tmp_path: Path) -> None:
+    config = _config(place, tmp_path / "out")
+    other = {1: place.config(tmp_path / "out", train__steps=7, parallel={"timeout": 30})}
+    children = start_ranks(2, config, tmp_path / "logs", others=other)
+    assert [child.wait() for child in children] == [1, 1]
+    assert "process 1 has another config than process 0" in children[0].output
+    assert children[1].output == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_processes_that_read_other_files_are_refused(
+    place: Place, tmp_path: Path, what: str
+) -> None:
+    """As on machines of which one has an older copy."""
+    config = _config(place, tmp_path / "out")
+    other = make_place(tmp_path / "other", rows=15 if what == "data" else 18)
+    changed = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+    if what == "data":
+        changed["data"]["train"] = str(other.data)
+    else:
+        (other.base / "config.json").write_text(
+            (other.base / "config.json")
+            .read_text()
+            .replace('"rope_theta": 10000', '"rope_theta": 9')
+        )
+        changed["model"]["path"] = str(other.base)
+    children = start_ranks(2, config, tmp_path / "logs", others={1: changed})
+    assert [child.wait() for child in children] == [1, 1]
+    assert "process 1 has another" in children[0].output
