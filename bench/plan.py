@@ -141,7 +141,7 @@ def main() -> None:
         work = Path(tempfile.mkdtemp(prefix="plan-"))
         try:
             shape = workloads.SHAPES[SIZES[size]]
-            workloads.save_model(work / "model", shape, options.seed, "bfloat16")
+            workloads.save_model_apart(work / "model", shape, options.seed, "bfloat16")
             drawn = workloads.draw(
                 workloads.WORKLOADS[options.workload], options.steps * options.pairs_per_step,
                 shape["vocab_size"], options.seed, shrink=8 if options.smoke else 1,

@@ -5,6 +5,7 @@ the same ids of it. Lengths are in tokens; answers are counted without their sto
 """
 
 import json
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -120,6 +121,17 @@ def save_model(folder: Path, shape: dict[str, Any], seed: int = 0, dtype: str = 
     model = Exaone4ForCausalLM(Exaone4Config(**_EXAONE, **shape, layer_types=layers))
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer(shape["vocab_size"]).save_pretrained(folder)
+
+
+def save_model_apart(*asked: Any) -> None:
+    """`save_model` in a process of its own: the peak that `os.wait4` tells of a child is never less
+    than that of the process which starts it.
+    """
+    made = multiprocessing.get_context("spawn").Process(target=save_model, args=asked)
+    made.start()
+    made.join()
+    if made.exitcode:
+        raise RuntimeError("the model was not made")
 
 
 def tokenizer(vocabulary: int) -> Any:
