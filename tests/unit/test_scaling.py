@@ -1,13 +1,16 @@
 """Many GPUs that are not here: bytes and seconds by hand, the mode that fits, and what is said."""
 
 import json
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from tests.support.children import start
 from tests.support.runs import make_place
 from tests.support.tiny import tiny_model, tiny_tokenizer
 from torch import nn
@@ -16,12 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from likelier.base.errors import ConfigError
 from likelier.batching.batch import Scored, tree_batch
 from likelier.cli import main
+from likelier.commands.launch import free_port
 from likelier.commands.plan import parse_gpus, plan
 from likelier.config import config_from
+from likelier.config.schema import OptimConfig, ParallelConfig
 from likelier.model.adapters import attach_lora, for_training
 from likelier.model.policy import Policy
 from likelier.training import scaling
 from likelier.training.memory import batch_to_hold, costs_of, held
+from likelier.training.optimizer import MasterAdamW
 from likelier.training.scaling import CARDS, GATHERED, SAVED, Cluster, WeightBytes
 
 GB = 10**9
@@ -31,8 +37,11 @@ WEIGHTS = WeightBytes(
 PARTS = {"the driver": 50, "weights": 1200, "masters": 2400, "averages": 4800, "gradients": 2400}
 
 
-def policy_of(lora: bool = False) -> Policy:
-    policy = Policy(tiny_model(tiny_tokenizer()), None)
+BATCH = tree_batch([Scored(tuple(range(20)), (False,) * 5 + (True,) * 15)])
+
+
+def policy_of(lora: bool = False, dtype: torch.dtype = torch.float32) -> Policy:
+    policy = Policy(tiny_model(tiny_tokenizer()).to(dtype), None)
     if not lora:
         return policy
     policy.model.requires_grad_(False)
@@ -97,6 +106,55 @@ def test_weights_are_those_of_layers_and_the_rest() -> None:
     assert scaling.weights_of(frozen.causal_lm).gradients == held(frozen)["gradients"]
 
 
+def hold_a_part(rank: int, port: int, lora: bool, out: Path) -> None:
+    """Take a step with a model in two parts, and write the bytes that this process holds of it."""
+    from likelier.model.sharding import in_parts_of
+    from likelier.model.team import joined_team, own_part
+
+    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= alone | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    with joined_team(ParallelConfig()) as team:
+        policy = replace(policy_of(lora, torch.bfloat16), team=team)
+        with for_training(policy, in_parts=True), policy.running():
+            policy = in_parts_of(policy, "shard")
+            optimizer = MasterAdamW(policy.model.named_parameters(), OptimConfig(), team=team)
+            policy.scorer(BATCH).sum().backward()
+            grads = [own_part(p.grad) for p in policy.model.parameters() if p.grad is not None]
+            gradients = sum(grad.nbytes for grad in grads)
+            optimizer.step(0.0)
+        averages = [
+            value.nbytes
+            for adamw in dict.fromkeys(optimizer.adamw_of.values())
+            for state in adamw.state.values()
+            for name, value in state.items()
+            if name != "step"
+        ]
+        weights = sum(own_part(p).nbytes for p in policy.model.parameters())
+        held_here = {"weights": weights, "averages": sum(averages), "gradients": gradients}
+        (out / f"{rank}.json").write_text(json.dumps(held_here))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_processes_hold_of_a_model_in_parts_is_what_was_computed(
+    tmp_path: Path, lora: bool
+) -> None:
+    port = free_port()
+    both = [
+        start(hold_a_part, rank, port, lora, tmp_path, log=tmp_path / f"{rank}.log")
+        for rank in range(2)
+    ]
+    assert [child.wait() for child in both] == [0, 0], both[0].output
+    of_ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    policy = policy_of(lora, torch.bfloat16)
+    with for_training(policy):
+        parts = scaling.on_one_gpu(
+            held(policy, on_card=True), scaling.weights_of(policy.causal_lm), 2
+        )
+    for name in ("weights", "averages", "gradients"):
+        computed = parts[name] + (parts["masters"] if name == "weights" else 0)
+        assert sum(one[name] for one in of_ranks) / 2 == pytest.approx(computed, rel=0.02), name
+
+
 # ---- operations and seconds --------------------------------------------------------------------
 
 
@@ -115,7 +173,7 @@ class Products(TorchDispatchMode):
 def test_operations_of_a_backward_are_torch_s(lora: bool) -> None:
     policy = policy_of(lora)
     policy.causal_lm.set_attn_implementation("sdpa")
-    batch = tree_batch([Scored(tuple(range(20)), (False,) * 5 + (True,) * 15)])
+    batch = BATCH
     costs = costs_of(policy.causal_lm).with_backward(full=not lora, again=False)
     with for_training(policy), policy.running() as scorer, Products() as products:
         scorer(batch).sum().backward()
