@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 15_980  # to come down to 8_000
+MOST_LINES_ON_THE_ROAD = 15_990  # to come down to 8_000
 MOST_LINES = 30_790  # to come down to 14_000
 MOST_MODULES = 157  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 74
@@ -33,7 +33,7 @@ LINES = {
     "batching": 530,
     "chat": 1_900,
     "checks": 2_100,
-    "cli": 710,
+    "cli": 712,
     "commands": 2_440,
     "config": 2_240,
     "data": 4_480,
@@ -42,14 +42,14 @@ LINES = {
     "export": 1_210,
     "generation": 840,
     "losses": 1_570,
-    "model": 3_390,
+    "model": 3_400,
     "pages": 530,
     "reference": 480,
     "report": 1_240,
-    "run": 470,
+    "run": 471,
     "testing": 170,
     "tracking": 280,
-    "training": 3_060,
+    "training": 3_070,
 }
 
 # ---- what is there -----------------------------------------------------------------------------

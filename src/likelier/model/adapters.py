@@ -1,6 +1,6 @@
 """What of the initial policy is trained: everything, a fresh LoRA adapter, or its own adapter."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -112,8 +112,8 @@ def attach_lora(policy: Policy, r: int, alpha: int, targets: str | list[str], se
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Switch the adapters of a peft model off; a model without adapters is left as it is.
 
-    peft makes frozen adapters trainable when it switches them on again, so what was trainable
-    before is remembered here and put back.
+    peft freezes adapters when it switches them off, and makes frozen ones trainable when it
+    switches them on again, so what was trainable before is remembered here and stays so.
     """
     if not hasattr(model, "disable_adapter"):
         yield
@@ -121,10 +121,15 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         with model.disable_adapter():  # type: ignore[operator]
+            _make_trainable(model, trainable)  # FSDP decides by what its first forward sees
             yield
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+        _make_trainable(model, trainable)
+
+
+def _make_trainable(model: nn.Module, trainable: Mapping[str, bool]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name])
 
 
 @contextmanager

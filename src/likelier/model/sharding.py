@@ -3,7 +3,7 @@
 PyTorch's FSDP2 does it (`fully_shard`). Its root is the scorer, whose forward runs backbone and
 head, so that the head's weight, also where it is the embedding's, is put together once a batch.
 What is trained is held in float32 at least and computed in the policy's dtype; gradients are summed
-over the processes in the dtype that is held.
+over the processes in the dtype that is held, not in that of FSDP's choice, which is the computed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,16 +34,17 @@ def in_parts_of(policy: Policy, mode: str) -> Policy:
     compute, model = policy.dtype, policy.causal_lm
     layers = layers_of(model)
     _must_be_cut(policy, layers)
-    trained = torch.float32 if is_half(compute) else compute
-    for parameter in policy.model.parameters():
-        if parameter.requires_grad and parameter.dtype != trained:
-            parameter.data = parameter.data.to(trained)
+    cast, trained = (compute, torch.float32) if is_half(compute) else (None, compute)
     precision = MixedPrecisionPolicy(
-        param_dtype=compute if is_half(compute) else None, cast_forward_inputs=False
+        param_dtype=cast, reduce_dtype=cast and trained, cast_forward_inputs=False
     )
     mesh = _mesh(policy.team, mode)
     scorer: Any = policy.scorer
     for module in (*layers, scorer):
+        # One after the other: a process never holds all of a model in the wider dtype.
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter.dtype != trained:
+                parameter.data = parameter.data.to(trained)
         fully_shard(module, mesh=mesh, mp_policy=precision)
         module.set_gradient_divide_factor(1.0)  # the loss is divided already, by all pairs
         module.set_force_sum_reduction_for_comms(True)  # gloo has no other
@@ -64,6 +65,8 @@ def _must_be_cut(policy: Policy, layers: list[nn.Module]) -> None:
     )
     if policy.scorer.rule.use_model_head:
         what = f"the scores need the model's own head ({policy.scorer.rule.reason})"
+    elif policy.scorer.tables.longrope:  # each process would run the layers another number of times
+        what = "its rotary table depends on the length (longrope)"
     elif shared or not layers:
         what = "its layers share weights" if shared else "it has no stack of layers"
     elif is_half(policy.dtype) and len(dtypes) > 1:

@@ -4,6 +4,7 @@ A process alone is a team, too: to it nothing is sent, and each call gives what 
 processes run the same program; what the first one decides, or only it can see, it tells the others.
 """
 
+import itertools
 import json
 import os
 import re
@@ -30,6 +31,7 @@ Value = TypeVar("Value")
 _PATIENCE = 5.0  # seconds in which the others say why they end
 _SAME_ERROR = 1.0  # seconds: processes that come to the same error do so together
 _CONNECTION = re.compile(r"gloo|NCCL|onnection|[Tt]imed out|[Tt]imeout|Socket", re.ASCII)
+_meetings = itertools.count()  # of this process: a launcher's store keeps what earlier ones wrote
 _phase = "the start"  # of this process, for the others and for itself
 
 
@@ -176,13 +178,22 @@ def _join(timeout: float) -> Team:
         for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
     on_gpu = torch.cuda.is_available()
+    if dist.is_initialized():
+        what, hint = "a process group is there already", "leave init_process_group to likelier"
+        raise RunFailed(what, where="parallel", hint=hint)
+    if on_gpu and local >= (gpus := torch.cuda.device_count()):
+        raise ConfigError(
+            f"process {local} of this machine has no GPU of its own: {gpus} are visible",
+            where="parallel.processes",
+            hint="start as many processes as there are GPUs",
+        )
     if on_gpu:
         torch.cuda.set_device(local)
     elif "OMP_NUM_THREADS" not in os.environ:  # each process would take all cores
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=waits))
-        store = dist.PrefixStore("likelier", store)
+        store = dist.PrefixStore(f"likelier/{next(_meetings)}", store)
         team = Team(rank, size, local_size, store)
         team.at(_phase)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
@@ -206,7 +217,7 @@ def _ended(team: Team, error: BaseException) -> BaseException:
         # Who has the same error as the first looks there whether it is said already.
         others = set(range(1, team.size)) if team.leads else {0}
         ends = _within(partial(_exchange, team, reason, others, _SAME_ERROR)) or {}
-        if isinstance(error, Exception) and not team.leads:
+        if not team.leads:
             vars(error)["is_said"] = ends.get(0) == reason
         return error
     others = set(range(team.size)) - {team.rank}

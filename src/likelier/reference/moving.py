@@ -67,6 +67,7 @@ class MovingReference:
     @contextmanager
     def _in_place(self) -> Iterator[None]:
         """Put the reference's weights into the model, and the policy's back on leaving."""
+        self.policy.forget_gathered()  # what is put together has no part to write into
         parameters = self.policy.model.named_parameters()
         named = {name: own_part(p) for name, p in parameters if name in self.masters}
         before = {name: named[name].detach().clone() for name in self.masters}

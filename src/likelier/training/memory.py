@@ -80,6 +80,14 @@ def mode_of(config: Config, team: Team, is_given: bool = False) -> str:
         raise ConfigError(what, where="parallel.mode", hint=hint)
     if team.size == 1:
         return "replicate"
+    team.must_agree(**{"parallel.mode": wanted})
+    of_machines = set(team.gathered(team.local_size))
+    if wanted == "hybrid" and len(of_machines) > 1:
+        what = "machines with different numbers of processes cannot each hold the model in parts"
+        hint = "start as many on each, or write parallel.mode: shard"
+        raise ConfigError(what, where="parallel.mode", hint=hint)
+    if wanted == "hybrid" and of_machines == {1}:
+        return "replicate"  # the part of a machine is all of the model
     if wanted != "auto":
         return wanted
     if is_given or not can_be_cut(config) or not any(folder.glob("*.safetensors")):
@@ -87,7 +95,8 @@ def mode_of(config: Config, team: Team, is_given: bool = False) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     usable = _USABLE_SHARE * min(team.gathered(memory_of_process(device, team)))
     full = config.adapter.kind == "none"
-    return mode_by_size(numbers_in(folder), full, usable, team.size, team.local_size)
+    of_machine = team.local_size if len(of_machines) == 1 else 1
+    return mode_by_size(numbers_in(folder), full, usable, team.size, of_machine)
 
 
 def can_be_cut(config: Config) -> bool:

@@ -88,7 +88,7 @@ class MasterAdamW:
         norm = self._norm(grads)
         if not math.isfinite(norm):
             raise NotFinite(
-                f"{_not_finite(grads)} is not finite, so no update was made",
+                f"{_not_finite(grads, self.team)} is not finite, so no update was made",
                 hint="model.dtype and optim.lr",
             )
         if self.max_grad_norm is not None and norm > self.max_grad_norm:
@@ -222,14 +222,16 @@ def _with_decay(masters: list[Tensor], decay: float) -> list[dict[str, Any]]:
     return [group for group in (matrices, vectors) if group["params"]]
 
 
-def _not_finite(grads: Mapping[str, Tensor]) -> str:
-    """The first gradient that is not finite; where all are, the norm and what it comes from."""
-    bad = next((name for name, grad in grads.items() if not bool(grad.isfinite().all())), None)
-    if bad is not None:
+def _not_finite(grads: Mapping[str, Tensor], team: Team) -> str:
+    """The first gradient that is not finite on any process; where all are, the norm and what it
+    comes from.
+    """
+    own = (name for name, grad in grads.items() if not bool(grad.isfinite().all()))
+    if bad := next(filter(None, team.gathered(next(own, None))), None):
         return f"the gradient of {bad}"
-    sized = [name for name, grad in grads.items() if grad.numel()]  # a part may hold nothing
-    largest = max(sized, key=lambda name: float(grads[name].abs().max()))
-    return f"the norm of the gradients, of which {largest} has the largest,"
+    sized = {name: grad for name, grad in grads.items() if grad.numel()}  # a part may hold nothing
+    largest = max((float(grad.abs().max()), name) for name, grad in sized.items())
+    return f"the norm of the gradients, of which {max(team.gathered(largest))[1]} has the largest,"
 
 
 def _hand_over_to(master: Tensor) -> Callable[[Tensor], None]:

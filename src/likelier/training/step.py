@@ -58,6 +58,8 @@ def gradients_that_fit(
         raise
     except torch.OutOfMemoryError as error:
         batcher.halve(error, batches)
+    except _OthersDidNotFit:
+        pass
     # Outside of the handler: the error holds the frames, and they hold the tensors.
     loss.state.clear()
     loss.state.update(before)
@@ -115,10 +117,27 @@ def _whole_step_first(
     grad_R, loss_P = _gradient_of_loss(whole.values, loss, len(whole.position_P))
     counts = [len(batch.scored_R) for batch in batches]
     parts = iter(grad_R[whole.first :][: sum(counts)].split(counts))
-    for batch, is_idle in with_idle(policy, batches):
-        _backward(policy.scorer(batch), batch, _NOTHING_R if is_idle else next(parts))
+    try:
+        for batch, is_idle in with_idle(policy, batches):
+            _backward(policy.scorer(batch), batch, _NOTHING_R if is_idle else next(parts))
+    except torch.OutOfMemoryError:
+        _all_fit(policy, False)
+        raise
+    if not _all_fit(policy, True):
+        raise _OthersDidNotFit
     meanwhile()
     return replace(whole, values=replace(whole.values, loss_P=loss_P), grad_R=grad_R)
+
+
+def _all_fit(policy: Policy, fits: bool) -> bool:
+    """Whether this process and the others had memory for their second sweep: who has not begins the
+    first anew, which needs all of them. Where they run each batch together, nobody can.
+    """
+    return fits if policy.in_parts else all(policy.team.gathered(fits))
+
+
+class _OthersDidNotFit(Exception):
+    """Another process is out of memory in the second sweep: all begin the step anew."""
 
 
 def _scored_all(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> list[StepValues]:
@@ -224,7 +243,8 @@ def _must_be_finite(policy: Policy, values: StepValues, grad_R: Tensor | None = 
             finite = finite[values.chosen_P] & finite[values.rejected_P]
         named = policy.scorer.model.named_parameters()
         weights = (name for name, p in named if not own_part(p).isfinite().all())
-        because = next((f" because {name} is not" for name in weights), "")
+        bad = next(filter(None, policy.team.gathered(next(weights, None))), None)
+        because = f" because {bad} is not" if bad else ""
         raise NotFinite(
             f"a {what} is not finite{because}, so no update was made",
             hint="model.dtype and optim.lr",
