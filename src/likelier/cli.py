@@ -618,7 +618,9 @@ def _main(words: list[str]) -> int:
         if isinstance(stop.__context__, BrokenPipeError):
             return CLOSED_PIPE
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if getattr(stop, "is_said", False):
+            return INTERRUPTED
         return _print_end("interrupted", INTERRUPTED)
     except StoppedEarly as stop:  # on purpose, so no error
         return stop.exit_code if stop.is_said else _print_end(str(stop), stop.exit_code)

@@ -253,7 +253,7 @@ def _take_steps(
                 norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)
-            stop.signal, computed = _of_all(team, stop, batches)
+            asked, computed = _of_all(team, stop, batches)
             row = {"step": step, **metrics(values, loss.beta),
                    "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
             pair_log.add(step, visits, values)
@@ -266,13 +266,15 @@ def _take_steps(
                 held_out = evaluate(step)
             margin = row.get("rewards/margins", 0.0)
             show(1, f"loss {row['loss']:.4f}  margin {margin:.3f}{held_out}")
-            if stop or last or due(step, config.train.save_every):
+            if asked or last or due(step, config.train.save_every):
                 with located(f"step {step}", pairs, checkpoints):
                     optimizer.must_be_finite()
-            if stop:
+            if asked:
+                stop.signal = asked
                 save(step)
                 folder.write_record(status="stopped")
                 _keep_texts(folder, data, policy)
+                team.meet()  # the first says it, and is not given up meanwhile
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
                 save(step)
@@ -292,7 +294,7 @@ def _of_all(
     team: Team, stop: StopRequest, batches: Sequence[Batch]
 ) -> tuple[int | None, list[int]]:
     """What the processes tell each other after a step: the signal that one of them was sent to
-    stop, and the tokens of all their batches.
+    stop, and the tokens of all their batches. A signal that comes meanwhile waits a step.
     """
     of_all = team.gathered((stop.signal, [batch.num_tokens for batch in batches]))
     signals = [signal for signal, _ in of_all if signal is not None]

@@ -13,7 +13,10 @@ from tests.support.runs import Place, bytes_of, differing, make_place
 
 from likelier.base.errors import UNWRITABLE
 from likelier.base.files import read_manifest
+from likelier.model.team import Team
+from likelier.report import pair_texts
 from likelier.training.checkpoint import steps_saved
+from likelier.training.optimizer import MasterAdamW
 
 SOON = 60.0  # seconds in which the others end
 PHASES = ["the reference", "the preflight", "step 3, gradients", "step 4, saving"]
@@ -104,6 +107,77 @@ def test_one_process_is_asked_to_stop(place: Place, whole: Any, tmp_path: Path) 
     ended = bytes_of(tmp_path / "out")
     for name in ("metrics.jsonl", "model/model.safetensors"):
         assert ended[name] == whole[name]
+
+
+def test_a_signal_between_two_steps_is_not_lost(place: Place, tmp_path: Path) -> None:
+    """It comes after this process has said that there was none; and the first takes its time."""
+    config = _config(place, tmp_path / "out")
+    events = {0: ("step 2, gradients", _slow_texts), 1: ("step 2, gradients", _ask_later)}
+    first, second = start_ranks(2, config, tmp_path / "logs", events=events)
+    assert (first.wait(), second.wait()) == (75, 75), first.output
+    assert "stopped after step 3" in first.output and second.output == ""
+
+
+def _ask_later() -> None:
+    """Stop this process as soon as it has told the others that nobody asks for it."""
+    gathered = Team.gathered
+
+    def then_asked(team: Team, value: Any) -> Any:
+        found = gathered(team, value)
+        if isinstance(value, tuple) and value[0] is None:
+            Team.gathered = gathered  # type: ignore[method-assign]
+            _ask()
+        return found
+
+    Team.gathered = then_asked  # type: ignore[method-assign]
+
+
+def _slow_texts() -> None:
+    pair_texts.keep_pair_texts = lambda *arguments: time.sleep(2.5)
+
+
+def test_all_are_interrupted_and_the_first_says_it(place: Place, tmp_path: Path) -> None:
+    config = _config(place, tmp_path / "out")
+    events = dict.fromkeys((0, 1), ("the reference", _interrupt))
+    children = start_ranks(2, config, tmp_path / "logs", events=events)
+    assert [child.wait() for child in children] == [130, 130]
+    assert children[0].output.endswith("interrupted\n") and children[1].output == ""
+
+
+def _interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("damage", ["_nan", "_huge"])
+def test_a_gradient_of_one_process_is_not_finite(place: Place, tmp_path: Path, damage: str) -> None:
+    """All know which one, and the first says it."""
+    config = _config(place, tmp_path / "out", mode="shard")
+    events = {1: ("step 2, gradients", globals()[damage])}
+    children = start_ranks(2, config, tmp_path / "logs", events=events)
+    assert [child.wait() for child in children] == [1, 1]
+    name = "model.layers.1.mlp.down_proj.weight"
+    what = f"the gradient of {name}" if damage == "_nan" else f"of which {name} has the largest,"
+    assert f"{what} is not finite" in children[0].output and children[1].output == ""
+
+
+def _nan() -> None:
+    _damage_gradients(float("nan"))
+
+
+def _huge() -> None:
+    _damage_gradients(3e38)
+
+
+def _damage_gradients(value: float) -> None:
+    """From here on those of one weight are of this value in this process."""
+    gradients = MasterAdamW._gradients
+
+    def damaged(optimizer: MasterAdamW) -> Any:
+        found = gradients(optimizer)
+        found["model.layers.1.mlp.down_proj.weight"].fill_(value)
+        return found
+
+    MasterAdamW._gradients = damaged  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("full", [0, 1])
