@@ -69,6 +69,34 @@ def test_torchrun_starts_them(place: Place, tmp_path: Path) -> None:
     assert run.returncode == 0 and said.count("train 6/6") == said.count("report: ") == 1, said
 
 
+SCRIPT = """
+import sys
+import likelier
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, data, out = sys.argv[1:]
+for name in ("first", "second"):
+    heard = []
+    model, tokenizer = (a.from_pretrained(base) for a in (AutoModelForCausalLM, AutoTokenizer))
+    config = {"data": {"train": data}, "adapter": {"kind": "none"}, "eval": {"samples": 0},
+              "train": {"steps": 1}, "parallel": {"timeout": 20}, "out": f"{out}/{name}"}
+    run = likelier.train(config, model=model, tokenizer=tokenizer, on_step=heard.append)
+    print(f"{name}: heard {len(heard)} of {len(run.metrics)} rows", flush=True)
+"""
+
+
+def test_a_script_that_torchrun_starts_trains_twice(place: Place, tmp_path: Path) -> None:
+    """The second time its processes meet at a store that holds what the first left there."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = _start(HERE / "torchrun", "--nproc-per-node", "2", tmp_path / "script.py",
+                 place.base, place.data, tmp_path / "out")  # fmt: skip
+    said, _ = run.communicate(timeout=SOON)
+    assert run.returncode == 0 and said.count("report: ") == 2, said
+    for name in ("first", "second"):
+        lines = sorted(line for line in said.splitlines() if line.startswith(f"{name}: "))
+        assert lines == [f"{name}: heard 0 of 3 rows", f"{name}: heard 3 of 3 rows"], said
+
+
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
     """Two network namespaces with a wire between them: two machines, but for their disks."""
