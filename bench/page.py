@@ -256,6 +256,19 @@ def real_size(row: Row) -> dict[str, str]:
     }
 
 
+def ranks(row: Row) -> dict[str, str]:
+    """One run on several processes of this machine."""
+    return {
+        "model": {"cpu": "26M"}.get(row["size"], row["size"]),
+        "processes": str(row["processes"]),
+        "mode": row["mode"],
+        "pairs/s": _range(row["pairs_per_second"]),
+        "beside one": _range(row["faster"]) if row["faster"] else "-",
+        "the first, MiB": f"{row['first_mib']:.0f}",
+        "others, MiB": f"{row['others_mib']:.0f}" if row["processes"] > 1 else "-",
+    }
+
+
 TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "versus_trl-cpu": versus,
     "versus_trl-cpu-groups": versus,
@@ -267,6 +280,7 @@ TABLES: dict[str, Callable[[Row], dict[str, str]]] = {
     "data": prepared,
     "first_step": first_step,
     "dealing": dealing,
+    "ranks-cpu": ranks,
     "scaling_model": on_gpus,
     "scaling_limits": limits,
     "scaling_cards": cards,

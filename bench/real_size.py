@@ -163,7 +163,7 @@ def run(
     peaks = {"anonymous": 0, "resident": 0}
     while process.poll() is None:
         for kind, field in (("anonymous", "RssAnon"), ("resident", "VmHWM")):
-            peaks[kind] = max(peaks[kind], _held(process.pid, field))
+            peaks[kind] = max(peaks[kind], held(process.pid, field))
         time.sleep(0.01)
     if process.returncode:
         sys.exit(f"error: {name} ended with {process.returncode}")
@@ -180,7 +180,7 @@ def run(
     }
 
 
-def _held(pid: int, field: str) -> int:
+def held(pid: int, field: str) -> int:
     """A line of a process's memory, in KiB; 0 where the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()

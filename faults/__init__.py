@@ -27,6 +27,7 @@ SECTIONS = {
     "power_loss": "Power lost",
     "hostile": "Hostile inputs",
     "signals": "Signals at random instants",
+    "ranks": "One of two processes lost",
     "planted": "Planted bugs",
 }
 

@@ -160,6 +160,10 @@ def test_half_precision_in_parts_keeps_float32_masters(tmp_path: Path) -> None:
         }
         trained.append(_state(out / "checkpoints/step-00000004"))
     assert all(t.dtype == torch.float32 for t in trained[1].values())
+    first = _state(place.folder / "2/checkpoints/step-00000002")
+    rounded = [name for name, t in first.items() if name.startswith("exp_avg/")
+               if torch.equal(t, t.bfloat16().float())]  # fmt: skip
+    assert not rounded, "gradients are added up in float32"
     steps = 4e-3  # of AdamW, each at most the learning rate
     for name, master in trained[0].items():
         if name.startswith("masters/"):

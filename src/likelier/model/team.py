@@ -32,7 +32,8 @@ _PATIENCE = 5.0  # seconds in which the others say why they end
 _SAME_ERROR = 1.0  # seconds: processes that come to the same error do so together
 _CONNECTION = re.compile(r"gloo|NCCL|onnection|[Tt]imed out|[Tt]imeout|Socket", re.ASCII)
 _meetings = itertools.count()  # of this process: a launcher's store keeps what earlier ones wrote
-_phase = "the start"  # of this process, for the others and for itself
+_START = "the start"
+_phase = _START  # of this process, for the others and for itself
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _join(timeout: float) -> Team:
         store, rank, size = next(dist.rendezvous("env://", timeout=waits))
         store = dist.PrefixStore(f"likelier/{next(_meetings)}", store)
         team = Team(rank, size, local_size, store)
-        team.at(_phase)
+        team.at(_START)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=waits)
     except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
