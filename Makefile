@@ -55,6 +55,7 @@ bench: environment bench-environment
 	@$(BIN)/python bench/big_model.py --without-bf16
 	@$(BIN)/python bench/limit.py
 	@$(BIN)/python bench/scaling.py
+	@$(BIN)/python bench/ranks.py
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/head_memory.py
 	@$(BIN)/python bench/step_memory.py

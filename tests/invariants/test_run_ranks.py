@@ -98,9 +98,7 @@ def test_a_run_resumes_on_any_number_of_processes(place: Place, alone: Any, mode
         assert (codes == [0] * size) == (step is None), children[0].output
     assert "resuming from step 10" in children[0].output
     finished = run_ranks(2, config, out.with_suffix(".logs"))
-    assert (
-        "is finished: report.html to be written" in finished[0].output and finished[1].output == ""
-    )
+    assert "is finished" in finished[0].output and finished[1].output == ""
     assert _apart(_trained(out), _trained(alone["full"])) < LATER_WEIGHTS
     assert _visits(out) == _visits(alone["full"])
 
@@ -152,7 +150,11 @@ def test_half_precision_in_parts_keeps_float32_masters(tmp_path: Path) -> None:
     place = make_place(tmp_path / "place", dtype=torch.bfloat16)
     trained = []
     for size, mode in ((1, "auto"), (2, "shard")):
-        config = place.config(f"{size}", train__steps=4, parallel={"mode": mode, "timeout": 100})
+        config = place.config(
+            f"{size}", train__steps=4, train__save_every=1, train__keep=9,
+            optim__max_grad_norm=None,
+            parallel={"mode": mode, "timeout": 100},
+        )  # fmt: skip
         run_ranks(size, config, tmp_path / "logs")
         out = Path(config["out"])
         assert {t.dtype for t in load_file(out / "model/model.safetensors").values()} == {
@@ -160,10 +162,11 @@ def test_half_precision_in_parts_keeps_float32_masters(tmp_path: Path) -> None:
         }
         trained.append(_state(out / "checkpoints/step-00000004"))
     assert all(t.dtype == torch.float32 for t in trained[1].values())
-    first = _state(place.folder / "2/checkpoints/step-00000002")
-    rounded = [name for name, t in first.items() if name.startswith("exp_avg/")
-               if torch.equal(t, t.bfloat16().float())]  # fmt: skip
-    assert not rounded, "gradients are added up in float32"
+    first = _state(place.folder / "2/checkpoints/step-00000001")
+    gradients = [10 * t for name, t in first.items() if name.startswith("exp_avg/")]
+    for gradient in gradients:  # added up in float32: not the nearest numbers of bfloat16
+        apart = (gradient - gradient.bfloat16().float()).abs() / gradient.abs().clamp(min=1e-30)
+        assert float(apart.max()) > 1e-4
     steps = 4e-3  # of AdamW, each at most the learning rate
     for name, master in trained[0].items():
         if name.startswith("masters/"):

@@ -248,6 +248,12 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
+def runs_layers_again(model: PreTrainedModel) -> bool:
+    """Whether a model was told to by `checkpoint_layers`."""
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # the second warns
+    return bool(getattr(model, next(name for name in names if hasattr(type(model), name))))
+
+
 def can_checkpoint(model: PreTrainedModel) -> bool:
     """Whether a model's layers can run again in the backward."""
     return bool(getattr(model, "supports_gradient_checkpointing", False))

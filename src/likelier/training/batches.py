@@ -19,6 +19,7 @@ from likelier.losses.modifiers import Weights, token_weights
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues
 from likelier.model.policy import Policy
+from likelier.model.recompute import runs_layers_again
 from likelier.reference.moving import MovingReference, Reference
 from likelier.training.dealing import deal
 from likelier.training.memory import Costs, costs_of
@@ -53,8 +54,10 @@ class Batcher:
         policy, team = self.policy, self.policy.team
         share = None
         if team.size > 1:
-            self._costs = self._costs or costs_of(policy.causal_lm)
-            share = deal(pairs, team.size, self._costs, policy.backend)[team.rank]
+            model, full = policy.causal_lm, not policy.has_adapter
+            costs = self._costs or costs_of(model).with_backward(full, runs_layers_again(model))
+            self._costs = costs
+            share = deal(pairs, team.size, costs, policy.backend)[team.rank]
         batches = cut_batches(
             pairs, self.reference, policy.backend, self.tokens_per_batch, self.loss.tokens, share
         )
