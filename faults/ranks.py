@@ -94,9 +94,7 @@ class _Ranks:
 
     def config(self, kind: str, mode: str, out: Path) -> dict[str, Any]:
         """A run of two processes."""
-        return self.place.config(
-            out, **KINDS[kind], parallel={"mode": mode, "timeout": TIMEOUT}
-        )
+        return self.place.config(out, **KINDS[kind], parallel={"mode": mode, "timeout": TIMEOUT})
 
 
 def run(options: Options) -> list[Row]:

@@ -42,7 +42,7 @@ LINES = {
     "export": 1_210,
     "generation": 840,
     "losses": 1_570,
-    "model": 3_400,
+    "model": 3_420,
     "pages": 530,
     "reference": 480,
     "report": 1_240,
