@@ -325,7 +325,8 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
         if not first_look(settings):
             return
         if (number := processes_of(settings)) > 1:
-            raise typer.Exit(launch(number, ["train", str(config), *(keys or ())]))
+            debug = [word for word in sys.argv if word == "--debug"]
+            raise typer.Exit(launch(number, ["train", str(config), *(keys or ()), *debug[:1]]))
     from likelier.run import train as run_train  # imports torch
 
     run_train(settings)

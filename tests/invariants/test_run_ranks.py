@@ -4,6 +4,7 @@ The processes are real, and talk over gloo.
 """
 
 import json
+import logging
 import os
 import signal
 import warnings
@@ -97,6 +98,7 @@ def test_a_run_resumes_on_any_number_of_processes(place: Place, alone: Any, mode
         codes = [child.wait() for child in children]
         assert (codes == [0] * size) == (step is None), children[0].output
     assert "resuming from step 10" in children[0].output
+    assert "began with processes 1 and resumes with 4: its last bits" in children[0].output
     finished = run_ranks(2, config, out.with_suffix(".logs"))
     assert "is finished" in finished[0].output and finished[1].output == ""
     assert _apart(_trained(out), _trained(alone["full"])) < LATER_WEIGHTS
@@ -131,6 +133,19 @@ def test_each_reference_log_prob_is_made_by_one_process(place: Place, tmp_path: 
     made = (tmp_path / "logs/cache/reference").rglob("*.safetensors")
     counts = [_count(file) for file in made]
     assert len(counts) == 2 and sum(counts) == _count(tmp_path / "out/reference.safetensors")
+
+
+def test_what_libraries_say_the_first_says_alone(place: Place, tmp_path: Path) -> None:
+    config = _config(place, "full", 2, "replicate", train={"steps": 1})
+    events = dict.fromkeys((0, 1), ("the reference", _warn))
+    first, second = run_ranks(2, config | {"out": str(tmp_path / "out")}, tmp_path, events=events)
+    assert "a library warns" in first.output and "a library logs" in first.output
+    assert second.output == ""
+
+
+def _warn() -> None:
+    warnings.warn("a library warns", UserWarning, stacklevel=1)
+    logging.getLogger("transformers").warning("a library logs")
 
 
 def test_samples_of_two_processes(place: Place, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from tests.support.runs import Place, make_place
 
+from likelier.cli import main
 from likelier.commands.launch import free_port
 
 HERE = Path(sys.executable).parent
@@ -60,6 +61,17 @@ def test_the_command_starts_its_processes_stops_them_and_resumes(
     assert run.returncode == 1, said
     assert "resuming from step" in said and said.count("lost process 1 (last seen at") == 1, said
     assert "Traceback" not in said and "frame #" not in said, said
+
+
+def test_the_processes_are_told_to_show_tracebacks(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train", str(_config(place, tmp_path)), "parallel.processes=2", "--debug"]
+    started = []
+    monkeypatch.setattr(sys, "argv", ["likelier", *words])
+    monkeypatch.setattr("likelier.commands.launch.launch", lambda *asked: started.append(asked))
+    main(words)
+    assert started == [(2, words)]
 
 
 def test_torchrun_starts_them(place: Place, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What a person sees in a terminal: a line, a progress bar, styled text."""
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,9 +29,11 @@ _speaks = True
 
 
 def be_silent() -> None:
-    """Print nothing from here on: another process of the same run speaks."""
+    """Print nothing from here on, nor warnings: another process of the same run speaks."""
     global _speaks
     _speaks = False
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
 
 
 def say(line: str) -> None:

@@ -51,7 +51,14 @@ _WRITTEN = (
     "config.yaml", "report.html", "pair_texts.jsonl", "samples.jsonl", "pair_log", *_MODELS,
 )  # fmt: skip
 _FORMAT = 2  # of run.json; that of format 1 has no seal
-_SHAPE = {"asked": dict, "resolved": dict, "inputs": dict, "versions": dict, "step": int}
+_SHAPE = {
+    "asked": dict,
+    "resolved": dict,
+    "inputs": dict,
+    "versions": dict,
+    "step": int,
+    "processes": dict,
+}
 
 
 def asked(config: Config) -> dict[str, Any]:
@@ -190,7 +197,9 @@ class RunFolder:
             say(f"the model of {self.path} is gone: the last checkpoint gives it once more")
         versions = {one.name: one.installed for one in packages(QUANTISE) if one.installed}
         threads = torch.get_num_threads()
-        self._say_if_bits_may_differ({"threads": threads, **versions})
+        processes = facts.get("processes", {}).get("number", 1)
+        now = {"threads": threads, "processes": processes, **versions}
+        self._say_if_bits_may_differ(now)
         settings = masked(settings)
         self.write_record(
             format=_FORMAT,
@@ -210,8 +219,12 @@ class RunFolder:
             write_text(self.path / "config.yaml", dump(settings))
 
     def _say_if_bits_may_differ(self, now: Mapping[str, Any]) -> None:
-        """A run that resumes under other versions or threads rounds otherwise from here on."""
+        """A run that resumes under other versions, threads or processes rounds otherwise from here
+        on.
+        """
         before = {**self.record, **self.record.get("versions", {})}
+        if "processes" in before:
+            before["processes"] = before["processes"].get("number")
         for name, value in now.items():
             if before.get(name, value) != value:
                 say(
