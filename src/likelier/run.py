@@ -136,7 +136,7 @@ def _trained(
     fresh_adapter = policy is not initial  # switched off, it leaves the initial policy
     _say_what_is_slow(policy)
     inputs = _inputs(config, data, policy, objective)
-    team.must_agree(**inputs)
+    team.must_agree(**inputs, **{"parallel.mode": mode})
     with (
         open_folder(config, on_step, team) as folder,
         deterministic(config.train.deterministic),

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.support.children import KILLED
 from tests.support.ranks import run_ranks, small_files, start_ranks
 from tests.support.runs import Place, bytes_of, differing, make_place
+from tests.support.tiny import save_tiny
 
 from likelier.base.errors import UNWRITABLE
 from likelier.base.files import read_manifest
@@ -192,12 +194,18 @@ def test_a_disk_is_full_for_one_process(place: Place, tmp_path: Path, full: int)
     assert steps_saved(tmp_path / "out/checkpoints") == []
 
 
-def test_processes_with_other_settings_are_refused(place: Place, tmp_path: Path) -> None:
-    config = _config(place, tmp_path / "out")
-    other = {1: place.config(tmp_path / "out", train__steps=7, parallel={"timeout": 30})}
-    children = start_ranks(2, config, tmp_path / "logs", others=other)
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"train__steps": 7}, "config"), ({"parallel__mode": "shard"}, "parallel.mode")],
+)
+def test_processes_with_other_settings_are_refused(
+    place: Place, tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    settings = {"train__steps": 6, "parallel__timeout": 30, "parallel__mode": "replicate"}
+    ours, other = (place.config(tmp_path / "out", **settings | more) for more in ({}, changed))
+    children = start_ranks(2, ours, tmp_path / "logs", others={1: other})
     assert [child.wait() for child in children] == [1, 1]
-    assert "process 1 has another config than process 0" in children[0].output
+    assert f"process 1 has another {named} than process 0" in children[0].output
     assert children[1].output == "" and not (tmp_path / "out").exists()
 
 
@@ -205,19 +213,14 @@ def test_processes_with_other_settings_are_refused(place: Place, tmp_path: Path)
 def test_processes_that_read_other_files_are_refused(
     place: Place, tmp_path: Path, what: str
 ) -> None:
-    """As on machines of which one has an older copy."""
-    config = _config(place, tmp_path / "out")
+    """Under the same names, as on machines of which one has an older copy."""
     other = make_place(tmp_path / "other", rows=15 if what == "data" else 18)
-    changed = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
-    if what == "data":
-        changed["data"]["train"] = str(other.data)
-    else:
-        (other.base / "config.json").write_text(
-            (other.base / "config.json")
-            .read_text()
-            .replace('"rope_theta": 10000', '"rope_theta": 9')
-        )
-        changed["model"]["path"] = str(other.base)
-    children = start_ranks(2, config, tmp_path / "logs", others={1: changed})
+    if what == "model":
+        save_tiny(other.base, seed=1)
+    config = _config(place, tmp_path / "out")
+    config["model"]["path"], config["data"]["train"] = place.base.name, place.data.name
+    folders = enumerate((place.folder, other.folder))
+    events = {rank: ("the start", partial(os.chdir, folder)) for rank, folder in folders}
+    children = start_ranks(2, config, tmp_path / "logs", events=events)
     assert [child.wait() for child in children] == [1, 1]
-    assert "process 1 has another" in children[0].output
+    assert f"process 1 has another {what} than process 0" in children[0].output
