@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from tests.support.runs import Place, make_place
 
 from likelier.cli import main
-from likelier.commands.launch import free_port
+from likelier.commands.launch import code_of, free_port
 
 HERE = Path(sys.executable).parent
 SOON = 120
@@ -61,6 +62,11 @@ def test_the_command_starts_its_processes_stops_them_and_resumes(
     assert run.returncode == 1, said
     assert "resuming from step" in said and said.count("lost process 1 (last seen at") == 1, said
     assert "Traceback" not in said and "frame #" not in said, said
+    run = _start(*words)
+    _wait_for_a_step(tmp_path / "out", run)
+    run.kill()
+    said, _ = run.communicate(timeout=SOON)  # until nobody is left to print
+    assert said.count("stopped after step") == 1, said
 
 
 def test_the_processes_are_told_to_show_tracebacks(
@@ -190,3 +196,12 @@ def _child_of(run: subprocess.Popen[str], rank: int) -> int:
         if parent == run.pid and f"RANK={rank}".encode() in setting:
             return int(entry.name)
     raise AssertionError("no such process")
+
+
+@pytest.mark.parametrize(
+    ("codes", "of_run"),
+    [((0, 0), 0), ((1, -9), 1), ((-9, 1), 1), ((1, 73), 73), ((75, 75), 75), ((-9, -9), 1)],
+)
+def test_the_exit_code_of_a_run_is_the_telling_one(codes: tuple[int, ...], of_run: int) -> None:
+    ended = [SimpleNamespace(poll=lambda code=code: code, returncode=code) for code in codes]
+    assert code_of(ended) == of_run  # type: ignore[arg-type]

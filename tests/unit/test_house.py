@@ -34,7 +34,7 @@ LINES = {
     "chat": 1_900,
     "checks": 2_100,
     "cli": 713,
-    "commands": 2_440,
+    "commands": 2_460,
     "config": 2_240,
     "data": 4_480,
     "demo": 740,

@@ -4,6 +4,7 @@ They find each other by what torchrun, too, sets in their environment. Where one
 end: by themselves, so that they can say whom they lost, or by this process.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +21,7 @@ from likelier.config import Config
 
 GRACE = 20.0  # seconds in which processes that lost another may end by themselves
 _DRIVER = Path("/proc/driver/nvidia/gpus")
+_PR_SET_PDEATHSIG = 1  # of Linux
 _STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
@@ -41,7 +44,8 @@ def processes_of(config: Config) -> int:
 def launch(number: int, words: Sequence[str]) -> int:
     """Run ``likelier`` with some words as so many processes; the exit code of the run.
 
-    Signals are passed on. Raises nothing: what goes wrong, the processes say.
+    Signals are passed on, and where this process is killed the others are asked to stop. Raises
+    nothing: what goes wrong, the processes say.
     """
     say(f"starting {number} processes")
     shared = {
@@ -62,8 +66,9 @@ def launch(number: int, words: Sequence[str]) -> int:
         for rank in range(number):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "likelier", *words]
-            children.append(subprocess.Popen(command, env={**os.environ, **shared, **own}))
-        return _code_of(children)
+            setting, stops = {**os.environ, **shared, **own}, partial(_stop_with, os.getpid())
+            children.append(subprocess.Popen(command, env=setting, preexec_fn=stops))
+        return code_of(children)
     finally:
         for child in children:
             if child.poll() is None:
@@ -72,7 +77,16 @@ def launch(number: int, words: Sequence[str]) -> int:
             signal.signal(n, handler)
 
 
-def _code_of(children: Sequence[subprocess.Popen[bytes]]) -> int:
+def _stop_with(launcher: int) -> None:
+    """In a process that was just forked: have the system send it SIGTERM where that one is gone."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != launcher:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def code_of(children: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait for all; after the first that failed, not long."""
     until: float | None = None
     while any(child.poll() is None for child in children):
@@ -85,7 +99,8 @@ def _code_of(children: Sequence[subprocess.Popen[bytes]]) -> int:
                     child.kill()
         time.sleep(0.05)
     codes = [child.returncode for child in children]
-    return next((code for code in codes if code > 0), int(any(codes)))
+    # 1 is that of a process that lost another: what that one ended with says more.
+    return next((code for code in codes if code > 1), int(any(codes)))
 
 
 def free_port() -> int:
