@@ -15,6 +15,7 @@ from tests.support.runs import exact_norms
 from likelier.commands.launch import free_port
 from likelier.model.team import Team
 
+PATIENCE = 1.5  # seconds in which those that are left hear of each other: they are on one machine
 Events = Mapping[int, tuple[str, Callable[[], Any]]]
 
 
@@ -81,6 +82,7 @@ def _run(
     with (
         patch("likelier.run._write_report", no_report),
         patch.object(Team, "at", at),
+        patch("likelier.model.team._PATIENCE", PATIENCE),
         exact_norms() if exact else nullcontext(),
     ):
         command("train", str(config))
