@@ -317,11 +317,14 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
     """
     settings = _settings(config, keys)
     _check_versions()
-    from likelier.commands.launch import launch, processes_of, started_by_a_launcher
+    from likelier.base.environment import processes_started
+    from likelier.commands.launch import launch, processes_of
     from likelier.commands.train import first_look
 
-    # Of several processes, the first looks once they have met: each would say it.
-    if not started_by_a_launcher():
+    if processes_started() > 1:
+        # The first looks once they have met: each would say it. Whom it lost is said in one line.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    else:
         if not first_look(settings):
             return
         if (number := processes_of(settings)) > 1:
@@ -662,8 +665,6 @@ def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
     if sys.argv[1:2] in (["train"], ["plan"]):  # a plan measures what a run will hold
         without_small_caches()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # whom it lost, likelier says in one line
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
     _open_streams()
     for stream in (sys.stdout, sys.stderr):

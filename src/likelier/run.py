@@ -151,7 +151,9 @@ def _trained(
         budget: int = settings["train"]["tokens_per_batch"]
         base_only = fresh_adapter and reference_model is None
         scores = reference_model or policy
-        known = model_identity(scores.causal_lm, base_only)
+        known = None
+        if objective.needs("reference"):  # all weights are read for it, and they are whole now
+            known = model_identity(scores.causal_lm, base_only)
         if in_parts:
             policy = in_parts_of(policy, mode)
             scores = policy if reference_model is None else in_parts_of(scores, mode)

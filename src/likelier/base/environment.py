@@ -32,6 +32,11 @@ SHOWN_VARIABLES = (
 )
 
 
+def processes_started() -> int:
+    """How many processes, this one among them, a launcher such as torchrun started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def environment() -> dict[str, Any]:
     """Versions, hardware and settings, as plain data in the order to show.
 

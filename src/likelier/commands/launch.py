@@ -18,16 +18,11 @@ from types import FrameType
 
 from likelier.base.terminal import say
 from likelier.config import Config
+from likelier.training.signals import handled_by
 
 GRACE = 20.0  # seconds in which processes that lost another may end by themselves
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 _PR_SET_PDEATHSIG = 1  # of Linux
-_STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-
-
-def started_by_a_launcher() -> bool:
-    """Whether this process is one of several that were started together."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def processes_of(config: Config) -> int:
@@ -56,25 +51,19 @@ def launch(number: int, words: Sequence[str]) -> int:
     }
     children: list[subprocess.Popen[bytes]] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(sent: int, frame: FrameType | None) -> None:
         for child in children:
-            child.send_signal(number)
+            child.send_signal(sent)
 
-    heard = [n for n in _STOPS if signal.getsignal(n) != signal.SIG_IGN]
-    before = {n: signal.signal(n, forward) for n in heard}
-    try:
-        for rank in range(number):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-m", "likelier", *words]
-            setting, stops = {**os.environ, **shared, **own}, partial(_stop_with, os.getpid())
-            children.append(subprocess.Popen(command, env=setting, preexec_fn=stops))
-        return code_of(children)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-        for n, handler in before.items():
-            signal.signal(n, handler)
+    command, stops = [sys.executable, "-m", "likelier", *words], partial(_stop_with, os.getpid())
+    with handled_by(forward):
+        try:
+            for rank in range(number):
+                setting = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                children.append(subprocess.Popen(command, env=setting, preexec_fn=stops))
+            return code_of(children)
+        finally:
+            _kill(children)
 
 
 def _stop_with(launcher: int) -> None:
@@ -94,13 +83,17 @@ def code_of(children: Sequence[subprocess.Popen[bytes]]) -> int:
         if failed and until is None:
             until = time.monotonic() + GRACE
         if until is not None and time.monotonic() > until:
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
+            _kill(children)
         time.sleep(0.05)
     codes = [child.returncode for child in children]
     # 1 is that of a process that lost another: what that one ended with says more.
     return next((code for code in codes if code > 1), int(any(codes)))
+
+
+def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.kill()
 
 
 def free_port() -> int:

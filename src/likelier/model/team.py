@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from likelier.base.environment import processes_started
 from likelier.base.errors import ConfigError, LikelierError, RunFailed, describe_error
 from likelier.base.model_files import first_line
 from likelier.base.terminal import be_silent
@@ -29,7 +30,6 @@ from likelier.config.schema import ParallelConfig
 Value = TypeVar("Value")
 
 _PATIENCE = 5.0  # seconds in which the others say why they end
-_SAME_ERROR = 1.0  # seconds: processes that come to the same error do so together
 _CONNECTION = re.compile(r"gloo|NCCL|onnection|[Tt]imed out|[Tt]imeout|Socket", re.ASCII)
 _meetings = itertools.count()  # of this process: a launcher's store keeps what earlier ones wrote
 _START = "the start"
@@ -149,7 +149,7 @@ def joined_team(config: ParallelConfig) -> Iterator[Team]:
     Raises ConfigError where ``parallel.processes`` is not the number that was started; RunFailed
     where another process is lost, which it names, with what it did last.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = processes_started()
     if config.processes not in ("auto", started):
         raise ConfigError(
             f"{started} were started",
@@ -217,12 +217,12 @@ def _ended(team: Team, error: BaseException) -> BaseException:
         reason = describe_error(error)[0] if isinstance(error, Exception) else repr(error)
         # Who has the same error as the first looks there whether it is said already.
         others = set(range(1, team.size)) if team.leads else {0}
-        ends = _within(partial(_exchange, team, reason, others, _SAME_ERROR)) or {}
+        ends = _within(partial(_exchange, team, reason, others)) or {}
         if not team.leads:
             vars(error)["is_said"] = ends.get(0) == reason
         return error
     others = set(range(team.size)) - {team.rank}
-    answers = _within(partial(_exchange, team, None, others, _PATIENCE))
+    answers = _within(partial(_exchange, team, None, others))
     found = RunFailed(
         _what_was_lost(team, answers),
         where="parallel",
@@ -276,17 +276,15 @@ def _last_phase(team: Team, rank: int) -> str:
     return str(team.store.get(f"at/{rank}").decode())
 
 
-def _exchange(
-    team: Team, reason: str | None, ranks: set[int], patience: float
-) -> dict[int, str | None]:
+def _exchange(team: Team, reason: str | None, ranks: set[int]) -> dict[int, str | None]:
     """Say why this process ends, None where another is lost; give what ``ranks`` say of
-    themselves, as far as they do in so many seconds.
+    themselves, as far as they do in time.
     """
     assert team.store is not None
     team.store.set_timeout(timedelta(seconds=_PATIENCE))
     team.store.set(f"end/{team.rank}", json.dumps(reason))
     ends = dict[int, str | None]()
-    until = time.monotonic() + patience
+    until = time.monotonic() + _PATIENCE
     while ranks - ends.keys() and time.monotonic() < until:
         for rank in sorted(ranks - ends.keys()):
             if team.store.check([f"end/{rank}"]):

@@ -3,14 +3,14 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from likelier.base.errors import Interrupted, StoppedEarly
 
 # Windows has no SIGHUP.
-_STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 _ONE_SIGNAL = 0.5  # seconds: a launcher passes on what the terminal has sent to all already
 
@@ -36,7 +36,7 @@ class StopRequest:
 
 
 @contextmanager
-def listening(numbers: Sequence[int] = _STOPS, of_many: bool = False) -> Iterator[StopRequest]:
+def listening(numbers: Sequence[int] = STOPS, of_many: bool = False) -> Iterator[StopRequest]:
     """Listen for the signals that stop a run; the handlers that were there before come back.
 
     Outside the main thread, where Python allows no handlers, nothing is listened for; nor is a
@@ -55,10 +55,19 @@ def listening(numbers: Sequence[int] = _STOPS, of_many: bool = False) -> Iterato
         elif not of_many or now - request.since > _ONE_SIGNAL:
             raise KeyboardInterrupt  # the second time: no patience left
 
+    with handled_by(ask, numbers):
+        yield request
+
+
+@contextmanager
+def handled_by(
+    ask: Callable[[int, FrameType | None], None], numbers: Sequence[int] = STOPS
+) -> Iterator[None]:
+    """Inside, signals go to ``ask``, but for those that are to be ignored; then as before."""
     heard = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heard}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
