@@ -23,7 +23,7 @@ REFUSALS = (1, 65, 73)
 # what is made of them.
 UNUSED = ("checkpoints/step-00000002/",)
 SAID_LOST = "no checkpoint is left to make them again from"
-LOST = (*UNUSED, "metrics.jsonl", "pair_log/", "run.json", *(
+LOST = (*UNUSED, "metrics.jsonl", "pair_log/", "held_out/", "run.json", *(
     f"{name} differs" for folder in ("checkpoints/step-00000004", "model", "adapter")
     for name in (f"{folder}/MANIFEST.json", f"{folder}/README.md")
 ))  # fmt: skip

@@ -87,10 +87,11 @@ class _Ranks:
         return self.whole[case.kind, case.mode]
 
     def compared(self, files: dict[str, bytes]) -> dict[str, bytes]:
-        """What is the same to the byte: a stop takes a checkpoint more, where the pair log is cut,
+        """What is the same to the byte: a stop takes a checkpoint more, where pair logs are cut,
         and safetensors writes the notes of a part in an order of its own.
         """
-        return {n: b for n, b in files.items() if not n.startswith(("checkpoints/", "pair_log/"))}
+        varies = ("checkpoints/", "pair_log/", "held_out/")
+        return {n: b for n, b in files.items() if not n.startswith(varies)}
 
     def config(self, kind: str, mode: str, out: Path) -> dict[str, Any]:
         """A run of two processes."""

@@ -50,18 +50,19 @@ class _Runs:
         wrong = ["a traceback"] if "Traceback" in child.output else []
         wrong += ["an error"] if "error: " in child.output else []
         wrong += trial.unless(0, trial.train(), "the next start")
-        # A stop takes a checkpoint more, where the pair log is cut and run.json seals it.
-        varies = ("checkpoints/", "pair_log/", "run.json")
+        # A stop takes a checkpoint more, where the pair logs are cut and run.json seals it.
+        varies = ("checkpoints/", "pair_log/", "held_out/", "run.json")
         wrong += [one for one in trial.wrong() if not one.startswith(varies)]
         whole = _visits(self.lab.whole[trial.kind, trial.keep])
-        wrong += [] if _visits(bytes_of(trial.out)) == whole else ["the pair log differs"]
+        wrong += [] if _visits(bytes_of(trial.out)) == whole else ["a pair log differs"]
         trial.remove()
         return [f"{trial.kind}, {sent.name}: {'; '.join(wrong)}"] if wrong else []
 
 
 def _visits(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """The rows of a pair log, however it was cut into files."""
-    logs = [BytesIO(files[name]) for name in sorted(files) if name.startswith("pair_log/")]
+    """The rows of the pair logs, however they were cut into files."""
+    both = ("pair_log/", "held_out/")
+    logs = [BytesIO(files[name]) for name in sorted(files) if name.startswith(both)]
     return [row for log in logs for row in pq.read_table(log).to_pylist()]
 
 

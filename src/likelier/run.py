@@ -219,8 +219,10 @@ def _take_steps(
     if config.reference.update_every is not None:
         moving = MovingReference(batcher.reference, policy, optimizer.masters, config.reference)
         batcher.reference = moving  # before resuming, which puts its weights back
-    pair_log = PairLog(folder.path / "pair_log", loss.beta, folder.writes)
-    logs = (folder.metrics, folder.timing, pair_log) if folder.writes else ()
+    pair_log, held_log = (
+        PairLog(folder.path / name, loss.beta, folder.writes) for name in ("pair_log", "held_out")
+    )
+    logs = (folder.metrics, folder.timing, pair_log, held_log) if folder.writes else ()
     # What was logged after the checkpoint is logged again.
     done, lost = resume(checkpoints, folder.inputs, optimizer, batcher, logs)
     folder.resumed(done, lost)
@@ -238,6 +240,7 @@ def _take_steps(
         with located(f"held-out pairs after step {step}", data.eval, checkpoints):
             values = step_values(policy, batcher.rescored(held), loss)
         folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
+        held_log.add(step, [(None, pair) for pair in data.eval], values)
         return _held_out_in_words(row)
 
     spikes = _spikes_so_far(folder)
@@ -281,6 +284,7 @@ def _take_steps(
             if due(step, config.train.save_every):
                 save(step)
     pair_log.write()
+    held_log.write()
     folder.write_record(spikes=spikes.as_record())
 
 

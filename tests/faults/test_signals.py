@@ -52,8 +52,8 @@ def resumes(config: Path, place: Place, report: bool = False) -> None:
     again = start(command, "train", str(config), patches=patches, log=config.with_name("again.log"))
     assert again.wait() == 0, again.output
     ours, whole = bytes_of(config.with_name("out")), bytes_of(place.folder / "whole")
-    # A stop cuts the pair log once more, and keeps a checkpoint of its own.
-    other = ("pair_log/", "checkpoints/")
+    # A stop cuts the pair logs once more, and keeps a checkpoint of its own.
+    other = ("pair_log/", "held_out/", "checkpoints/")
     assert [name for name in differing(ours, whole) if not name.startswith(other)] == []
     assert not report or (config.with_name("out") / "report.html").exists()
 

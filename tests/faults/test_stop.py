@@ -10,7 +10,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from likelier.base.errors import StoppedEarly
 from likelier.base.files import MANIFEST, read_lines, read_manifest
 from likelier.training.signals import listening
 
+PAIR_LOGS = ("pair_log", "held_out")
 SLOW_STEPS = {
     "likelier.run.gradients_that_fit": partial(
         slowly, 0.5, "likelier.training.step.gradients_that_fit"
@@ -47,7 +47,7 @@ def stopped(child: Child, code: int) -> list[str]:
 
 
 def goes_on(config: Path, place: Place) -> None:
-    """The same command, to the same bytes; a stop cuts the pair log once more, its rows agree."""
+    """The same command, to the same bytes; a stop cuts the pair logs anew, and their rows agree."""
     child = start(command, "train", str(config), log=config.with_name("again.log"))
     assert child.wait() == 0, child.output
     told = [line for line in child.output.splitlines() if line.startswith("train ")]
@@ -58,19 +58,22 @@ def goes_on(config: Path, place: Place) -> None:
 
 
 def without_cuts(run: Path) -> dict[str, bytes]:
-    """The bytes of a run but for the files of its pair log, and what manifests say of them."""
-    found = {name: held for name, held in bytes_of(run).items() if "pair_log/" not in name}
+    """The bytes of a run but for the files of its pair logs, and what manifests say of them."""
+    logs = tuple(f"{name}/" for name in PAIR_LOGS)
+    found = {name: held for name, held in bytes_of(run).items() if not name.startswith(logs)}
     for name in found:
         if name.startswith("checkpoints/") and name.endswith(MANIFEST):
             manifest = json.loads(found[name])
-            del manifest["logs"]["pair_log"], manifest["seal"]
+            del manifest["seal"]
+            for log in PAIR_LOGS:
+                del manifest["logs"][log]
             found[name] = json.dumps(manifest).encode()
     return found
 
 
 def pair_rows(run: Path) -> list[dict]:
-    tables = [pq.read_table(file) for file in sorted((run / "pair_log").iterdir())]
-    return pa.concat_tables(tables).to_pylist()
+    files = [file for name in PAIR_LOGS for file in sorted((run / name).iterdir())]
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

@@ -1,6 +1,10 @@
 """The pair log: a row for each pair and visit, in files that end where checkpoints do."""
 
+import hashlib
+import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +35,11 @@ def values(*losses: float) -> StepValues:
     )
 
 
+def hashed(form: str, *numbers: int) -> str:
+    """The first sixteen digits of the SHA-256 of numbers as they lie in memory."""
+    return hashlib.sha256(struct.pack(form, *numbers)).hexdigest()[:16]
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -45,6 +54,8 @@ def test_what_a_row_holds(tmp_path: Path) -> None:
         "step": 3,
         "epoch": 1,
         "source": "자료.jsonl:2",
+        "pair": hashed("<6q2?", 1, 1, 1, 2, 1, 3, True, True),
+        "prompt": hashed("<q", 1),
         "chosen_logp": -9.0,
         "rejected_logp": -20.5,
         "reference_chosen_logp": -10.0,
@@ -55,6 +66,25 @@ def test_what_a_row_holds(tmp_path: Path) -> None:
         "loss": 0.5,
     }
     assert [row["source"] for row in rows] == ["자료.jsonl:1", "자료.jsonl:2"]
+
+
+def test_the_same_content_has_the_same_name_wherever_it_stands(tmp_path: Path) -> None:
+    """One prompt with two pairs; the second pair again in another file, held out."""
+    other = TokenPair((1,), Completion((2,), (True,)), Completion((4,), (True,)), "a:7")
+    book, held = PairLog(tmp_path / "pair_log", 0.1), PairLog(tmp_path / "held_out", 0.1)
+    book.add(1, [(0, pair(1)), (0, other)], values(0.1, 0.2))
+    held.add(0, [(None, replace(other, source="b:1"))], values(0.2))
+    for log in (book, held):
+        log.write()
+    first, second = read(book.folder)
+    (again,) = read(held.folder)
+    assert "epoch" not in again and again["step"] == 0
+    assert first["pair"] != second["pair"] == again["pair"]
+    assert first["prompt"] == second["prompt"] == again["prompt"]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted(folder.iterdir()) for row in pq.read_table(file).to_pylist()]
 
 
 def test_files_end_where_they_are_written(tmp_path: Path) -> None:
@@ -94,7 +124,7 @@ def test_files_that_are_lost(tmp_path: Path) -> None:
     first.unlink()
     content = second.read_bytes()
     second.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
-    assert book.lost(seal, 6) == "pair_log: the rows of step 1 to 2, 3 to 4 are lost"
+    assert book.lost(seal, 6) == f"{tmp_path.name}: the rows of step 1 to 2, 3 to 4 are lost"
     resumed = PairLog(tmp_path, beta=0.1)
     resumed.cut_back(6, seal)
     assert names(tmp_path) == [f"{second.name}.damaged", list(seal)[2]]

@@ -1,13 +1,18 @@
-"""The pair log: one row for each pair and visit, in Parquet files that end where checkpoints do.
+"""The pair logs: one row for each pair and visit, in Parquet files that end where checkpoints do.
+
+``pair_log`` holds the visits of the training, ``held_out`` those of pairs that no step sees.
 
 A file that is not as it was written is kept as ``….parquet.damaged``, and its rows are lost.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from likelier.base.files import (
     has_hash,
@@ -17,13 +22,14 @@ from likelier.base.files import (
     sha256,
     write_file,
 )
-from likelier.data.records import TokenPair
+from likelier.data.records import TokenPair, content_hash
 from likelier.losses.values import StepValues
 from likelier.training.logs import Seal
 
 _NAME = re.compile(r"steps-(\d{8})-(\d{8})\.parquet")
 
 MAX_STEPS_IN_MEMORY = 1000  # where there are no checkpoints
+_DIGITS = 16  # of a hash: two of a million pairs are the same once in 30 million runs
 
 
 def arrow_table(rows: Sequence[dict[str, Any]]) -> Any:
@@ -33,23 +39,37 @@ def arrow_table(rows: Sequence[dict[str, Any]]) -> Any:
     return pyarrow.Table.from_pylist(rows)
 
 
+def _visit(step: int, epoch: int | None, pair: TokenPair) -> dict[str, Any]:
+    prompt = hashlib.sha256(np.asarray(pair.prompt, np.int64).tobytes()).hexdigest()
+    return {
+        "step": step,
+        **({} if epoch is None else {"epoch": epoch}),
+        "source": pair.source,
+        "pair": content_hash([pair])[:_DIGITS],
+        "prompt": prompt[:_DIGITS],
+    }
+
+
 class PairLog:
     """Rows wait in memory until the next checkpoint, or for ``MAX_STEPS_IN_MEMORY`` steps.
 
     Where it does not ``write``, another process of the run does, and rows go nowhere.
     """
 
-    name = "pair_log"
-
     def __init__(self, folder: Path, beta: float, writes: bool = True):
         self.folder, self.beta, self.writes = folder, beta, writes
+        self.name = folder.name
         self.rows: list[dict[str, Any]] = []
         self._seals: Seal = {}
 
-    def add(self, step: int, visits: Sequence[tuple[int, TokenPair]], values: StepValues) -> None:
-        """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``.
+    def add(
+        self, step: int, visits: Sequence[tuple[int | None, TokenPair]], values: StepValues
+    ) -> None:
+        """Take the rows of a step; ``visits`` gives (epoch, pair) in the order of ``values``, of
+        pairs that no epoch visits (None, pair).
 
         Log-probs and loss are in nats; ``margin`` is the reward margin, beta x log-ratio margin.
+        ``pair`` and ``prompt`` are hashes of what the model reads, equal in all runs.
         """
         if not self.writes:
             return
@@ -71,8 +91,7 @@ class PairLog:
             columns["label"] = values.label_P.long()
         figures = zip(*(column.tolist() for column in columns.values()), strict=True)
         self.rows += [
-            {"step": step, "epoch": epoch, "source": pair.source}
-            | dict(zip(columns, row, strict=True))
+            _visit(step, epoch, pair) | dict(zip(columns, row, strict=True))
             for (epoch, pair), row in zip(visits, figures, strict=True)
         ]
         if step % MAX_STEPS_IN_MEMORY == 0:
