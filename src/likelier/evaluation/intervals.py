@@ -1,11 +1,17 @@
-"""Intervals of shares and of means. Imports no torch: the report and the checks of data use it."""
+"""Intervals of shares and of means. Imports no torch: the report and the checks of data use it.
+
+Axis letters: N values, C clusters, F figures, R draws of all clusters.
+"""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 Z95 = 1.959963984540054
+RESAMPLES = 2000
+_DRAWN_AT_ONCE = 2**22  # clusters: what is held of them at a time does not grow with the data
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
@@ -25,24 +31,108 @@ def mean_of_clusters(
     values: Sequence[float] | np.ndarray,
     clusters: Sequence[Hashable],
     seed: int = 0,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """The mean of values and its 95 % interval, where those of one cluster depend on each other.
+    """The mean of values and its interval, where those of one cluster depend on each other.
 
     ``values`` are differences of two measurements of the same thing, so the interval is a paired
-    one. Whole clusters (a prompt's tokens, say) are drawn again with replacement, and the middle
-    95 % of the means is the interval (Efron and Tibshirani 1993, chapter 13). Of one cluster
-    nothing can be drawn: the interval is then the mean alone.
+    one: see `means_of_clusters`.
+    """
+    values_N = np.asarray(values, dtype=np.float64)
+    mean, low, high = means_of_clusters(values_N[None], clusters, seed, resamples, level)[0]
+    return float(mean), float(low), float(high)
+
+
+def means_of_clusters(
+    values_FN: np.ndarray,
+    clusters: Sequence[Hashable],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+) -> np.ndarray:
+    """Several means over the same clusters, each with its interval: shape (F, 3).
+
+    Whole clusters (a prompt with all its pairs, say) are drawn again with replacement, and the
+    middle of the means is the interval: its quantiles are those of `interval_of_draws`. A value
+    that is NaN is not counted in its figure. The sum of a figure is exact, so that the order of
+    the values does not change its mean. A figure without values is NaN.
 
     Raises ValueError where there are no values, or as many clusters as values are not given.
     """
-    if not len(values) or len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values and {len(clusters)} clusters")
+    if not values_FN.shape[1] or values_FN.shape[1] != len(clusters):
+        raise ValueError(f"{values_FN.shape[1]} values and {len(clusters)} clusters")
+    at_N, number = numbered(clusters)
+    counts_FN = ~np.isnan(values_FN)
+    sums_FC, sizes_FC = (
+        np.stack([np.bincount(at_N, weights=one, minlength=number) for one in some])
+        for some in (np.where(counts_FN, values_FN, 0.0), counts_FN)
+    )
+    drawn = draws(number, seed, resamples)
+    means_RF = np.concatenate([_means(sums_FC, sizes_FC, some) for some in drawn])
+    found = []
+    for values_N, counts_N, means_R in zip(values_FN, counts_FN, means_RF.T, strict=True):
+        kept = values_N[counts_N]
+        mean = math.fsum(kept.tolist()) / len(kept) if len(kept) else math.nan
+        found.append((mean, *interval_of_draws(means_R, number, level)))
+    return np.array(found)
+
+
+def _means(sums_FC: np.ndarray, sizes_FC: np.ndarray, drawn_RC: np.ndarray) -> np.ndarray:
+    """The mean of each figure in each draw, shape (R, F); NaN where a draw has no value of it."""
+    both = zip(sums_FC, sizes_FC, strict=True)
+    with np.errstate(invalid="ignore"):
+        return np.stack([s_C[drawn_RC].sum(1) / n_C[drawn_RC].sum(1) for s_C, n_C in both], axis=1)
+
+
+def numbered(clusters: Sequence[Hashable]) -> tuple[np.ndarray, int]:
+    """The number of each value's cluster, shape (N,), in the order in which they first appear; and
+    how many clusters there are.
+    """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
-    at_N = np.array([numbers[name] for name in clusters])
-    sums_C = np.bincount(at_N, weights=np.asarray(values, dtype=np.float64))
-    sizes_C = np.bincount(at_N)
-    drawn_RC = np.random.default_rng(seed).integers(len(sums_C), size=(resamples, len(sums_C)))
-    means_R = sums_C[drawn_RC].sum(1) / sizes_C[drawn_RC].sum(1)
-    low, high = np.quantile(means_R, [0.025, 0.975]).tolist()
-    return float(sums_C.sum() / sizes_C.sum()), low, high
+    return np.array([numbers[name] for name in clusters]), len(numbers)
+
+
+def draws(number: int, seed: int = 0, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """Draws with replacement of as many clusters as there are: numbers of clusters, (R, C), in
+    blocks whose R make ``resamples``.
+    """
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _DRAWN_AT_ONCE // number)
+    for first in range(0, resamples, at_once):
+        yield generator.integers(number, size=(min(at_once, resamples - first), number))
+
+
+def interval_of_draws(
+    values_R: np.ndarray, clusters: int, level: float = 0.95
+) -> tuple[float, float]:
+    """The interval between two quantiles of what a figure is in each draw; NaN is not counted.
+
+    Few clusters vary less among themselves than what they were drawn from, and the plain
+    percentiles are then too narrow. The quantiles are therefore those of the expanded percentile
+    interval (Hesterberg 2015, section 4.3), by Student's t for so many clusters. Of one cluster
+    nothing can be drawn: the interval is then the figure alone.
+    """
+    kept_R = values_R[~np.isnan(values_R)]
+    if not len(kept_R):
+        return math.nan, math.nan
+    share = (1 - level) / 2
+    if clusters > 1:
+        wider = math.sqrt(clusters / (clusters - 1)) * student_quantile(1 - share, clusters - 1)
+        share = NormalDist().cdf(-wider)
+    low, high = np.quantile(kept_R, [share, 1 - share]).tolist()
+    return low, high
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """The quantile of Student's t with so many degrees of freedom, from 3 on to a thousandth at
+    the usual levels (Abramowitz and Stegun 1964, 26.7.5).
+    """
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))

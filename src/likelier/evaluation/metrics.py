@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from likelier.data.records import TokenPair
+from likelier.evaluation.held_out import TIE
 from likelier.evaluation.intervals import wilson
 from likelier.losses.values import StepValues
-
-TIE = 1e-4  # nats of log-ratio margin: below, float32 rounding decides which side is ahead
 
 
 def rewards(values: StepValues, beta: float) -> tuple[Tensor, Tensor]:
