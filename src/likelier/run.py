@@ -219,9 +219,7 @@ def _take_steps(
     if config.reference.update_every is not None:
         moving = MovingReference(batcher.reference, policy, optimizer.masters, config.reference)
         batcher.reference = moving  # before resuming, which puts its weights back
-    pair_log, held_log = (
-        PairLog(folder.path / name, loss.beta, folder.writes) for name in ("pair_log", "held_out")
-    )
+    pair_log, held_log = (_pair_log(folder, name, loss) for name in ("pair_log", "held_out"))
     logs = (folder.metrics, folder.timing, pair_log, held_log) if folder.writes else ()
     # What was logged after the checkpoint is logged again.
     done, lost = resume(checkpoints, folder.inputs, optimizer, batcher, logs)
@@ -239,8 +237,9 @@ def _take_steps(
         # Rescoring changes nothing unless reference.update_every is set.
         with located(f"held-out pairs after step {step}", data.eval, checkpoints):
             values = step_values(policy, batcher.rescored(held), loss)
-        folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
         held_log.add(step, [(None, pair) for pair in data.eval], values)
+        held_log.write()  # who hears of the evaluation may look at its pairs
+        folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
         return _held_out_in_words(row)
 
     spikes = _spikes_so_far(folder)
@@ -258,34 +257,42 @@ def _take_steps(
                 norm = optimizer.step(rate(step))
             if moving is not None:
                 moving.after(step)
-            asked, computed = _of_all(team, stop, batches)
-            row = {"step": step, **metrics(values, loss.beta),
-                   "grad_norm": norm, "learning_rate": rate(step)}  # fmt: skip
+            took = time.perf_counter() - began
+            row = {"step": step, **metrics(values, loss.beta), "grad_norm": norm}
+            row["learning_rate"] = rate(step)
             pair_log.add(step, visits, values)
-            folder.time(step, time.perf_counter() - began, computed, pairs)
             if last or step % config.train.log_every == 0:
                 folder.log(row)
                 if spikes.hear(row) and (line := spikes.in_words(row)):
                     say(line)
             if data.eval and (last or due(step, config.train.eval_every)):
                 held_out = evaluate(step)
-            margin = row.get("rewards/margins", 0.0)
-            show(1, f"loss {row['loss']:.4f}  margin {margin:.3f}{held_out}")
+            asked, computed = _of_all(team, stop, batches)
+            folder.time(step, took, computed, pairs)
+            show(1, f"{_in_words(row)}{held_out}")
             if asked or last or due(step, config.train.save_every):
                 with located(f"step {step}", pairs, checkpoints):
                     optimizer.must_be_finite()
             if asked:
                 stop.signal = asked
                 save(step)
-                folder.write_record(status="stopped")
-                _keep_texts(folder, data, policy)
-                team.meet()  # the first says it, and is not given up meanwhile
+                _leave_stopped(folder, data, policy)
                 raise stop.error(step, str(folder.path))
             if due(step, config.train.save_every):
                 save(step)
     pair_log.write()
-    held_log.write()
     folder.write_record(spikes=spikes.as_record())
+
+
+def _pair_log(folder: RunFolder, name: str, loss: BoundLoss) -> PairLog:
+    return PairLog(folder.path / name, loss.beta, folder.writes)
+
+
+def _leave_stopped(folder: RunFolder, data: Dataset, policy: Policy) -> None:
+    """What a run that was asked to stop leaves beside its checkpoint."""
+    folder.write_record(status="stopped")
+    _keep_texts(folder, data, policy)
+    policy.team.meet()  # the first says it, and is not given up meanwhile
 
 
 def _spikes_so_far(folder: RunFolder) -> Spikes:
@@ -305,6 +312,11 @@ def _of_all(
     of_all = team.gathered((stop.signal, [batch.num_tokens for batch in batches]))
     signals = [signal for signal, _ in of_all if signal is not None]
     return (signals[0] if signals else None), [n for _, computed in of_all for n in computed]
+
+
+def _in_words(row: Mapping[str, float]) -> str:
+    """The figures of a step, as they stand beside the bar."""
+    return f"loss {row['loss']:.4f}  margin {row.get('rewards/margins', 0.0):.3f}"
 
 
 def _held_out_in_words(row: Mapping[str, float]) -> str:

@@ -1,6 +1,7 @@
 """The pair logs: one row for each pair and visit, in Parquet files that end where checkpoints do.
 
-``pair_log`` holds the visits of the training, ``held_out`` those of pairs that no step sees.
+``pair_log`` holds the visits of the training, ``held_out`` those of pairs that no step sees: a file
+an evaluation.
 
 A file that is not as it was written is kept as ``….parquet.damaged``, and its rows are lost.
 """
