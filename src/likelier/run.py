@@ -26,7 +26,8 @@ from likelier.config import Config, config_from, learning_rate, live
 from likelier.data.encode import decode
 from likelier.data.load import Dataset, load
 from likelier.data.records import content_hash
-from likelier.evaluation.metrics import held_out_metrics, metrics
+from likelier.evaluation.evaluator import FOLDER, Evaluator
+from likelier.evaluation.metrics import metrics
 from likelier.evaluation.spikes import Spikes
 from likelier.export.save import save_policy
 from likelier.losses.registry import BoundLoss, bind
@@ -49,7 +50,7 @@ from likelier.reference.moving import MovingReference, Reference
 from likelier.tracking.mirror import mirrored
 from likelier.training.batches import Batcher
 from likelier.training.checkpoint import prune, resume, save_checkpoint
-from likelier.training.logs import held_out_rows, seals_of
+from likelier.training.logs import seals_of
 from likelier.training.memory import mode_of, without_autos
 from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.order import Order, make_order
@@ -57,7 +58,7 @@ from likelier.training.pair_log import PairLog
 from likelier.training.preflight import preflight
 from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder, sweep_run
 from likelier.training.signals import StopRequest, listening
-from likelier.training.step import gradients_that_fit, located, step_values
+from likelier.training.step import gradients_that_fit, located
 
 MAX_PLACES_LOGGED = 5  # of each kind of finding in the data, in run.json
 
@@ -74,6 +75,11 @@ class Run:
         """The trained model folder, or the trained adapter folder."""
         full = self.folder / "model"
         return full if full.exists() else self.folder / "adapter"
+
+    @property
+    def best(self) -> Path | None:
+        """The folder of the best evaluation's model, where `train.best` asked to keep it."""
+        return max((self.folder / FOLDER).glob("step-*"), default=None)
 
     @property
     def report(self) -> Path:
@@ -181,25 +187,34 @@ def _trained(
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact, team)
         with listening(of_many=team.size > 1) as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept(), mirrored(folder):
-                _take_steps(data, order, batcher, optimizer, folder, stop)
+                done = _take_steps(data, order, batcher, optimizer, folder, stop)
             _keep_texts(folder, data, policy)
             answer("after")
             _save(policy, optimizer, folder)
             team.meet()  # what is left the first one does alone
             if team.leads:
                 prune(folder.path / "checkpoints", config.train.keep, ended=True)
-                folder.finish(steps)
+                folder.finish(done)
     return _result(config.out, team)
 
 
-def _save(policy: Policy, optimizer: MasterAdamW, folder: RunFolder) -> None:
-    """The trained model into the run folder, put together where processes hold it in parts."""
+def _save(
+    policy: Policy,
+    optimizer: MasterAdamW,
+    folder: RunFolder,
+    path: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """The model as it is now into the run folder, put together where processes hold it in parts;
+    see `save_policy`.
+    """
     policy.team.at("saving the model")
     masters: Mapping[str, Tensor] = optimizer.masters
     if policy.in_parts:
-        masters = whole(optimizer.parameters, policy.team)
+        masters = whole(optimizer.parameters, policy)
     if folder.writes:
-        save_policy(policy, masters, folder.config.model.save_dtype, folder.path)
+        save_dtype = folder.config.model.save_dtype
+        save_policy(policy, masters, save_dtype, folder.path, path, facts)
 
 
 def _take_steps(
@@ -209,18 +224,21 @@ def _take_steps(
     optimizer: MasterAdamW,
     folder: RunFolder,
     stop: StopRequest,
-) -> None:
-    """Every step from the last checkpoint on: gradient, update, log, now and then more."""
+) -> int:
+    """Every step from the last checkpoint on: gradient, update, log, now and then more.
+
+    Returns the number of steps taken in all.
+    """
     config, policy, loss = folder.config, batcher.policy, batcher.loss
     team, checkpoints = policy.team, folder.path / "checkpoints"
     rate = schedule(config.optim, learning_rate(config), order.num_steps)
-    held = batcher(data.eval)
+    evaluate = Evaluator(folder, batcher, data.eval, partial(_save, policy, optimizer, folder))
     moving = None
     if config.reference.update_every is not None:
         moving = MovingReference(batcher.reference, policy, optimizer.masters, config.reference)
         batcher.reference = moving  # before resuming, which puts its weights back
-    pair_log, held_log = (_pair_log(folder, name, loss) for name in ("pair_log", "held_out"))
-    logs = (folder.metrics, folder.timing, pair_log, held_log) if folder.writes else ()
+    pair_log = PairLog(folder.path / "pair_log", loss.beta, folder.writes)
+    logs = (folder.metrics, folder.timing, pair_log, evaluate.log) if folder.writes else ()
     # What was logged after the checkpoint is logged again.
     done, lost = resume(checkpoints, folder.inputs, optimizer, batcher, logs)
     folder.resumed(done, lost)
@@ -232,21 +250,13 @@ def _take_steps(
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
         folder.write_record(step=step, spikes=spikes.as_record())
 
-    def evaluate(step: int) -> str:
-        team.at(f"step {step}, held-out pairs")
-        # Rescoring changes nothing unless reference.update_every is set.
-        with located(f"held-out pairs after step {step}", data.eval, checkpoints):
-            values = step_values(policy, batcher.rescored(held), loss)
-        held_log.add(step, [(None, pair) for pair in data.eval], values)
-        held_log.write()  # who hears of the evaluation may look at its pairs
-        folder.log({"step": step, **(row := held_out_metrics(data.eval, values, loss.beta))})
-        return _held_out_in_words(row)
-
     spikes = _spikes_so_far(folder)
-    held_out = evaluate(0) if data.eval and done == 0 else _last_held_out(folder.path)
+    evaluate.resume(done)
     coming = order.visits(done + 1, data.train)
     with bar("train", order.num_steps, done) as show:
         for step in range(done + 1, order.num_steps + 1):
+            if evaluate.is_over:
+                break
             began = time.perf_counter()
             visits, coming = coming, order.visits(step + 1, data.train)
             pairs, following = ([pair for _, pair in some] for some in (visits, coming))
@@ -266,10 +276,11 @@ def _take_steps(
                 if spikes.hear(row) and (line := spikes.in_words(row)):
                     say(line)
             if data.eval and (last or due(step, config.train.eval_every)):
-                held_out = evaluate(step)
+                evaluate(step)
             asked, computed = _of_all(team, stop, batches)
             folder.time(step, took, computed, pairs)
-            show(1, f"{_in_words(row)}{held_out}")
+            done = step
+            show(1, f"{_in_words(row)}{evaluate.words}")
             if asked or last or due(step, config.train.save_every):
                 with located(f"step {step}", pairs, checkpoints):
                     optimizer.must_be_finite()
@@ -282,10 +293,8 @@ def _take_steps(
                 save(step)
     pair_log.write()
     folder.write_record(spikes=spikes.as_record())
-
-
-def _pair_log(folder: RunFolder, name: str, loss: BoundLoss) -> PairLog:
-    return PairLog(folder.path / name, loss.beta, folder.writes)
+    evaluate.say_best()
+    return done
 
 
 def _leave_stopped(folder: RunFolder, data: Dataset, policy: Policy) -> None:
@@ -317,18 +326,6 @@ def _of_all(
 def _in_words(row: Mapping[str, float]) -> str:
     """The figures of a step, as they stand beside the bar."""
     return f"loss {row['loss']:.4f}  margin {row.get('rewards/margins', 0.0):.3f}"
-
-
-def _held_out_in_words(row: Mapping[str, float]) -> str:
-    """The figures of pairs held out, as they stand beside the bar."""
-    loss, accuracy = row["eval_loss"], row["eval_rewards/accuracies"]
-    return f"  held out: loss {loss:.4f}  accuracy {accuracy:.0%}"
-
-
-def _last_held_out(folder: Path) -> str:
-    """What a run that resumes found last of the pairs held out, in words; "" where nothing."""
-    rows = held_out_rows(folder)
-    return _held_out_in_words(rows[-1]) if rows else ""
 
 
 def due(step: int, every: int | None) -> bool:

@@ -62,7 +62,8 @@ def _config(place: Place, kind: str, size: int, mode: str, **changes: Any) -> di
     return place.config(
         f"{kind}-{size}-{mode}", **settings, parallel={"mode": mode, "timeout": 100},
         **{"train": {"epochs": 59 / 24, "pairs_per_step": 3, "tokens_per_batch": 64,
-                     "save_every": 1, "keep": 100, "eval_every": 10}, **changes},
+                     "save_every": 1, "keep": 100, "eval_every": 10,
+                     "best": "eval_loss"}, **changes},
     )  # fmt: skip
 
 
@@ -83,6 +84,9 @@ def test_a_team_trains_as_one_process_does(
     assert _apart(ours, theirs, "exp_avg") < FIRST_GRADIENT  # a tenth of the first gradient
     assert _apart(_trained(out), _trained(alone[kind])) < LATER_WEIGHTS
     assert _visits(out) == _visits(alone[kind])
+    (best,), (best_alone,) = ((run / "best").iterdir() for run in (out, alone[kind]))
+    assert best.name == best_alone.name
+    assert _apart(_weights(best), _weights(best_alone)) < LATER_WEIGHTS
     for row, plain in zip(_rows(out), _rows(alone[kind]), strict=True):
         assert row == pytest.approx(plain, rel=1e-7, abs=1e-9)
 
@@ -110,7 +114,8 @@ def test_a_run_resumes_on_any_number_of_processes(place: Place, alone: Any, mode
 def test_a_run_of_as_many_processes_resumes_with_the_same_bytes(
     place: Place, kind: str, mode: str
 ) -> None:
-    train = {"steps": 6, "pairs_per_step": 4, "save_every": 2, "eval_every": 2}
+    train = {"steps": 6, "pairs_per_step": 4, "save_every": 2, "eval_every": 2,
+             "best": "eval_loss"}  # fmt: skip
     runs = []
     for name, killed in (("whole", {}), ("killed", {1: ("step 5, gradients", _kill_me)})):
         config = _config(place, kind, 2, mode, train=train)
@@ -234,8 +239,12 @@ def _kill_me() -> None:
 
 
 def _trained(run: Path) -> dict[str, Tensor]:
-    names = ("model/model.safetensors", "adapter/adapter_model.safetensors")
-    return load_file(next(run / name for name in names if (run / name).exists()))
+    return _weights(run / ("model" if (run / "model").exists() else "adapter"))
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    (file,) = folder.glob("*model.safetensors")
+    return load_file(file)
 
 
 def _state(checkpoint: Path) -> dict[str, Tensor]:

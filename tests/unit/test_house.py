@@ -39,7 +39,7 @@ LINES = {
     "data": 4_480,
     "demo": 740,
     "evaluation": 1_800,
-    "export": 1_210,
+    "export": 1_225,
     "generation": 900,
     "losses": 1_570,
     "model": 3_420,

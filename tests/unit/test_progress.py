@@ -3,15 +3,12 @@
 import io
 import re
 import time
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from likelier.base import terminal as progress
-from likelier.base.files import append_lines
 from likelier.base.terminal import bar, counting, say
-from likelier.run import _last_held_out
 
 
 def lines(total: int, done: int, parts: list[int], capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -89,16 +86,3 @@ def test_a_clock_that_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
         count(7)
         count(7)
     assert "4/4" in shown.getvalue() and "14 rows" in shown.getvalue()
-
-
-def test_a_run_that_resumes_shows_what_was_held_out_last(tmp_path: Path) -> None:
-    assert _last_held_out(tmp_path) == ""
-    interval = {"eval_rewards/accuracies_low": 0.2, "eval_rewards/accuracies_high": 0.9}
-    rows = [
-        {"step": 0, "eval_loss": 0.7, "eval_rewards/accuracies": 0.5, **interval},
-        {"step": 1, "loss": 0.6},
-        {"step": 2, "eval_loss": 0.5, "eval_rewards/accuracies": 0.75, **interval},
-        {"step": 3, "loss": 0.4},
-    ]
-    append_lines(tmp_path / "metrics.jsonl", rows)
-    assert _last_held_out(tmp_path) == "  held out: loss 0.5000  accuracy 75%"

@@ -180,6 +180,8 @@ def live(config: Config) -> dict[str, Any]:
         del tree["model"]["quantise"]
     train = tree["train"]
     del train["epochs" if config.train.epochs is None else "steps"]
+    if config.train.best is None:  # as in configs from before there was such a key
+        del train["best"], train["patience"]
     if config.data.eval is None:
         del train["eval_every"]
     if config.train.save_every is None:

@@ -244,6 +244,12 @@ class TrainConfig(Section):
     eval_every: Count | None = Field(50, description="steps between evaluations; null = never")
     save_every: Count | None = Field(200, description="steps between checkpoints; null = never")
     keep: Count = Field(2, description="checkpoints kept")
+    best: Literal["eval_loss", "eval_accuracy"] | None = Field(
+        None, description="keep the model of the best evaluation beside the last; null = do not"
+    )
+    patience: Count | None = Field(
+        None, description="end after so many evaluations without a better one; null = never"
+    )
     checkpointing: Literal["auto", "none", "layers"] = Field(
         "auto",
         description="layers = the backward runs every layer once more: less memory, more time; "
@@ -334,6 +340,13 @@ class Config(Section):
         train, reference = self.train.model_fields_set, self.reference.model_fields_set
         if self.data.eval is None and "eval_every" in train and self.train.eval_every is not None:
             raise _not_read("train.eval_every", "data.eval is null")
+        if self.train.best is not None and self.data.eval is None:
+            raise _not_read("train.best", "data.eval is null")
+        if self.train.patience is not None:
+            if self.train.best is None:
+                raise _not_read("train.patience", "train.best is null")
+            if self.train.eval_every is None:
+                raise _not_read("train.patience", "train.eval_every is null")
         if self.train.save_every is None and "keep" in train:
             raise _not_read("train.keep", "train.save_every is null")
         if self.eval.samples == 0 and "max_new_tokens" in self.eval.model_fields_set:

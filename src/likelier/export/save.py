@@ -16,8 +16,16 @@ from likelier.model.load import quietly
 from likelier.model.policy import Policy
 
 
-def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, run: Path) -> None:
-    """Write ``model/`` or ``adapter/`` into a run folder, as plain ``from_pretrained`` loads it.
+def save_policy(
+    policy: Policy,
+    masters: Mapping[str, Tensor],
+    save_dtype: str,
+    run: Path,
+    path: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``model/`` or ``adapter/`` into a run folder, as plain ``from_pretrained`` loads it;
+    or another ``path`` there, with ``facts`` in its manifest.
 
     Its card is made of what the run folder holds, so the logs are complete by then.
     ``masters`` are the float32 copies of what was trained. An adapter is saved as these; of a full
@@ -26,7 +34,7 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
 
     Raises OutputError where the disk refuses; nothing half-written then stands there.
     """
-    path = run / ("adapter" if policy.has_adapter else "model")
+    path = path or run / ("adapter" if policy.has_adapter else "model")
     if path.exists():  # written by a run that was killed before it could say that it finished
         remove_folder(path)
     wanted = policy.dtype if save_dtype == "auto" else getattr(torch, save_dtype)
@@ -48,7 +56,7 @@ def save_policy(policy: Policy, masters: Mapping[str, Tensor], save_dtype: str, 
             card = without_secrets(model_card(policy, run))
         (target / "README.md").write_text(card, encoding="utf-8")  # in the place of peft's
 
-    write_folder(path, write, {"format": 2})
+    write_folder(path, write, {"format": 2, **(facts or {})})
 
 
 def _name_base(config: Any, base: str | None) -> None:

@@ -107,12 +107,17 @@ def part_of(whole: Tensor, of: Tensor) -> Tensor:
     return own_part(cut)
 
 
-def whole(tensors: Mapping[str, Tensor], team: Team) -> dict[str, Tensor]:
-    """Tensors put together on the CPU of the first process; on the others there are none.
+def whole(tensors: Mapping[str, Tensor], policy: Policy) -> dict[str, Tensor]:
+    """Tensors of a policy in parts, put together on the CPU of the first process; on the others
+    there are none.
 
     One at a time: no process holds all of a model but the one that is to save it.
     """
-    found = {}
+    root: Any = policy.scorer
+    found, team = {}, policy.team
+    # An evaluation leaves it put together, and saving takes it apart on the first process alone:
+    # the next forward would put it together there, and on no other.
+    root.reshard()
     for name, tensor in tensors.items():
         full = tensor.detach()
         full = full.full_tensor() if isinstance(full, DTensor) else full

@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 OnRow = Callable[[dict[str, float]], None]
 _MODELS = ("model", "adapter")
 _FILES_OF_MODELS = ("config.json", "adapter_config.json", "tokenizer.json")
-_FOLDERS = ("checkpoints", "pair_log", "held_out")
+_FOLDERS = ("checkpoints", "pair_log", "held_out", "best")
 _OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints")  # of which one is there where it began
 _WRITTEN = (
     "config.yaml", "report.html", "pair_texts.jsonl", "samples.jsonl", "pair_log", "held_out",
-    *_MODELS,
+    "best", *_MODELS,
 )  # fmt: skip
 _FORMAT = 2  # of run.json; that of format 1 has no seal
 _SHAPE = {
