@@ -172,7 +172,7 @@ def test_half_precision_in_parts_keeps_float32_masters(tmp_path: Path) -> None:
     for size, mode in ((1, "auto"), (2, "shard")):
         config = place.config(
             f"{size}", train__steps=4, train__save_every=1, train__keep=9,
-            optim__max_grad_norm=None,
+            model__dtype="bfloat16", optim__max_grad_norm=None,
             parallel={"mode": mode, "timeout": 100},
         )  # fmt: skip
         run_ranks(size, config, tmp_path / "logs")
