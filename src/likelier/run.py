@@ -61,6 +61,7 @@ from likelier.training.signals import StopRequest, listening
 from likelier.training.step import gradients_that_fit, located
 
 MAX_PLACES_LOGGED = 5  # of each kind of finding in the data, in run.json
+MAX_TOKENS_KEPT = 400  # of each answer of a pair that is kept token by token
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _trained(
         with listening(of_many=team.size > 1) as stop, closing(adamw) as optimizer:
             with policy.running(), freed_memory_kept(), mirrored(folder):
                 done = _take_steps(data, order, batcher, optimizer, folder, stop)
-            _keep_texts(folder, data, policy)
+            _keep_pairs(folder, data, batcher, encoder)
             answer("after")
             _save(policy, optimizer, folder)
             team.meet()  # what is left the first one does alone
@@ -470,6 +471,35 @@ def _keep_texts(folder: RunFolder, data: Dataset, policy: Policy) -> None:
         keep_pair_texts(folder.path, data.pairs, partial(decode, policy.tokenizer))
     except Exception as error:
         say(f"the report will show no texts of pairs: {_reason(error)}")
+
+
+def _keep_pairs(folder: RunFolder, data: Dataset, batcher: Batcher, encoder: Encoder) -> None:
+    """The pairs that the report names, as texts and token by token."""
+    _keep_texts(folder, data, batcher.policy)
+    _keep_tokens(folder, data, batcher, encoder)
+
+
+def _keep_tokens(folder: RunFolder, data: Dataset, batcher: Batcher, encoder: Encoder) -> None:
+    """Some pairs token by token, by the policy as it is now; where it fails, the report is without.
+
+    Processes that hold the model in parts run it together.
+    """
+    policy, loss = batcher.policy, batcher.loss
+    if not (folder.writes or policy.in_parts):
+        return
+    from likelier.evaluation.pair_tokens import keep_pair_tokens, scored_pairs
+    from likelier.report.pair_texts import pairs_by_token
+    from likelier.report.read import PAIR_TOKENS
+
+    try:
+        find = partial(pairs_by_token, folder.path)
+        named = set(policy.team.agreed(find) if policy.in_parts else find())
+        pairs = [pair for pair in data.pairs if pair.source in named]
+        scored = list(scored_pairs(policy, pairs, loss, batcher.reference))
+        if folder.writes:
+            keep_pair_tokens(folder.path / PAIR_TOKENS, scored, loss, encoder, MAX_TOKENS_KEPT)
+    except Exception as error:
+        say(f"the report will show no tokens of pairs: {_reason(error)}")
 
 
 def _write_report(out: Path) -> None:

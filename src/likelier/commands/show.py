@@ -21,7 +21,7 @@ from likelier.base.model_files import load_tokenizer
 from likelier.base.terminal import console, say
 from likelier.chat.render import render_chat
 from likelier.chat.tokenizer import BREAK, Encoder, build_encoder
-from likelier.data.encode import decode, encode_pairs, tokenise
+from likelier.data.encode import encode_pairs, token_texts
 from likelier.data.formats import read_row
 from likelier.data.load import no_row
 from likelier.data.records import Completion, Pair, Row, TokenPair, common_length
@@ -31,7 +31,6 @@ from likelier.pages import render_page
 from likelier.pages.texts import text
 
 STYLES = {"prompt": "dim", "scored": "green", "context": "dim", "stop": "bold magenta"}
-BROKEN = "\ufffd"  # what decoding gives for a part of a character
 BRANCH = "┆"  # stands where the two answers part
 MAX_RECORD_CHARACTERS = 2000  # of a row that is no pair
 
@@ -254,18 +253,6 @@ def _refused_in_terminal(shown: Mapping[str, Any]) -> Text:
 
 
 def _pieces(ids: Sequence[int], encoder: Encoder) -> list[str]:
-    """The text of every token; tokens that only together make a character stay together.
-
-    Decoded behind a letter: the decoders of SentencePiece drop a space that stands first.
-    """
-    (letter,) = tokenise(encoder, encoder.tail, ["a"])
-    before = len(decode(encoder.tail, letter))
-    pieces: list[str] = []
-    start = 0
-    for stop in range(1, len(ids) + 1):
-        piece = decode(encoder.tail, [*letter, *ids[start:stop]])[before:]
-        if BROKEN in piece and stop - start < 4 and stop < len(ids):
-            continue
-        pieces.append(visible(piece.replace("\n", "⏎").replace(" ", "␣")))
-        start = stop
-    return pieces
+    """The text of every token; tokens that only together make a character stay together."""
+    shown = (piece.replace("\n", "⏎").replace(" ", "␣") for piece in token_texts(encoder, ids))
+    return [visible(piece) for piece in shown if piece]

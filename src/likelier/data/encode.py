@@ -40,6 +40,8 @@ from likelier.data.records import Completion, Pair, TokenPair
 MAX_TOKENISED = 5 * 10**6  # characters; a tokenizer's own records take 250 bytes for each
 MEGABYTES_EACH = 300 / 10**6
 SECONDS_EACH = 1 / 100_000
+BROKEN = "\ufffd"  # what decoding gives for a part of a character
+MOST_TOKENS_OF_A_CHARACTER = 4  # bytes in UTF-8
 
 Notice = Callable[[Encoder, Pair, Sequence[str], TokenPair], Iterable[Finding]]
 
@@ -297,6 +299,24 @@ def decode(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool = False
     """The text of token ids. Raises DataError where the tokenizer takes too much time or memory."""
     with bounded(TOKENIZER):
         return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
+def token_texts(encoder: Encoder, ids: Sequence[int]) -> list[str]:
+    """The text of every token as it is; of tokens that only together make a character the last has
+    it, and those before it have "".
+
+    Decoded behind a letter: the decoders of SentencePiece drop a space that stands first.
+    """
+    (letter,) = tokenise(encoder, encoder.tail, ["a"])
+    before = len(decode(encoder.tail, letter))
+    texts: list[str] = []
+    start = 0
+    for stop in range(1, len(ids) + 1):
+        piece = decode(encoder.tail, [*letter, *ids[start:stop]])[before:]
+        is_part = BROKEN in piece and stop - start < MOST_TOKENS_OF_A_CHARACTER and stop < len(ids)
+        texts.append("" if is_part else piece)
+        start = start if is_part else stop
+    return texts
 
 
 def _assemble(ids: _Ids, draft: _Draft, pair: Pair) -> TokenPair:

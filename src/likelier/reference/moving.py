@@ -57,12 +57,17 @@ class MovingReference:
         """The batches with the log-probs of the reference as it is now, the same until it moves."""
         if not self.moved:
             return list(batches)
+        return [
+            replace(batch, reference_R=batch.completion_logps(logp_E))
+            for batch, logp_E in zip(batches, self.scored(batches), strict=True)
+        ]
+
+    @torch.no_grad()
+    def scored(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """The log-probs of the entries of batches under the reference as it is now."""
         with self._in_place():
-            scored = [
-                replace(batch, reference_R=batch.completion_logps(self.policy.scorer(batch)))
-                for batch, _ in with_idle(self.policy, batches)
-            ]
-        return scored[: len(batches)]
+            logps = [self.policy.scorer(batch) for batch, _ in with_idle(self.policy, batches)]
+        return logps[: len(batches)]
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:

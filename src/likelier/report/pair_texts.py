@@ -10,6 +10,7 @@ from likelier.data.records import TokenPair
 from likelier.report.read import PAIR_TEXTS, RunFiles, read_run
 
 MAX_PLACES = 20  # of findings in the data, whose pairs are kept
+TOKENS_OF_EACH = 4  # pairs of a kind that are kept token by token
 
 
 def keep_pair_texts(
@@ -23,6 +24,16 @@ def keep_pair_texts(
     named = _named(read_run(run))
     rows = in_child(_rows, [pair for pair in pairs if pair.source in named], decode)
     write_lines(run / PAIR_TEXTS, rows)
+
+
+def pairs_by_token(run: Path) -> list[str]:
+    """The places of the pairs whose tokens are worth keeping, `TOKENS_OF_EACH` of each kind: of the
+    largest and the smallest margin and those that changed most, as the pair log saw them last.
+    """
+    log = read_run(run).pair_log
+    kinds = (log.largest, log.smallest, log.most_changed) if log else ()
+    sources = (row["source"] for kind in kinds for row in kind[:TOKENS_OF_EACH])
+    return list(dict.fromkeys(sources))
 
 
 def _named(run: RunFiles) -> set[str]:

@@ -24,6 +24,7 @@ VISIT = pa.schema(  # what is read of a row of the pair log
     | dict.fromkeys((*LOGPS, "margin"), pa.float64())
 )
 PAIR_TEXTS = "pair_texts.jsonl"  # the file of the pairs' texts
+PAIR_TOKENS = "pair_tokens.jsonl"  # the file of some pairs token by token
 SHOWN_PAIRS = 6  # at either end of the margins
 LARGEST = 1e100  # beyond it nothing was measured, and sums and squares of it stay finite
 LogRow = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
@@ -41,7 +42,8 @@ class Proportion:
 
 @dataclass(frozen=True)
 class ExtremePairs:
-    """The pairs last seen in the second half of the steps: those of smallest and largest margin.
+    """The pairs last seen in the second half of the steps: those of smallest and largest margin,
+    and those that changed most, by the sum of both changes without their signs.
 
     Each is a pair at its last visit: its ``source``, ``step``, reward ``margin``, and
     ``chosen_change`` and ``rejected_change``, an answer's log-prob less the reference's in nats.
@@ -52,6 +54,7 @@ class ExtremePairs:
     visits: int
     smallest: list[dict[str, Any]]
     largest: list[dict[str, Any]]
+    most_changed: list[dict[str, Any]]
     drift: list[LogRow]
 
 
@@ -330,6 +333,7 @@ def read_pair_log(folder: Path, gaps: list[str]) -> ExtremePairs | None:
         visits=visits.num_rows,
         smallest=_rows(last.slice(0, least)),
         largest=_rows(last.slice(last.num_rows - most))[::-1],
+        most_changed=_rows(_by_change(last).slice(0, SHOWN_PAIRS)),
         drift=_drift(visits),
     )
 
@@ -368,6 +372,14 @@ def _last_visits(visits: pa.Table) -> pa.Table:
     # In one thread: only then does "last" follow the order of the rows.
     grouped = visits.group_by("source", use_threads=False).aggregate([(c, "last") for c in kept])
     return grouped.sort_by([("margin_last", "ascending"), ("source", "ascending")])
+
+
+def _by_change(pairs: pa.Table) -> pa.Table:
+    """Rows of pairs, those whose answers changed most first."""
+    both = (pc.abs(pairs[f"{side}_change_last"]) for side in ("chosen", "rejected"))
+    changed = pairs.append_column("changed", pc.add(*both))
+    order = [("changed", "descending"), ("source", "ascending")]
+    return changed.sort_by(order).drop_columns("changed")
 
 
 def _drift(visits: pa.Table) -> list[LogRow]:

@@ -48,8 +48,8 @@ _FILES_OF_MODELS = ("config.json", "adapter_config.json", "tokenizer.json")
 _FOLDERS = ("checkpoints", "pair_log", "held_out", "best")
 _OF_A_RUN = ("run.json", "metrics.jsonl", "checkpoints")  # of which one is there where it began
 _WRITTEN = (
-    "config.yaml", "report.html", "pair_texts.jsonl", "samples.jsonl", "pair_log", "held_out",
-    "best", *_MODELS,
+    "config.yaml", "report.html", "pair_texts.jsonl", "pair_tokens.jsonl", "samples.jsonl",
+    "pair_log", "held_out", "best", *_MODELS,
 )  # fmt: skip
 _FORMAT = 2  # of run.json; that of format 1 has no seal
 _SHAPE = {

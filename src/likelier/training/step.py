@@ -98,7 +98,7 @@ def _batch_by_batch(
         if is_idle:
             _backward(policy.scorer(batch), batch, _NOTHING_R)
             continue
-        values, logp_E = _scored(policy, batch, loss, with_gradient=True)
+        values, logp_E = score_batch(policy, batch, loss, with_gradient=True)
         grad_R, loss_P = _gradient_of_loss(values, loss, batch.num_pairs)
         _backward(logp_E, batch, grad_R)
         done.append(replace(values, loss_P=loss_P))
@@ -142,7 +142,9 @@ class _OthersDidNotFit(Exception):
 
 def _scored_all(policy: Policy, batches: Sequence[Batch], loss: BoundLoss) -> list[StepValues]:
     """The values of this process's batches, without gradient."""
-    scored = ((_scored(policy, b, loss)[0], is_idle) for b, is_idle in with_idle(policy, batches))
+    scored = (
+        (score_batch(policy, b, loss)[0], is_idle) for b, is_idle in with_idle(policy, batches)
+    )
     return [values for values, is_idle in scored if not is_idle]
 
 
@@ -204,7 +206,7 @@ def _on_cpu(whole: _Whole) -> _Whole:
     return _Whole(replace(whole.values, **moved), whole.position_P.cpu(), grad_R)
 
 
-def _scored(
+def score_batch(
     policy: Policy, batch: Batch, loss: BoundLoss, with_gradient: bool = False
 ) -> tuple[StepValues, Tensor]:
     """The values of a batch, and the log-probs of its entries, with their graph where asked."""
