@@ -332,7 +332,8 @@ def test_the_folder_is_complete(runs: dict[str, Run]) -> None:
         found = {path.name for path in run.folder.iterdir()}
         assert found == {
             name, ".lock", "checkpoints", "config.yaml", "held_out", "metrics.jsonl",
-            "pair_log", "pair_texts.jsonl", "reference.safetensors", "run.json", "timing.jsonl",
+            "pair_log", "pair_texts.jsonl", "pair_tokens.jsonl", "reference.safetensors",
+            "run.json", "timing.jsonl",
         }  # fmt: skip
         record = read_json(run.folder / "run.json")
         assert record is not None
