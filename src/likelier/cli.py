@@ -500,6 +500,33 @@ def sample(
     sample_prompts(target, prompts, out, draws, only, _columns(columns), chat, _template(template))
 
 
+@app.command("eval", epilog="Example: likelier eval runs/demo held-out.jsonl --out figures.jsonl")
+def eval_(
+    target: TargetArgument,
+    data: DataArgument,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="MODEL", help="A further model or run. Repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL file, a row a pair; is replaced.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    columns: ColumnsOption = None,
+    chat: ChatOption = False,
+    template: TemplateOption = None,
+) -> None:
+    """Measure what a model, or a run, learned, on held-out pairs.
+
+    Of a run or an adapter these are base and tuned, with what training changed: accuracies,
+    margins and drifts with 95 % intervals, and whether a difference can be told from chance.
+    """
+    _check_versions()
+    from likelier.commands.evaluate import evaluate
+
+    evaluate(target, data, also or [], out, as_json, _columns(columns), chat, _template(template))
+
+
 @app.command(epilog="Example: likelier report runs/demo")
 def report(run: RunArgument) -> None:
     """Write the report of a run again and print where it is."""

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from likelier.base.errors import DataError
 from likelier.base.files import must_be_apart, write_text
 from likelier.base.terminal import say
 from likelier.batching.batch import completions_of
+from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import encode_pairs
 from likelier.data.load import read_pairs, refuse
+from likelier.data.records import Pair, TokenPair
 from likelier.data.shapes import format_with
 from likelier.model.limits import say_limits
 from likelier.model.load import load
-from likelier.reference.cache import cached_reference
+from likelier.model.policy import Policy
+from likelier.reference.cache import StoredReference, cached_reference
 from likelier.training.memory import memory_of, tokens_per_batch
 
 
@@ -42,19 +45,8 @@ def score(
     # A bad row is found before any model is loaded.
     read = read_pairs(data, format_with(columns, chat))
     policy = load(model, dtype=dtype, frozen=True)
-    encoder = policy.encoder(template)
-    pairs, findings = in_child(encode_pairs, encoder, read)
-    refuse(findings, "error")
-    for pair in pairs:
-        if encoder.at_most(pair.length) < pair.length:
-            what = f"{pair.length} tokens, and the model has {encoder.positions} positions"
-            raise DataError(what, where=pair.source, hint="shorten its texts, or delete the row")
-    say_limits(policy.causal_lm, None, pairs)
-    if policy.backend_in_words:
-        say(policy.backend_in_words)
-    completions = {completion for pair in pairs for completion in completions_of(pair)}
-    budget = tokens_per_batch(memory_of(policy), policy.device)
-    scored = cached_reference(policy, completions, budget)
+    pairs = pairs_to_score(policy, policy.encoder(template), read)
+    scored = logps_of(policy, pairs)
     lines = []
     for pair in pairs:
         chosen, rejected = completions_of(pair)
@@ -71,3 +63,26 @@ def score(
     else:
         write_text(out, "".join(lines))
         say(f"{len(lines)} rows in {out}")
+
+
+def pairs_to_score(policy: Policy, encoder: Encoder, read: Sequence[Pair]) -> list[TokenPair]:
+    """The pairs as this model's tokens. Raises DataError where one does not fit the model."""
+    pairs, findings = in_child(encode_pairs, encoder, read)
+    refuse(findings, "error")
+    for pair in pairs:
+        if encoder.at_most(pair.length) < pair.length:
+            what = f"{pair.length} tokens, and the model has {encoder.positions} positions"
+            raise DataError(what, where=pair.source, hint="shorten its texts, or delete the row")
+    say_limits(policy.causal_lm, None, pairs)
+    return pairs
+
+
+def logps_of(
+    policy: Policy, pairs: Sequence[TokenPair], base_only: bool = False
+) -> StoredReference:
+    """The log-probs of all completions, cached; ``base_only`` switches adapters off."""
+    if policy.backend_in_words:
+        say(policy.backend_in_words)
+    completions = {completion for pair in pairs for completion in completions_of(pair)}
+    budget = tokens_per_batch(memory_of(policy), policy.device)
+    return cached_reference(policy, completions, budget, base_only)

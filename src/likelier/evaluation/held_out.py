@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from likelier.evaluation.intervals import means_of_clusters
+from likelier.evaluation.intervals import means_of_clusters, wilson
 
 TIE = 1e-4  # nats of a margin: below, float32 rounding decides which side is ahead
 PERCENTILES = (5, 50, 95)
+# All of five prompts point the same way in one of sixteen tosses of a coin: no interval that is
+# drawn from so few can tell a difference at 95 %.
+FEWEST_PROMPTS = 6
 LONGER = {"chosen_longer": 1, "rejected_longer": -1, "same_length": 0}
 
 
@@ -43,12 +46,18 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over ``pairs`` pairs and its 95 % interval, drawn by prompts."""
+    """A mean over ``pairs`` pairs of ``prompts`` prompts, and its 95 % interval by prompts."""
 
     mean: float
     low: float
     high: float
     pairs: int
+    prompts: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether a difference can be told from none: 0 is outside, and the prompts are not few."""
+        return self.prompts >= FEWEST_PROMPTS and (self.low > 0 or self.high < 0)
 
 
 def hits_of(margin_P: np.ndarray, tie_P: Any = TIE) -> np.ndarray:
@@ -64,48 +73,66 @@ def columns_of(model: PairLogps, reference: PairLogps | None) -> dict[str, np.nd
     - ``reward_accuracy``: whether its implicit reward is the larger one, which is the sign of the
       log-ratio ``margin`` (nats) for any beta (Rafailov et al. 2023, section 5.2).
     - ``chosen_drift``, ``rejected_drift``: log-ratio over tokens, nats a token.
-    - the accuracy where the chosen completion is longer, is shorter, and is of the same length.
+    - both accuracies where the chosen completion is longer, is shorter, and is as long.
 
     ``reference`` is the initial policy; without one there are no rewards, margins and drifts. The
     initial policy beside itself has a reward accuracy of one half: it changed nothing.
     """
     long_P, short_P = model.chosen_tokens_P, model.rejected_tokens_P
-    ranked_P = model.chosen_P - model.rejected_P
     each_P = model.chosen_P / long_P - model.rejected_P / short_P
     found = {
-        "ranking_accuracy": hits_of(ranked_P),
+        "ranking_accuracy": hits_of(model.chosen_P - model.rejected_P),
         "ranking_accuracy_per_token": hits_of(each_P, TIE / np.maximum(long_P, short_P)),
     }
-    name = "ranking_accuracy"
-    if reference is not None:
-        ratio_P = model.chosen_P - reference.chosen_P
-        other_P = model.rejected_P - reference.rejected_P
-        found |= {
-            "reward_accuracy": hits_of(ratio_P - other_P),
-            "margin": ratio_P - other_P,
-            "chosen_drift": ratio_P / long_P,
-            "rejected_drift": other_P / short_P,
-        }
-        name = "reward_accuracy"
-    sign_P = np.sign(long_P - short_P)
-    for which, sign in LONGER.items():
-        found[f"{name}_{which}"] = np.where(sign_P == sign, found[name], np.nan)
-    return found
+    found |= _by_length(model, "ranking_accuracy", found["ranking_accuracy"])
+    if reference is None:
+        return found
+    ratio_P = model.chosen_P - reference.chosen_P
+    other_P = model.rejected_P - reference.rejected_P
+    hits_P = hits_of(ratio_P - other_P)
+    return found | {
+        "reward_accuracy": hits_P,
+        **_by_length(model, "reward_accuracy", hits_P),
+        "margin": ratio_P - other_P,
+        "chosen_drift": ratio_P / long_P,
+        "rejected_drift": other_P / short_P,
+    }
+
+
+def _by_length(model: PairLogps, name: str, hits_P: np.ndarray) -> dict[str, np.ndarray]:
+    """Hits of the pairs whose chosen completion is longer, shorter, or as long, in tokens."""
+    sign_P = np.sign(model.chosen_tokens_P - model.rejected_tokens_P)
+    return {
+        f"{name}_{which}": np.where(sign_P == sign, hits_P, np.nan)
+        for which, sign in LONGER.items()
+    }
 
 
 def longer_wins(model: PairLogps) -> np.ndarray:
-    """The accuracy of preferring whatever has more tokens, pair by pair: shape (P,)."""
+    """The hits of preferring whatever has more tokens, pair by pair: shape (P,)."""
     return hits_of((model.chosen_tokens_P - model.rejected_tokens_P).astype(np.float64))
 
 
-def figures_of(columns: Mapping[str, np.ndarray], prompts: Sequence[Hashable]) -> dict[str, Figure]:
-    """Every column's mean and interval; one that no pair adds to is left out."""
+def figures_of(
+    columns: Mapping[str, np.ndarray], prompts: Sequence[Hashable], least: float = 0.0
+) -> dict[str, Figure]:
+    """Every column's mean and interval; one that no pair adds to is left out.
+
+    ``least`` is what a hit can be at least: 0, and -1 of a difference. Where all hits are the same,
+    no draw of them differs: their interval is as if those that were not seen, which are so many
+    prompts that Wilson's interval of none of them allows, were as low or as high as can be.
+    """
     kept = {name: column for name, column in columns.items() if not np.isnan(column).all()}
     rows = means_of_clusters(np.stack(list(kept.values())), prompts)
-    return {
-        name: Figure(mean, low, high, int((~np.isnan(column)).sum()))
-        for (name, column), (mean, low, high) in zip(kept.items(), rows.tolist(), strict=True)
-    }
+    found = {}
+    for (name, column), (mean, low, high) in zip(kept.items(), rows.tolist(), strict=True):
+        counted = ~np.isnan(column)
+        number = len({prompt for prompt, is_in in zip(prompts, counted, strict=True) if is_in})
+        if "accuracy" in name and np.ptp(column[counted]) == 0:
+            _, unseen = wilson(0.0, number)
+            low, high = (mean + unseen * (end - mean) for end in (least, 1.0))
+        found[name] = Figure(mean, low, high, int(counted.sum()), number)
+    return found
 
 
 def differences(
@@ -119,8 +146,3 @@ def percentiles(margin_P: np.ndarray) -> dict[str, float]:
     """The 5th, 50th and 95th percentile of margins, in nats."""
     values = np.percentile(margin_P, PERCENTILES).tolist()
     return {f"p{at}": value for at, value in zip(PERCENTILES, values, strict=True)}
-
-
-def is_clear(figure: Figure) -> bool:
-    """Whether the interval of a difference leaves 0 out."""
-    return figure.low > 0 or figure.high < 0

@@ -71,10 +71,10 @@ def means_of_clusters(
     drawn = draws(number, seed, resamples)
     means_RF = np.concatenate([_means(sums_FC, sizes_FC, some) for some in drawn])
     found = []
-    for values_N, counts_N, means_R in zip(values_FN, counts_FN, means_RF.T, strict=True):
-        kept = values_N[counts_N]
+    for values_N, sizes_C, means_R in zip(values_FN, sizes_FC, means_RF.T, strict=True):
+        kept = values_N[~np.isnan(values_N)]
         mean = math.fsum(kept.tolist()) / len(kept) if len(kept) else math.nan
-        found.append((mean, *interval_of_draws(means_R, number, level)))
+        found.append((mean, *interval_of_draws(means_R, int((sizes_C > 0).sum()), level)))
     return np.array(found)
 
 

@@ -1,10 +1,11 @@
 """Who answers: the base model and what was trained from it, of a run folder or a model."""
 
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from likelier.base.errors import ConfigError, InputMissing
 from likelier.base.model_files import base_of_adapter, describe_files, in_one_line, place_of
@@ -16,6 +17,7 @@ from likelier.model.load import load
 from likelier.model.policy import Policy
 
 Name = Literal["base", "tuned", "model"]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,27 @@ def open_sides(
     if base is None:
         return (ModelSide("model", policy, encoder),)
     return tuple(ModelSide(name, policy, encoder) for name in wanted)
+
+
+def ask_in_turn(
+    target: str,
+    config: Config | None,
+    template: Mapping[str, Any],
+    ask: Callable[[ModelSide], Answer],
+    sides: tuple[Name, ...] = ("base", "tuned"),
+) -> dict[Name, Answer]:
+    """What ``ask`` gives of each side, as `open_sides` opens them. Two models are never in memory
+    together: the first is let go before the second is loaded.
+    """
+    both = config is not None and (Path(target).expanduser() / "model").is_dir()
+    found: dict[Name, Answer] = {}
+    for names in [(name,) for name in sides] if both else [sides]:
+        opened = list(open_sides(target, config, template, None, names))
+        while opened:
+            found[opened[0].name] = ask(opened[0])
+            del opened[0]
+        gc.collect()  # a model is a circle of references, and would be waited for
+    return found
 
 
 def _of_full_run(run: Path, config: Config, name: Name, settings: Mapping[str, Any]) -> Policy:
