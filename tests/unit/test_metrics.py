@@ -1,11 +1,14 @@
 """Metrics by hand, ties, and held-out means that no cut into batches changes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.support.runs import make_place, token_pairs
+from tests.support.tiny import pair_rows, write_rows
 
 from likelier.base.errors import RunFailed
 from likelier.batching.batch import completions_of
@@ -19,10 +22,12 @@ from likelier.evaluation.metrics import (
     rewards,
     wilson,
 )
+from likelier.evaluation.registry import metrics_known, page
 from likelier.losses.registry import BoundLoss, bind
 from likelier.losses.values import StepValues
 from likelier.model.load import load
 from likelier.reference.cache import StoredReference, cached_reference
+from likelier.run import train
 from likelier.training.batches import cut_batches
 from likelier.training.step import step_values
 
@@ -41,6 +46,8 @@ def values_of(rows: list[tuple[float, float, float, float]], beta: float = 0.5) 
     )
 
 
+ROOT = Path(__file__).parents[2]
+ANSWER = Completion((1,), (True,))
 THREE = values_of([(-10, -20, -12, -19), (-5, -5, -4, -7), (-8, -9, -8, -9)])
 
 
@@ -58,8 +65,78 @@ def test_by_hand() -> None:
             "rewards/accuracies": 0.5,
             "logps/chosen": -23 / 3,
             "logps/rejected": -34 / 3,
+            "drift/chosen": 1 / 3,
+            "drift/rejected": 1 / 3,
+            "weights/saturated": 0.0,
+            "weights/effective": 1.5**2 / (3 * (0.5**2 + 2 * 0.25 * (1 + math.tanh(0.75) ** 2))),
         }
     )
+
+
+def test_weights_by_hand() -> None:
+    """Margins of ln 1, ln 3 and ln 199: weights of 1/2, 1/4 and 1/200, of which one is small."""
+    values = values_of([(math.log(n) - 9, -9, -9, -9) for n in (1, 3, 199)], beta=1.0)
+    found = metrics(values, 1.0)
+    assert found["weights/saturated"] == pytest.approx(1 / 3)
+    sums = (1 / 2 + 1 / 4 + 1 / 200) ** 2, 1 / 4 + 1 / 16 + 1 / 40_000
+    assert found["weights/effective"] == pytest.approx(sums[0] / sums[1] / 3)
+
+
+def test_held_out_figures_by_hand() -> None:
+    """Two long chosen answers that are preferred, and a short one that is not."""
+    values = values_of([(-10, -20, -12, -19), (-8, -9, -9, -9), (-5, -4, -4, -6)])
+    values = replace(values, length_R=torch.tensor([4, 3, 2, 2, 2, 3]))
+    pairs = [TokenPair((i,), ANSWER, ANSWER, "x") for i in range(3)]
+    found = held_out_metrics(pairs, values, 0.5)
+    expected = {
+        "rewards/margins_p5": -1.3,  # of -1.5, 0.5 and 1.5
+        "rewards/margins_p50": 0.5,
+        "rewards/margins_p95": 1.4,
+        "rewards/accuracies_chosen_longer": 1.0,
+        "rewards/accuracies_rejected_longer": 0.0,
+        "ranking/accuracies": 2 / 3,
+        "ranking/accuracies_per_token": 2 / 3,  # -2.5 to -10, -2.7 to -4.5, -2.5 to -1.3
+        "lengths/longer_wins": 2 / 3,
+        "lengths/correlation": np.corrcoef([2, 1, -1], [3, 1, -3])[0, 1],
+        "drift/chosen": (2 / 4 + 1 / 3 - 1 / 2) / 3,
+        "drift/rejected": (-1 / 2 + 0 + 2 / 3) / 3,
+    }
+    assert {name: found[f"eval_{name}"] for name in expected} == pytest.approx(expected)
+
+
+def test_what_no_pair_adds_to_is_left_out() -> None:
+    """No reference: nothing drifts. Answers of one length: none is longer."""
+    values = values_of([(-1, -2, 0, 0), (-2, -1, 0, 0)])
+    pairs = [TokenPair((i,), ANSWER, ANSWER, "x") for i in range(2)]
+    found = held_out_metrics(pairs, values, 0.5)
+    assert "eval_drift/chosen" not in found and "eval_lengths/correlation" not in found
+    assert "eval_rewards/accuracies_chosen_longer" not in found
+    assert found["eval_ranking/accuracies"] == found["eval_lengths/longer_wins"] == 0.5
+
+
+def test_the_page_of_the_metrics() -> None:
+    written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert written == page(), "run: python -m likelier.evaluation.registry > docs/metrics.md"
+
+
+def test_what_a_run_logs_is_known(tmp_path: Path, cache: Path) -> None:
+    """And what is known is logged by one of these runs."""
+    place, logged = make_place(tmp_path / "place"), set()
+    rows = pair_rows(12)
+    swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    labelled = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    for loss, data in (("sigmoid", rows + swapped), ("simpo", rows), ("kto", labelled)):
+        write_rows(place.data, data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LIKELIER_CACHE", str(cache))
+            patch.setattr("likelier.run._write_report", lambda out: None)
+            run = train(place.config(tmp_path / loss, loss={"name": loss}, train__steps=2))
+        logged |= {name for row in run.metrics for name in row} - {"step"}
+    assert logged == {key for metric in metrics_known().values() for key in metric.keys}
 
 
 def test_a_tie_counts_one_half() -> None:
@@ -111,13 +188,19 @@ def held(tmp_path_factory: pytest.TempPathFactory):
     return policy, pairs, StoredReference("x", shifted)
 
 
-def test_means_run_over_pairs(held) -> None:
+@pytest.mark.parametrize("cut", ["pairs", "tokens"])
+def test_means_run_over_pairs(held, cut: str) -> None:
     """Thirteen pairs in batches of uneven size: a mean of the batches' means is another number."""
     policy, pairs, column = held
     loss = bind({"name": "sigmoid", "beta": 0.5})
     found = []
-    for budget in (16, 60, 200, 10_000):
-        batches = cut_batches(pairs, column, policy.backend, budget)
+    for size in (1, 2, 3, 5, 13) if cut == "pairs" else (16, 60, 200, 10_000):
+        if cut == "pairs":
+            shares = [range(at, min(at + size, 13)) for at in range(0, 13, size)]
+            batches = [batch for share in shares for batch in
+                       cut_batches(pairs, column, policy.backend, 10_000, share=share)]  # fmt: skip
+        else:
+            batches = cut_batches(pairs, column, policy.backend, size)
         sizes = {len(batch.position_P) for batch in batches}
         with policy.running():
             values = step_values(policy, batches, loss)

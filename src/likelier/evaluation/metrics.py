@@ -1,14 +1,32 @@
-"""Metrics of a set of pairs, by the names the field logs them under."""
+"""Metrics of a set of pairs, by the names the field logs them under.
+
+`likelier.evaluation.registry` says what each means.
+"""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from likelier.data.records import TokenPair
-from likelier.evaluation.held_out import TIE
+from likelier.evaluation.held_out import (
+    PERCENTILES,
+    TIE,
+    PairLogps,
+    columns_of,
+    longer_wins,
+)
 from likelier.evaluation.intervals import wilson
-from likelier.losses.values import StepValues
+from likelier.losses.values import StepValues, sigma
+
+SATURATED = 0.01  # a weight below it: the pair no longer pulls
+_LOGGED = {  # by the names of `columns_of`
+    "ranking_accuracy": "ranking/accuracies",
+    "ranking_accuracy_per_token": "ranking/accuracies_per_token",
+    "reward_accuracy_chosen_longer": "rewards/accuracies_chosen_longer",
+    "reward_accuracy_rejected_longer": "rewards/accuracies_rejected_longer",
+}
 
 
 def rewards(values: StepValues, beta: float) -> tuple[Tensor, Tensor]:
@@ -58,7 +76,33 @@ def metrics(values: StepValues, beta: float) -> dict[str, float]:
             "scores/margins": margin,
             "scores/accuracies": _hits(margin, beta * TIE / float(values.chosen.tokens_P.max())),
         }
-    return {name: float(column.mean()) for name, column in columns.items()}
+    columns |= _drifts(values)
+    row = {name: float(column.mean()) for name, column in columns.items()}
+    return row | _weights(chosen - rejected)
+
+
+def _drifts(values: StepValues) -> dict[str, Tensor]:
+    """The log-ratio of each side a token, in nats; none where the loss reads no reference."""
+    if not values.reference_R.any():
+        return {}
+    return {
+        "drift/chosen": values.chosen.mean_ratio_P,
+        "drift/rejected": values.rejected.mean_ratio_P,
+    }
+
+
+def _weights(margin_P: Tensor) -> dict[str, float]:
+    """What is left to pull: the weight of a pair in DPO's gradient is ``sigmoid(-margin)``.
+
+    Of them the share below `SATURATED`, and the effective sample size over the number of pairs
+    (Kish 1965).
+    """
+    weight_P = sigma(-margin_P)
+    effective = weight_P.sum() ** 2 / (len(weight_P) * (weight_P**2).sum())
+    return {
+        "weights/saturated": float((weight_P < SATURATED).double().mean()),
+        "weights/effective": float(effective),
+    }
 
 
 def _of_labelled(values: StepValues, beta: float) -> dict[str, float]:
@@ -89,10 +133,41 @@ def held_out_metrics(
     Means run over pairs, never over batches.
     """
     low, high = accuracy_interval(pairs, values, beta)
-    row = {f"eval_{name}": value for name, value in metrics(values, beta).items()}
+    row = metrics(values, beta)
+    if values.label_P is None:
+        row |= _of_many_pairs(values, beta)
+    row = {f"eval_{name}": value for name, value in row.items()}
     row["eval_rewards/accuracies_low"], row["eval_rewards/accuracies_high"] = low, high
     row["eval_pairs"] = len(pairs)
     return row
+
+
+def _of_many_pairs(values: StepValues, beta: float) -> dict[str, float]:
+    """Figures that a single step has too few pairs for; those that no pair adds to are left out."""
+    model = _logps(values.chosen.policy_P, values.rejected.policy_P, values)
+    reference = None
+    if values.reference_R.any():
+        reference = _logps(values.chosen.reference_P, values.rejected.reference_P, values)
+    columns = columns_of(model, reference)
+    found = {
+        logged: float(np.nanmean(columns[name]))
+        for name, logged in _LOGGED.items()
+        if name in columns and not np.isnan(columns[name]).all()
+    }
+    chosen, rejected = rewards(values, beta)
+    margin_P = (chosen - rejected).numpy()
+    for at, value in zip(PERCENTILES, np.percentile(margin_P, PERCENTILES).tolist(), strict=True):
+        found[f"rewards/margins_p{at}"] = value
+    found["lengths/longer_wins"] = float(longer_wins(model).mean())
+    longer_P = model.chosen_tokens_P - model.rejected_tokens_P
+    if np.ptp(longer_P) > 0 and np.ptp(margin_P) > beta * TIE:
+        found["lengths/correlation"] = float(np.corrcoef(longer_P, margin_P)[0, 1])
+    return found
+
+
+def _logps(chosen_P: Tensor, rejected_P: Tensor, values: StepValues) -> PairLogps:
+    sides = (chosen_P, rejected_P, values.chosen.tokens_P, values.rejected.tokens_P)
+    return PairLogps(*(side.numpy() for side in sides))
 
 
 def accuracy_interval(
