@@ -11,6 +11,7 @@ from hypothesis import settings
 # Read when torch and huggingface_hub are imported, so before any test module is.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LIKELIER_LANGUAGE"] = "en"  # whatever the system's is
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command line has it for several processes
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)

@@ -65,6 +65,12 @@ ColumnsOption = Annotated[
 ]
 
 
+LangOption = Annotated[
+    Literal["en", "ko"] | None,
+    typer.Option("--lang", help="Language of the page; default: the config's or the system's."),
+]
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from likelier import __version__
@@ -112,20 +118,21 @@ def demo(
     notebook: Annotated[
         bool, typer.Option("--notebook", help="Open the walk-through in JupyterLab instead.")
     ] = False,
+    lang: LangOption = None,
 ) -> None:
     """Train a tiny model offline, from nothing to a report, in minutes."""
     _check_versions()
     if notebook:
         from likelier.demo.notebook import open_notebook
 
-        if out != Path("runs/demo") or seed:
+        if out != Path("runs/demo") or seed or lang:
             what = "has no effect together with --notebook"
-            raise ConfigError(what, where="--out or --seed", hint="leave it out")
+            raise ConfigError(what, where="--out, --seed or --lang", hint="leave it out")
 
         open_notebook(Path.cwd())
     from likelier.demo import demo as run_demo
 
-    run_demo(out, seed=seed)
+    run_demo(out, seed=seed, lang=lang)
 
 
 @app.command(epilog="Example: likelier check pairs.jsonl --model ./my-model --html check.html")
@@ -177,6 +184,7 @@ def check(
     all_places: Annotated[
         bool, typer.Option("--all", help="Show every place of a finding, not the first few.")
     ] = False,
+    lang: LangOption = None,
 ) -> None:
     """Find what is wrong with preference data, and where.
 
@@ -204,7 +212,7 @@ def check(
             max_length, score,
         )  # fmt: skip
     question = replace(question, all_places=all_places)
-    code = check_data(question, gate or [], fix, html, as_json)
+    code = check_data(question, gate or [], fix, html, as_json, lang)
     if code:
         raise typer.Exit(code)
 
@@ -528,11 +536,11 @@ def eval_(
 
 
 @app.command(epilog="Example: likelier report runs/demo")
-def report(run: RunArgument) -> None:
+def report(run: RunArgument, lang: LangOption = None) -> None:
     """Write the report of a run again and print where it is."""
     from likelier.report.page import write_report
 
-    print(write_report(run))
+    print(write_report(run, lang))
 
 
 @app.command(epilog="Example: likelier losses simpo")

@@ -286,7 +286,7 @@ def print_through_main(text: str) -> None:
 LIBRARY = """
 import logging, sys, types, warnings
 
-def demo(out, seed):
+def demo(out, seed, lang):
     warnings.warn({0!r})
     logging.warning({0!r})
     logger = logging.getLogger("library")

@@ -157,8 +157,11 @@ def test_a_missing_config_file_is_missing_input(capsys):
 def test_demo(stand_in):
     calls = stand_in("likelier.demo", "demo")
     assert main(["demo", "--out", "runs/x", "--seed", "3"]) == 0
-    assert main(["demo"]) == 0
-    assert calls == [(Path("runs/x"), {"seed": 3}), (Path("runs/demo"), {"seed": 0})]
+    assert main(["demo", "--lang", "ko"]) == 0
+    assert calls == [
+        (Path("runs/x"), {"seed": 3, "lang": None}),
+        (Path("runs/demo"), {"seed": 0, "lang": "ko"}),
+    ]
 
 
 def test_train_reads_the_config_before_anything_else(stand_in, tmp_path, monkeypatch):
@@ -206,8 +209,9 @@ def test_show_and_score(stand_in):
 def test_report_says_where_it_is(stand_in, capsys):
     calls = stand_in("likelier.report.page", "write_report", Path("runs/a/report.html"))
     assert main(["report", "runs/a"]) == 0
-    assert calls == [(Path("runs/a"),)]
-    assert capsys.readouterr().out == "runs/a/report.html\n"
+    assert main(["report", "runs/a", "--lang", "ko"]) == 0
+    assert calls == [(Path("runs/a"), None), (Path("runs/a"), "ko")]
+    assert capsys.readouterr().out == "runs/a/report.html\n" * 2
 
 
 def test_versions_are_checked_before_work(stand_in, monkeypatch, capsys):
@@ -428,7 +432,7 @@ def test_an_interrupt_is_130_without_a_traceback(stand_in, capsys):
 def test_ctrl_c_on_the_real_process():
     code = (
         "import sys, time, types\n"
-        "def demo(out, seed):\n"
+        "def demo(out, seed, lang):\n"
         "    print('ready', flush=True); time.sleep(60)\n"
         "sys.modules['likelier.demo'] = types.SimpleNamespace(demo=demo)\n"
         "sys.argv = ['likelier', 'demo']\n"

@@ -765,9 +765,11 @@ def test_a_resolved_config_runs_again_as_it_is(tree, file):
     stream = decided["model"].pop("stream")  # decided by each machine
     length = decided["eval"].pop("max_new_tokens")  # decided when answers are asked for
     parallel = decided.pop("parallel")  # decided by each start
+    assert decided.pop("lang") == "auto"  # decided when a report is written
     assert "auto" not in [value for section in decided.values() for value in _values(section)]
     decided["data"]["boundary"], decided["model"]["stream"] = boundary, stream
     decided["eval"]["max_new_tokens"], decided["parallel"] = length, parallel
+    decided["lang"] = "auto"
     again = load_config(file(dump(decided)))
     assert resolved(again, **FACTS) == decided
     assert difference(decided, again) == []

@@ -325,7 +325,7 @@ def test_what_a_pair_says_stands_behind_its_place(demo: Path, tmp_path: Path) ->
 
 def test_findings_have_their_place_and_cure(demo: Path) -> None:
     page = render_report(read_run(demo)).split('<section id="findings"')[1].split("</section>")[0]
-    assert "duplicate" in page and "Delete one; `likelier check --fix` does it." in page
+    assert "duplicate" in page and "A pair that stands twice counts twice and may leak" in page
     assert "<bdi>pairs.jsonl:2</bdi>" in page and "the same pair as pairs.jsonl:1" in page
     assert "and 5 more" in page
 

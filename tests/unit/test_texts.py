@@ -3,23 +3,25 @@
 import ast
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from string import Formatter
+from threading import Barrier
 from typing import NamedTuple
 
 import jinja2
 import pytest
 import yaml
 from jinja2 import nodes
-from tests.support.report_runs import add_demo, build_run
+from tests.support.report_runs import add_demo, build_run, write_jsonl
 
 from likelier import pages
 from likelier.base.errors import ConfigError
+from likelier.cli import main
 from likelier.pages import texts
-from likelier.pages.texts import catalogue, text
-from likelier.report.page import render_report
-from likelier.report.read import read_run
+from likelier.pages.texts import catalogue, choose_language, in_language, language, text
+from likelier.report.page import make_report
 
 SOURCE = Path(pages.__file__).parents[1]
 TEMPLATES = sorted((SOURCE / "pages" / "templates").glob("*.html"))
@@ -41,7 +43,7 @@ def uses() -> Iterator[Use]:
     for path in PAGES:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if node.func.id != "text" or not node.args:
+                if node.func.id not in ("text", "text_or") or not node.args:
                     continue
                 names = [keyword.arg for keyword in node.keywords]
                 values = None if None in names else {str(name) for name in names}
@@ -72,7 +74,7 @@ def template_key(node: nodes.Node) -> tuple[str | None, ...]:
 USES = list(uses())
 LITERALS = {
     node.value
-    for path in PAGES
+    for path in SOURCE.rglob("*.py")
     for node in ast.walk(ast.parse(path.read_text("utf-8")))
     if isinstance(node, ast.Constant) and isinstance(node.value, str)
 }
@@ -165,25 +167,166 @@ def test_templates_say_nothing_by_themselves(path: Path) -> None:
     assert [c for c in constants if " " in c.strip()] == []
 
 
-def test_a_file_is_enough_for_another_language(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that asks for no language."""
+    for name in ("LIKELIER_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_the_first_that_names_a_language_decides(system: pytest.MonkeyPatch) -> None:
+    assert choose_language() == "en"
+    for name, value, chosen in [
+        ("LANG", "ko_KR.UTF-8", "ko"),
+        ("LC_MESSAGES", "en_US.UTF-8", "en"),
+        ("LC_ALL", "ko", "ko"),
+        ("LC_ALL", "kok_IN", "en"),  # Konkani
+        ("LC_ALL", "ko.UTF-8", "ko"),
+        ("LIKELIER_LANGUAGE", "en", "en"),
+        ("LIKELIER_LANGUAGE", "auto", "ko"),
+    ]:
+        system.setenv(name, value)
+        assert choose_language() == chosen, (name, value)
+    assert choose_language(None, "en") == "en"
+    assert choose_language("ko", "en") == "ko"
+    assert choose_language("auto", "auto") == "ko"
+
+
+def test_a_language_without_texts_is_refused(system: pytest.MonkeyPatch) -> None:
+    system.setenv("LIKELIER_LANGUAGE", "../en")
+    with pytest.raises(ConfigError, match="LIKELIER_LANGUAGE") as caught:
+        choose_language()
+    assert "use en or ko" in str(caught.value)
+    with pytest.raises(ConfigError, match="language fr"), in_language("fr"):
+        pass
+
+
+def test_two_languages_in_one_process_do_not_meet(tmp_path: Path) -> None:
+    """Each report in its own thread, both begun before either ends."""
+    run = add_demo(build_run(tmp_path / "run", steps=2, planned=2))
+    alone = {code: make_report(run, code) for code in ("en", "ko")}
+    together = Barrier(2)
+
+    def make(code: str) -> str:
+        with in_language(code):
+            together.wait(timeout=60)
+            return text("report.words.margin") + make_report(run, code)
+
+    with ThreadPoolExecutor(2) as pool:
+        made = dict(zip(alone, pool.map(make, alone), strict=True))
+    assert made == {"en": f"Margin{alone['en']}", "ko": f"마진{alone['ko']}"}
+    assert language() == "en"
+
+
+def test_a_report_is_in_the_language_of_its_config(
+    tmp_path: Path, system: pytest.MonkeyPatch
 ) -> None:
-    english = (texts.CATALOGUES / "en.yaml").read_text("utf-8")
-    (tmp_path / "en.yaml").write_text(english, "utf-8")
-    tree = yaml.safe_load(english)
-    tree["report"]["words"]["margin"] = "여백"
-    (tmp_path / "ko.yaml").write_text(yaml.safe_dump(tree, allow_unicode=True), "utf-8")
-    run = read_run(add_demo(build_run(tmp_path / "run", steps=2, planned=2)))
-    monkeypatch.setattr(texts, "CATALOGUES", tmp_path)
-    catalogue.cache_clear()
-    try:
-        assert "여백" not in render_report(run)
-        monkeypatch.setenv("LIKELIER_LANGUAGE", "ko")
-        page = render_report(run)
-        assert '<html lang="ko">' in page and "<dt>여백</dt>" in page
-        monkeypatch.setenv("LIKELIER_LANGUAGE", "../en")
-        with pytest.raises(ConfigError, match="LIKELIER_LANGUAGE") as caught:
-            render_report(run)
-        assert "use one of en, ko" in str(caught.value)
-    finally:
-        catalogue.cache_clear()
+    run = add_demo(build_run(tmp_path / "run", steps=2, planned=2))
+    assert '<html lang="en">' in make_report(run)
+    with (run / "config.yaml").open("a") as config:
+        config.write("lang: ko\n")
+    assert '<html lang="ko">' in make_report(run)
+    assert '<html lang="en">' in make_report(run, "en")
+    (run / "config.yaml").write_text("lang: [ko]\n")
+    assert '<html lang="en">' in make_report(run)
+
+
+ENGLISH_WORD = re.compile(r"[A-Za-z]{2,}")
+# What stays as it is in Korean: names of commands, keys, files, formats and notations.
+NAMES = re.compile(
+    r"`[^`]*`|[a-z_]+\.[a-z_.]+|[\w/]+\.(?:yaml|json|jsonl)|\{[^}]*\}|max_length|"
+    r"(?:data|check) ?--?\w+|assistant|user|system|tool|role|content|true|false|null|tie|"
+    r"\w+_response_id|labels|overall_preference|[A-Z][A-Za-z/]+|likelier(?: \w+)?|check|ln|mean|"
+    r"history|last|drop|trim|resize_token_embeddings|eos_token_id|Ctrl-C"
+)
+
+
+def test_nothing_is_left_in_english() -> None:
+    """A sentence that was copied and not translated has words that are no names."""
+    left = {
+        key: found
+        for key, sentence in catalogue("ko").items()
+        if (found := ENGLISH_WORD.findall(NAMES.sub(" ", sentence)))
+    }
+    assert left == {}
+
+
+# A particle that depends on the last sound of the word before it, behind a value.
+PARTICLE = re.compile(
+    r"\}(?:은|는|이|가|을|를|과|와|으로|로|이에요|예요|였어요|이었어요)(?![가-힣(])"
+)
+
+
+def test_no_particle_hangs_on_a_value_that_may_end_either_way() -> None:
+    """Shares end in %, read as a vowel, and are the exception."""
+    shares = re.compile(r"\{(?:after|before|share|training|held_out|accuracy)\}|\{\w+:\.\d%\}")
+    wrong = {
+        key: sentence
+        for key, sentence in catalogue("ko").items()
+        if PARTICLE.search(shares.sub("%", sentence))
+    }
+    assert wrong == {}
+
+
+VOID = {"meta", "link", "br", "img", "input", "rect", "line", "circle", "path", "hr"}
+BY_OTHERS = {"style", "script", "code", "pre", "bdi", "h1", "title", "template"}  # or by machines
+
+
+class Ours(HTMLParser):
+    """What a page says in words of ours: not in code, not in English by mark, not by a user."""
+
+    def __init__(self, page: str):
+        super().__init__(convert_charrefs=True)
+        self.said: list[str] = []
+        self._open: list[bool] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag not in VOID:
+            foreign = tag in BY_OTHERS or given.get("lang") == "en" or given.get("dir") == "auto"
+            self._open.append(foreign)
+        if not any(self._open):
+            self.said += [value or "" for name, value in attrs if name in SPOKEN]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not any(self._open):
+            self.said.append(data)
+
+
+def in_english(page: str) -> list[str]:
+    return [one for one in Ours(page).said if ENGLISH_WORD.search(NAMES.sub(" ", one))]
+
+
+def test_a_korean_report_says_nothing_in_english(tmp_path: Path) -> None:
+    page = make_report(add_demo(build_run(tmp_path / "run", steps=120, planned=120)), "ko")
+    assert '<html lang="ko">' in page and len(Ours(page).said) > 500
+    assert in_english(page) == []
+
+
+def test_a_korean_page_of_check_says_nothing_in_english(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{n}?", "chosen": f"- {n}, yes " + "a" * n, "rejected": "아니요" * 20}
+        for n in range(1200)
+    ]
+    odd = [{"prompt": "neither"}, {**rows[0], "chosen": "a\ufffdb"}, rows[1]]
+    write_jsonl(tmp_path / "rows.jsonl", [*rows, *odd])
+    page = tmp_path / "check.html"
+    command = ["check", str(tmp_path / "rows.jsonl"), "--html", str(page), "--lang", "ko"]
+    assert main(command) == 65
+    said = page.read_text("utf-8")
+    assert '<html lang="ko">' in said and "글머리표 목록" in said and "오류" in said
+    left = in_english(said.replace("rows.jsonl", ""))
+    assert left == [one for one in left if one.endswith("열: prompt, chosen, rejected")]
+
+
+def test_lang_without_a_page_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    assert main(["check", str(tmp_path / "rows.jsonl"), "--lang", "ko"]) == 2
+    assert "--lang" in (error := capsys.readouterr().err) and "--html" in error

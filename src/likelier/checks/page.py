@@ -14,7 +14,7 @@ from likelier.checks.examine import Question
 from likelier.checks.pairs import DECOMPOSED, last_words
 from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import SHORTCUT_ACCURACY, Lengths
-from likelier.checks.summary import Examination, describe
+from likelier.checks.summary import Examination, describe, describe_feature, tells_apart
 from likelier.data.formats import read_row
 from likelier.data.read import kind_of
 from likelier.data.records import Pair, Row
@@ -23,12 +23,11 @@ from likelier.data.sources import Data, read_data
 from likelier.data.workers import row_of
 from likelier.pages import render_page
 from likelier.pages.excerpts import as_json, excerpt, plain_text
-from likelier.pages.texts import text
+from likelier.pages.texts import in_language, text, text_or
 
 MAX_ALONE = 320  # characters of the one text that a finding is about
 MAX_OF_SIDE = 160  # of the prompt and of each answer, where it is about the pair
 MAX_LINE = 2**16  # bytes of a line that is no row
-ABOUT_SIDES = ("shortcut", "length")  # kinds that say that something trivial tells the sides apart
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv")
 _LINE = re.compile(r"(?P<file>.+):(?P<line>\d+)", re.DOTALL)
 _PART = re.compile(r"\[(\d+)\]|\.?([^.\[]+)")
@@ -43,17 +42,23 @@ _COLUMN = re.compile(r"at column (\d+)")
 Said = dict[str, Any]  # an excerpt, with the name of the side that it is of
 
 
-def write_page(found: Examination, question: Question, path: Path) -> None:
-    """Write what was found as a page, replacing ``path`` whole.
+def write_page(found: Examination, question: Question, path: Path, lang: str = "en") -> None:
+    """Write what was found as a page in a language, replacing ``path`` whole.
 
     The data are read once more, for the texts at the places shown. Raises OutputError, and what
     reading the data raises.
     """
+    with in_language(lang):
+        write_text(path, _page(found, question))
+
+
+def _page(found: Examination, question: Question) -> str:
     places = [finding for kind in found.kinds for finding in kind.first]
     texts = _texts(question, found.form, places)
-    aside = [kind.first[0].message for kind in found.kinds if kind.code in ABOUT_SIDES]
+    kinds = {kind.code for kind in found.kinds}
+    aside = [said for code, said in tells_apart(found.statistics).items() if code in kinds]
     errors = found.count("error")
-    page = render_page(
+    return render_page(
         "check.html",
         ["page.css", "bars.css"],
         name=question.name,
@@ -68,8 +73,8 @@ def write_page(found: Examination, question: Question, path: Path) -> None:
         histograms=_histograms(found.statistics.lengths, question.max_length),
         why=why,
         cure=cure,
+        named=describe_feature,
     )
-    write_text(path, page)
 
 
 def _histograms(lengths: Lengths | None, max_length: int | None) -> list[dict[str, Any]]:
@@ -79,7 +84,9 @@ def _histograms(lengths: Lengths | None, max_length: int | None) -> list[dict[st
     found = {"answers": (lengths.answers, None), "pairs": (lengths.pairs, max_length)}
     return [
         {
-            "title": text(f"check.histogram.{name}", unit=lengths.unit),
+            "title": text(
+                f"check.histogram.{name}", unit=text_or(f"check.units.{lengths.unit}", lengths.unit)
+            ),
             "bars": {text(f"check.histogram.{one}"): n for one, n in drawn.counts.items()},
             "width": drawn.width,
             "longest": drawn.longest,
@@ -137,7 +144,10 @@ def _said(finding: Finding, row: Row, form: Format, encoder: Encoder | None) -> 
             bad = _bad(finding, value, sides, encoder)
             return [{"side": "", **excerpt(value, MAX_ALONE, bad)}]
     return [
-        {"side": name, **excerpt(side, MAX_OF_SIDE, _bad(finding, side, sides, encoder))}
+        {
+            "side": text_or(f"report.pairs.sides.{name}", name),
+            **excerpt(side, MAX_OF_SIDE, _bad(finding, side, sides, encoder)),
+        }
         for name, side in sides.items()
     ]
 

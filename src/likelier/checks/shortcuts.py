@@ -10,7 +10,6 @@ from likelier.base.findings import Finding
 from likelier.checks.pairs import SCRIPTS, script_of
 from likelier.checks.rules import finding
 from likelier.evaluation.intervals import wilson
-from likelier.pages.texts import text
 
 FOLDS = 5
 MIN_PROMPTS = 30  # distinct ones; with fewer nothing is estimated
@@ -52,6 +51,10 @@ _ENDS = {
     "a first lower-case letter": lambda text: text.lstrip()[:1].islower(),
 }
 _SCRIPTS = tuple(f"{script} letters" for script in SCRIPTS if script != "other")
+SAYS = {  # where it is there or not, and where it is a number
+    "chosen": ("chosen has it", "chosen has more of it"),
+    "rejected": ("rejected has it", "rejected has more of it"),
+}
 FEATURES = ("length", "lines", *_PATTERNS, *_ENDS, *_SCRIPTS, "first character")
 LENGTH, FIRST = FEATURES.index("length"), FEATURES.index("first character")
 
@@ -175,8 +178,8 @@ def _clue(label: str, column: np.ndarray, groups: np.ndarray) -> Clue | None:
     side = "chosen"
     if right.value < 0.5:
         side, right = "rejected", Estimate(1 - right.value, 1 - right.high, 1 - right.low)
-    how_much = "more" if label in ("length", "lines") else "it"
-    return Clue(label, text(f"check.{side}_has_{how_much}"), int(differ.sum()), right)
+    says = SAYS[side][label in ("length", "lines")]
+    return Clue(label, says, int(differ.sum()), right)
 
 
 def estimate(right: np.ndarray, groups: np.ndarray) -> Estimate:

@@ -16,12 +16,13 @@ from likelier.checks.rules import cure, why
 from likelier.checks.shortcuts import Clue, Estimate, Lengths, Probe
 from likelier.data.records import Pair
 from likelier.data.shapes import NEEDED, Format
-from likelier.pages.texts import text
+from likelier.pages.texts import text, text_or
 
 SHOWN_CHARACTERS = 90  # of each side of the example
 MAX_LOCATIONS = 20  # of each code that are kept
 SHOWN_LOCATIONS = 5  # of each code that the terminal shows
 _SOURCE = re.compile(r"(?P<file>.*[:\[])(?P<row>\d+)\]?(#\d+)??(#(?P<pair>\d+))?", re.DOTALL)
+_FIRST = re.compile(r"a first '(.+)'")
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}  # of the severities, gravest first
 
 
@@ -214,7 +215,9 @@ def _describe_statistics(statistics: Statistics) -> list[str]:
     lines = []
     pairs, prompts = statistics.pairs, text("check.counted_prompts", n=statistics.prompts)
     if statistics.labels:
-        labels = ", ".join(f"{count} {name}" for name, count in statistics.labels.items())
+        labels = ", ".join(
+            text(f"check.labels.{name}", n=count) for name, count in statistics.labels.items()
+        )
         answers = text("check.counted_answers", n=pairs)
         lines.append(
             text("check.answers_to_prompts", answers=answers, prompts=prompts, labels=labels)
@@ -225,10 +228,14 @@ def _describe_statistics(statistics: Statistics) -> list[str]:
     if (skew := statistics.lengths) and pairs > 1:
         medians = {"chosen": skew.median_chosen, "rejected": skew.median_rejected}
         longer = _interval(skew.chosen_longer)
-        lines.append(text("check.lengths", share=longer, **medians, unit=skew.unit))
+        unit = text_or(f"check.units.{skew.unit}", skew.unit)
+        lines.append(text("check.lengths", share=longer, **medians, unit=unit))
     if len(statistics.scripts) > 1:
         total = sum(statistics.scripts.values())
-        shares = (f"{name} {count / total:.0%}" for name, count in statistics.scripts.items())
+        shares = (
+            f"{text_or(f'check.scripts_named.{name}', name)} {count / total:.0%}"
+            for name, count in statistics.scripts.items()
+        )
         lines.append(text("check.scripts", shares=", ".join(shares)))
     if probe := statistics.probe:
         lines.append(text("check.probe", share=_interval(probe.accuracy)))
@@ -241,7 +248,43 @@ def _describe_statistics(statistics: Statistics) -> list[str]:
 
 def _describe_clue(clue: Clue) -> str:
     right, differ = _interval(clue.right), clue.differ
-    return text("check.clue", feature=clue.feature, says=clue.says, share=right, n=differ)
+    feature, says = describe_feature(clue)
+    return text("check.clue", feature=feature, says=says, share=right, n=differ)
+
+
+def describe_feature(clue: Clue) -> tuple[str, str]:
+    """The feature of a clue and its direction, in the language that is set."""
+    feature = clue.feature
+    if first := _FIRST.fullmatch(feature):
+        feature = text("check.first_character", letter=first[1])
+    elif (script := feature.removesuffix(" letters")) != feature:
+        feature = text("check.letters", script=text_or(f"check.scripts_named.{script}", script))
+    else:
+        feature = text_or(f"check.traits.{feature}", feature)
+    return feature, text(f"check.says.{clue.says}")
+
+
+def tells_apart(statistics: Statistics) -> dict[str, str]:
+    """What trivial features say about the sides of the pairs, by the kind of finding it may be."""
+    said = {}
+    if found := statistics.probe:
+        share = _interval(found.accuracy)
+        if found.clues:
+            feature = describe_feature(found.clues[0])[0]
+            said["shortcut"] = text("check.shortcut_most", share=share, feature=feature)
+        else:
+            said["shortcut"] = text("check.shortcut", share=share)
+    if skew := statistics.lengths:
+        chosen = skew.chosen_longer.value
+        side = "chosen" if chosen > 0.5 else "rejected"
+        said["length"] = text(
+            f"check.{side}_longer",
+            share=max(chosen, 1 - chosen),
+            chosen=skew.median_chosen,
+            rejected=skew.median_rejected,
+            unit=text_or(f"check.units.{skew.unit}", skew.unit),
+        )
+    return said
 
 
 def _describe_view(view: ModelView) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from likelier.base.errors import ConfigError
 from likelier.base.files import must_be_apart
 from likelier.base.foreign import visible
 from likelier.base.terminal import console, say
@@ -20,6 +21,7 @@ from likelier.checks.summary import (
     print_kinds,
 )
 from likelier.data.sources import describe_folders, names_of
+from likelier.pages.texts import choose_language
 
 
 def check(
@@ -28,16 +30,25 @@ def check(
     out: Path | None,
     html: Path | None,
     as_json: bool,
+    lang: str | None = None,
 ) -> int:
     """Examine data and print what was found; the exit code: 0, or 65 where there are errors.
 
-    Raises GateMissed where a gate is missed and no row is in error, and what `examine` and `fix`
-    raise.
+    ``lang`` is the language of the page.
+
+    Raises ConfigError where there is no page that it could be of, GateMissed where a gate is missed
+    and no row is in error, and what `examine` and `fix` raise.
     """
     for option, file in {"--html": html, "--fix": out}.items():
         if file is not None:
             read = (question.model, question.held_out, *names_of(question.data))
             must_be_apart(file, f"{option} {file}", read)
+    if lang is not None and html is None:
+        hint = "add --html FILE; lines in the terminal are English"
+        raise ConfigError(
+            "is the language of the page, and no page is asked for", where="--lang", hint=hint
+        )
+    lang = choose_language(lang)
     limits = [read_gate(gate) for gate in gates]
     for line in describe_folders(question.data):
         say(line)
@@ -51,7 +62,7 @@ def check(
     else:
         _print(found, None if question.all_places else SHOWN_LOCATIONS)
     if html is not None:
-        write_page(found, question, html)
+        write_page(found, question, html, lang)
         say(f"page: {html}")
     if out is not None:
         written, changes_file, changes = fix(question, out)

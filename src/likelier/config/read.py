@@ -195,7 +195,8 @@ def resolved(config: Config, **facts: Any) -> dict[str, Any]:
     """The live keys with every ``auto`` replaced by what was decided; it runs again as it is.
 
     Some stay: ``data.boundary`` is decided for every pair, ``model.stream`` by each machine,
-    ``parallel`` at each start and ``eval.max_new_tokens`` when answers are asked for.
+    ``parallel`` at each start, ``lang`` when a report is written and ``eval.max_new_tokens`` when
+    answers are asked for.
 
     Args:
         config: as read.

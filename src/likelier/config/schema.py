@@ -332,6 +332,10 @@ class Config(Section):
         "none", description="a tracker that shows the metrics, too; no part of what a run is"
     )
 
+    lang: Literal["auto", "en", "ko"] = Field(
+        "auto", description="language of the report; auto = the system's; no part of what a run is"
+    )
+
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "Config":
         """A key that this run would not read is an error, not a silence."""

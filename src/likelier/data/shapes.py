@@ -11,7 +11,7 @@ from likelier.base.findings import Finding, Unfit
 from likelier.chat.messages import as_list, is_transcript, read_number, suggestion
 from likelier.chat.written import list_in
 from likelier.data.records import Row, taken
-from likelier.pages.texts import text
+from likelier.pages.texts import text, text_or
 
 Shape = Literal["pairs", "ranked", "scored", "compared", "labelled"]
 ROWS_LOOKED_AT = 200  # to recognise a format
@@ -102,7 +102,8 @@ class Format:
         shape, columns = text(f"check.format.{self.shape}"), ", ".join(names)
         if not self.style:
             return text("check.format.columns", shape=shape, columns=columns)
-        return text("check.format.columns_style", shape=shape, style=self.style, columns=columns)
+        style = text_or(f"check.format.styles.{self.style}", self.style)
+        return text("check.format.columns_style", shape=shape, style=style, columns=columns)
 
 
 def format_with(columns: Mapping[str, str | None], chat: bool = False) -> Format:
@@ -330,13 +331,14 @@ def _style(shape: Shape, columns: Mapping[str, str], present: Mapping[str, Any],
     answer = present.get(columns.get(NEEDED[shape][-1 if shape == "scored" else 0], ""))
     if shape == "ranked":
         inside = "scores" not in columns
-        return text("check.format.scores_inside" if inside else "check.format.scores")
+        return "scores inside the completions" if inside else "with scores"
     if isinstance(answer, (list, tuple, dict)):
-        return text("check.format.chats" if "prompt" in columns else "check.format.whole_chats")
+        whole = "whole chats, of which the common beginning is the prompt"
+        return "chats" if "prompt" in columns else whole
     if is_transcript(answer):
-        return text("check.format.transcripts")
+        return "Human/Assistant transcripts"
     as_chats = chat or bool({"system", "tools", "history"} & columns.keys())
-    return text("check.format.texts_as_chats" if as_chats else "check.format.texts")
+    return "texts as chats" if as_chats else "texts, used without a chat template"
 
 
 def _grouped(rows: Iterable[Row | Finding], form: Format) -> Iterator[Row | Finding]:

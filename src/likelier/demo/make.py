@@ -19,7 +19,9 @@ TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "heldout.jsonl"
 PAIRS_EACH = 6  # about each topic that pairs name, in each language
 
 
-def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
+def make(
+    out: Path, seed: int, recipe: Recipe | None, began: float, lang: str | None = None
+) -> Path:
     """Make the demo in ``out``, or resume it where it was stopped; returns ``out``.
 
     Its pairs are written to ``<out>-pairs``. Added to the files of an ordinary run are
@@ -29,7 +31,7 @@ def make(out: Path, seed: int, recipe: Recipe | None, began: float) -> Path:
     """
     recipe = recipe or Recipe(seed=seed)
     files = out.with_name(f"{out.name}-pairs")
-    config = config_from(settings(base_folder(recipe), files, out, seed))
+    config = config_from(settings(base_folder(recipe), files, out, seed, lang))
     RunFolder(config).finished()  # refuses a folder of something else at once
     base = base_model(recipe)
     make_folder(files)
@@ -67,7 +69,9 @@ def _as_chat(pair: PairText) -> dict[str, Any]:
     }
 
 
-def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
+def settings(
+    base: Path, files: Path, out: Path, seed: int, lang: str | None = None
+) -> dict[str, Any]:
     """The config of the run, as a user would write it: full tuning.
 
     The learning rate is far above what large models take, because the model is far smaller.
@@ -82,6 +86,7 @@ def settings(base: Path, files: Path, out: Path, seed: int) -> dict[str, Any]:
         "train": {"epochs": 4, "pairs_per_step": 32, "eval_every": 18, "seed": seed},
         "eval": {"samples": 0},  # the demo asks questions of its own
         "out": str(out),
+        **({"lang": lang} if lang else {}),
     }
 
 

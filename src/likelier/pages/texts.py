@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,53 @@ from likelier.base.errors import ConfigError
 CATALOGUES = Path(__file__).parent / "texts"  # en.yaml, and one file for each further language
 
 
+_CURRENT = ContextVar("language", default="en")
+
+
 def language() -> str:
-    """The language of the pages: LIKELIER_LANGUAGE, or English."""
-    return os.environ.get("LIKELIER_LANGUAGE") or "en"
+    """The language that `text` answers in: English, where no `in_language` stands around."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def in_language(code: str) -> Iterator[None]:
+    """Have `text` answer in a language, here and in no other thread or task.
+
+    Raises ConfigError where there is no catalogue for it.
+    """
+    catalogue(code)
+    before = _CURRENT.set(code)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(before)
+
+
+def choose_language(asked: str | None = None, configured: str | None = None) -> str:
+    """The language of a page: the option's, else the config's, else LIKELIER_LANGUAGE, else the
+    system's (LC_ALL, LC_MESSAGES or LANG, the first that is set), else English.
+
+    Raises ConfigError where one of the first three names a language without a catalogue.
+    """
+    settings = {
+        "--lang": asked,
+        "lang": configured,
+        "LIKELIER_LANGUAGE": os.environ.get("LIKELIER_LANGUAGE"),
+    }
+    for where, code in settings.items():
+        if code and code != "auto":
+            catalogue(code, where)
+            return code
+    names = ("LC_ALL", "LC_MESSAGES", "LANG")
+    system = next((value for name in names if (value := os.environ.get(name))), "")
+    code = system[:2]
+    return code if code in known_languages() and not system[2:3].isalpha() else "en"
+
+
+@cache
+def known_languages() -> tuple[str, ...]:
+    """The codes of the languages that there is a catalogue for."""
+    return tuple(sorted(path.stem for path in CATALOGUES.glob("*.yaml")))
 
 
 def text(key: str, **values: Any) -> str:
@@ -23,7 +69,6 @@ def text(key: str, **values: Any) -> str:
 
     Raises:
         KeyError: there is no such key, or no value for one of its placeholders.
-        ConfigError: there is no catalogue for LIKELIER_LANGUAGE.
     """
     sentences = catalogue(language())
     if key not in sentences and "n" in values:
@@ -31,16 +76,27 @@ def text(key: str, **values: Any) -> str:
     return sentences[key].format(**values)
 
 
-@cache
-def catalogue(code: str) -> dict[str, str]:
-    """All sentences of a language by their dotted keys. Raises ConfigError where it has none."""
-    known = sorted(path.stem for path in CATALOGUES.glob("*.yaml"))
-    if code not in known:
+def text_or(key: str, otherwise: str) -> str:
+    """The sentence of ``key``, or ``otherwise`` where there is no such key."""
+    return catalogue(language()).get(key, otherwise)
+
+
+def catalogue(code: str, where: str = "") -> dict[str, str]:
+    """All sentences of a language by their dotted keys.
+
+    Raises ConfigError where it has none; ``where`` says who asked for it.
+    """
+    if code not in known_languages():
         raise ConfigError(
             f"there are no texts in the language {code}",
-            where="LIKELIER_LANGUAGE",
-            hint=f"use one of {', '.join(known)}, or unset it for English",
+            where=where or None,
+            hint=f"use {' or '.join(known_languages())}",
         )
+    return _catalogue(code)
+
+
+@cache
+def _catalogue(code: str) -> dict[str, str]:
     # In C where PyYAML was built with it: every run reads a catalogue before its first step.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     tree = yaml.load((CATALOGUES / f"{code}.yaml").read_text(encoding="utf-8"), Loader=loader)

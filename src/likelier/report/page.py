@@ -1,6 +1,7 @@
 """The report of a run: everything read from its folder, put into one HTML file."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ from likelier.base.files import write_text
 from likelier.pages import render_page
 from likelier.pages.charts import page_scripts
 from likelier.pages.excerpts import excerpt
-from likelier.pages.texts import percent, text
+from likelier.pages.texts import choose_language, in_language, percent, text, text_or
 from likelier.report.charts import draw_charts
 from likelier.report.health import health
-from likelier.report.read import RunFiles, count, number, read_run
+from likelier.report.read import FoundKind, RunFiles, configured_language, count, number, read_run
 from likelier.report.summary import describe_status, give_verdict, key_figures, run_facts
 
 SHOWN_SAMPLES = 8  # the others are folded away
@@ -20,23 +21,30 @@ REPEATED = 0.2  # of an answer's runs of four tokens: what is less is ordinary w
 LONGEST_SAMPLE = 4000  # characters; a model that never stops should not fill the page
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, lang: str | None = None) -> Path:
     """Write ``run/report.html`` from the files of a run folder, and return its path.
 
-    The page is one file that needs no network, and is replaced whole or not at all.
+    The page is one file that needs no network, and is replaced whole or not at all. ``lang`` is
+    its language; None or auto is that of the run's config, or what `choose_language` finds.
 
     Raises:
         InputMissing: ``run`` is no folder, or holds no complete run.json.
+        ConfigError: there are no texts in ``lang``.
         OutputError: the page cannot be written.
     """
-    folder = read_run(Path(run))
-    path = folder.path / "report.html"
-    write_text(path, render_report(folder))
+    path = Path(run) / "report.html"
+    write_text(path, make_report(Path(run), lang))
     return path
 
 
+def make_report(run: Path, lang: str | None = None) -> str:
+    """The page of `write_report` as text."""
+    with in_language(choose_language(lang, configured_language(run))):
+        return render_report(read_run(run))
+
+
 def render_report(run: RunFiles) -> str:
-    """The page as text: a function of the folder's files alone, the same at any time."""
+    """The page as text, in the language that is set: a function of the folder's files alone."""
     scripts, drawn = page_scripts(draw_charts(run))
     samples = [_sample(row) for row in run.samples]
     tone, verdict = give_verdict(run)
@@ -54,12 +62,18 @@ def render_report(run: RunFiles) -> str:
         more_samples=samples[SHOWN_SAMPLES:],
         checks=health(run),
         pair_log=run.pair_log,
-        findings=run.findings,
+        findings=[_in_our_words(kind) for kind in run.findings],
         texts={source: _pair(sides) for source, sides in run.texts.items()},
         facts=run_facts(run),
         config_text=run.config_text,
         gaps=run.gaps,
     )
+
+
+def _in_our_words(kind: FoundKind) -> FoundKind:
+    """A kind of finding in the page's language; one that is none of ours stays as it is."""
+    why = text_or(f"findings.{kind.code}.why", kind.why)
+    return replace(kind, why=why, cure=text_or(f"findings.{kind.code}.cure", kind.cure))
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import yaml
 from likelier.base.errors import InputMissing
 from likelier.base.files import MAX_RECORD_BYTES, open_regular, read_bytes, read_errors, read_json
 from likelier.evaluation.intervals import wilson
-from likelier.pages.texts import text
+from likelier.pages.texts import known_languages, text
 
 LOGPS = ("chosen_logp", "rejected_logp", "reference_chosen_logp", "reference_rejected_logp")
 VISIT = pa.schema(  # what is read of a row of the pair log
@@ -151,6 +151,12 @@ def read_record(path: Path) -> dict[str, Any]:
     if record is None:
         raise InputMissing("not a complete JSON object", where=str(file), hint=hint)
     return record
+
+
+def configured_language(path: Path) -> str | None:
+    """``lang`` of a run's config, where that names a language that there are texts in."""
+    found = _read_config(path / "config.yaml", [])[0].get("lang")
+    return found if isinstance(found, str) and found in known_languages() else None
 
 
 def read_jsonl(path: Path, gaps: list[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from likelier.pages.texts import duration, percent, points, short, signed, text
+from likelier.pages.texts import duration, percent, points, short, signed, text, text_or
 from likelier.report.read import (
     Proportion,
     RunFiles,
@@ -275,7 +275,8 @@ def _preflight(run: RunFiles) -> str:
     tolerance = number(found.get("tolerance"))
     if pairs is None or apart is None:
         return ""
-    unit = _plain(found.get("unit")) or text("report.run.an_answer")
+    unit = _plain(found.get("unit")) or "an answer"
+    unit = text_or(f"report.run.units.{unit}", unit)
     key, allowed = ("paths", "") if tolerance is None else ("paths_allowed", short(tolerance))
     values = {"difference": short(apart), "unit": unit, "tolerance": allowed}
     return text(f"report.run.{key}", n=pairs, **values)

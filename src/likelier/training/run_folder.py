@@ -64,10 +64,10 @@ _SHAPE = {
 
 def asked(config: Config) -> dict[str, Any]:
     """The live keys of a config, secrets masked; where a run and its weights lie, what shows its
-    metrics, the answers that are looked at and the processes that share the work are no part of
-    what it is.
+    metrics, the answers that are looked at, the language of its report and the processes that share
+    the work are no part of what it is.
     """
-    beside = ("out", "eval", "parallel")
+    beside = ("out", "eval", "parallel", "lang")
     keys = {key: value for key, value in live(config).items() if key not in beside}
     del keys["model"]["stream"]
     keys["track"] = "none"  # as it stands in runs from before there were others
@@ -172,7 +172,7 @@ class RunFolder:
             Config.model_validate(self.record.get("resolved"))
         except ValidationError:
             return None
-        beside = {key: live(self.config)[key] for key in ("parallel", "track")}
+        beside = {key: live(self.config)[key] for key in ("parallel", "track", "lang")}
         return {**self.record["resolved"], **beside}
 
     def must_hold(self, **inputs: str) -> None:
