@@ -94,7 +94,8 @@ def plain_loop(
             up, down = BETA * (chosen - chosen_before), BETA * (rejected - rejected_before)
             loss = torch.log(1 + torch.exp(down - up))
             (loss / len(pairs)).backward()
-            each.append([x.item() for x in (loss, up, down, chosen, rejected)])
+            of_token = up / BETA / sum(pair.chosen.scored), down / BETA / sum(pair.rejected.scored)
+            each.append([x.item() for x in (loss, up, down, chosen, rejected, *of_token)])
         norm = math.sqrt(sum(float(p.grad.pow(2).sum()) for p in trained.values()))
         if norm > CLIP:
             for parameter in trained.values():
@@ -103,12 +104,17 @@ def plain_loop(
             group["lr"] = learning_rate(number)
         adamw.step()
         mean = [sum(column) / len(pairs) for column in zip(*each, strict=True)]
-        names = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+        names = ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
+                 "drift/chosen", "drift/rejected")  # fmt: skip
+        weights = [1 / (1 + math.exp(up - down)) for _, up, down, *_ in each]
         ahead = [0.5 if abs(up - down) < 1e-9 else float(up > down) for _, up, down, *_ in each]
         row = dict(zip(names, mean, strict=True))
         row["step"] = number
         row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         row["rewards/accuracies"] = sum(ahead) / len(pairs)
+        row["weights/saturated"] = sum(weight < 0.01 for weight in weights) / len(pairs)
+        squares = sum(weight**2 for weight in weights)
+        row["weights/effective"] = sum(weights) ** 2 / squares / len(pairs)
         row["grad_norm"] = norm
         row["learning_rate"] = learning_rate(number)
         rows.append(row)

@@ -22,7 +22,7 @@ from likelier.evaluation.metrics import (
     rewards,
     wilson,
 )
-from likelier.evaluation.registry import metrics_known, page
+from likelier.evaluation.registry import metrics_known, metrics_page
 from likelier.losses.registry import BoundLoss, bind
 from likelier.losses.values import StepValues
 from likelier.model.load import load
@@ -116,7 +116,7 @@ def test_what_no_pair_adds_to_is_left_out() -> None:
 
 def test_the_page_of_the_metrics() -> None:
     written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert written == page(), "run: python -m likelier.evaluation.registry > docs/metrics.md"
+    assert written == metrics_page(), "run: python -m likelier.evaluation.registry > docs/metrics.md"
 
 
 def test_what_a_run_logs_is_known(tmp_path: Path, cache: Path) -> None:

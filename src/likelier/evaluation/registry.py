@@ -10,7 +10,7 @@ from typing import Literal
 
 import yaml
 
-HEAD = """# Metrics
+INTRODUCTION = """# Metrics
 
 This page is written by `python -m likelier.evaluation.registry > docs/metrics.md`.
 
@@ -57,9 +57,9 @@ def metrics_known() -> dict[str, Metric]:
     return {name: Metric(name, **about) for name, about in written.items()}
 
 
-def page() -> str:
+def metrics_page() -> str:
     """The page of the documentation."""
-    return HEAD + "".join(map(_section, metrics_known().values()))
+    return INTRODUCTION + "".join(map(_section, metrics_known().values()))
 
 
 def _section(metric: Metric) -> str:
@@ -70,4 +70,4 @@ def _section(metric: Metric) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(metrics_page(), end="")
