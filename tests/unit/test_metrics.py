@@ -116,7 +116,8 @@ def test_what_no_pair_adds_to_is_left_out() -> None:
 
 def test_the_page_of_the_metrics() -> None:
     written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert written == metrics_page(), "run: python -m likelier.evaluation.registry > docs/metrics.md"
+    how = "run: python -m likelier.evaluation.registry > docs/metrics.md"
+    assert written == metrics_page(), how
 
 
 def test_what_a_run_logs_is_known(tmp_path: Path, cache: Path) -> None:
