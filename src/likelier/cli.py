@@ -543,6 +543,23 @@ def report(run: RunArgument, lang: LangOption = None) -> None:
     print(write_report(run, lang))
 
 
+@app.command(epilog="Example: likelier compare runs/first runs/second --html compare.html")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of runs.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare runs by their held-out pairs: what differs, by how much, and which is best.
+
+    Every run is compared with the first one, pair by pair, with intervals that know which pairs
+    share a prompt. Losses are compared only where loss.* is the same. The best has the highest
+    accuracy; of those that the data does not tell apart, it moved least from the reference.
+    """
+    from likelier.commands.compare import compare as compare_runs
+
+    compare_runs(runs, html, as_json)
+
+
 @app.command(epilog="Example: likelier losses simpo")
 def losses(
     name: Annotated[

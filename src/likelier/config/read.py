@@ -12,7 +12,7 @@ from likelier.base.errors import ConfigError, InputMissing
 from likelier.config.explain import explain
 from likelier.config.losses import live_loss
 from likelier.config.schema import IN_MEMORY, Config
-from likelier.config.strict_yaml import argument, document, flow, parse
+from likelier.config.strict_yaml import argument, document, leaves, parse
 
 # Full tuning moves every weight, so its peak is lower: Rafailov et al. 2023 use 5e-7 to 1e-6.
 AUTO_LR = {"none": 5e-7, "lora": 1e-5}
@@ -232,21 +232,9 @@ def difference(before: Config | Mapping[str, Any], after: Config | Mapping[str, 
 
     An ``auto`` differs from the value it was decided to be: compare what ``resolved`` gave.
     """
-    old, new = _leaves(before), _leaves(after)
+    old, new = (leaves(live(c) if isinstance(c, Config) else c) for c in (before, after))
     return [
         f"{key}: {old.get(key, 'nothing')} before, {new.get(key, 'nothing')} now"
         for key in {**old, **new}
         if old.get(key) != new.get(key)
     ]
-
-
-def _leaves(config: Config | Mapping[str, Any]) -> dict[str, str]:
-    """Every key with its value as YAML."""
-    tree = live(config) if isinstance(config, Config) else config
-    found: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}.{key}": flow(below) for key, below in value.items()}
-        else:
-            found[name] = flow(value)
-    return found

@@ -6,6 +6,7 @@ refused, and with them every way to make a small file large or to have code run.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -156,3 +157,14 @@ def document(tree: dict[str, Any]) -> str:
         else:
             lines.append(f"{name}: {flow(value)}")
     return "\n".join(lines) + "\n"
+
+
+def leaves(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Every key of a tree of sections, dotted, with its value on one line."""
+    found: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": flow(below) for key, below in value.items()}
+        else:
+            found[name] = flow(value)
+    return found

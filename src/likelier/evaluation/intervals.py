@@ -85,6 +85,35 @@ def _means(sums_FC: np.ndarray, sizes_FC: np.ndarray, drawn_RC: np.ndarray) -> n
         return np.stack([s_C[drawn_RC].sum(1) / n_C[drawn_RC].sum(1) for s_C, n_C in both], axis=1)
 
 
+def bounded_mean_of_clusters(
+    values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable], error: float
+) -> tuple[float, float, float]:
+    """The mean of values and an interval that misses it with a probability of at most ``error``,
+    however small that is and however few the clusters are: of too few it has no ends.
+
+    It holds where the sum of a cluster, less its share of the mean, is as likely as its negative;
+    for differences of two things that are alike it does. A sum of such values over the root of the
+    sum of their squares is beyond x with a probability of at most exp(-x²/2) (Efron 1969, from
+    Hoeffding 1963); the interval has the means for which it is not. A bootstrap that rare would
+    need as many resamples, and errs where clusters are few.
+
+    Raises ValueError where there are no values, or as many clusters as values are not given.
+    """
+    if not len(values) or len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters")
+    at_N, _ = numbered(clusters)
+    sums_C, sizes_C = np.bincount(at_N, weights=np.asarray(values, float)), np.bincount(at_N)
+    total, number = float(sums_C.sum()), float(sizes_C.sum())
+    beyond = 2 * math.log(2 / error)  # x², of either side
+    a = number**2 - beyond * float((sizes_C**2).sum())
+    b = total * number - beyond * float((sums_C * sizes_C).sum())
+    c = total**2 - beyond * float((sums_C**2).sum())
+    if a <= 0:
+        return total / number, -math.inf, math.inf
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return total / number, (b - root) / a, (b + root) / a
+
+
 def numbered(clusters: Sequence[Hashable]) -> tuple[np.ndarray, int]:
     """The number of each value's cluster, shape (N,), in the order in which they first appear; and
     how many clusters there are.

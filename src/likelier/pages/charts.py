@@ -39,6 +39,15 @@ LINE_STYLES: dict[str, dict[str, Any]] = {
     "margin": {"mode": "lines", "line": {"color": "#8a8f98", "width": 1.5, "dash": "dashdot"}},
     "plain": {"mode": "lines", "line": {"color": "#2f7fc1", "width": 1.5}},
 }
+# Of runs over each other: eight colours of that kind, and dashes for eight more.
+_OF_RUNS = ("#2f7fc1", "#d0661b", "#27926a", "#b3589b", "#8a7a1e", "#c2504a", "#7a6fc4", "#8a8f98")
+LINE_STYLES |= {
+    f"run{at}": {
+        "mode": "lines+markers",
+        "line": {"color": _OF_RUNS[at % 8], "width": 2, "dash": ("solid", "dash")[at // 8]},
+    }
+    for at in range(16)
+}
 SCALES: dict[str, dict[str, Any]] = {
     "any": {},
     "share": {"range": [-0.02, 1.02], "tickformat": ".0%"},
