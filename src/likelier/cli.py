@@ -464,7 +464,7 @@ def chat(
     max_new_tokens: NewTokensOption = 1024,
     seed: SeedOption = 0,
 ) -> None:
-    """Talk with a model; of a run, base and tuned model answer together.
+    """Talk with a model; of a run, base and tuned answer together.
 
     Each keeps its own conversation. /help lists what can be typed beside questions. Lines may
     also come from a file or pipe.
@@ -549,15 +549,15 @@ def compare(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare runs by their held-out pairs: what differs, by how much, and which is best.
+    """Compare runs: what differs, by how much, and which is best.
 
-    Every run is compared with the first one, pair by pair, with intervals that know which pairs
-    share a prompt. Losses are compared only where loss.* is the same. The best has the highest
-    accuracy; of those that the data does not tell apart, it moved least from the reference.
+    Every run is compared with the first one over the held-out pairs of both, with intervals that
+    know which pairs share a prompt, and losses only where loss.* is the same. The best has the
+    highest accuracy; of those that the data does not tell apart, it moved least.
     """
-    from likelier.commands.compare import compare as compare_runs
+    from likelier.commands.compare import show_comparison
 
-    compare_runs(runs, html, as_json)
+    show_comparison(runs, html, as_json)
 
 
 @app.command(epilog="Example: likelier losses simpo")

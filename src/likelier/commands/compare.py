@@ -13,7 +13,7 @@ from likelier.base.foreign import visible
 from likelier.base.terminal import console, say
 from likelier.evaluation.held_out import Figure
 from likelier.pages.texts import text
-from likelier.report.compare import FIGURES, Comparison, Difference, compare_runs
+from likelier.report.compare import COMPARED_FIGURES, Comparison, Difference, compare_runs
 from likelier.report.compare_page import (
     render_comparison,
     write_change,
@@ -23,7 +23,7 @@ from likelier.report.compare_page import (
 )
 
 
-def compare(runs: Sequence[Path], html: Path | None = None, as_json: bool = False) -> None:
+def show_comparison(runs: Sequence[Path], html: Path | None = None, as_json: bool = False) -> None:
     """Compare runs by their folders and print what is found; ``html`` is a page to write, too.
 
     Raises InputMissing where one is no run folder, ConfigError for fewer than two, and OutputError
@@ -35,7 +35,7 @@ def compare(runs: Sequence[Path], html: Path | None = None, as_json: bool = Fals
     if html is not None:
         write_text(html, render_comparison(found))
     if as_json:
-        print(json.dumps(as_data(found), ensure_ascii=False, indent=2))
+        print(json.dumps(comparison_as_data(found), ensure_ascii=False, indent=2))
     else:
         print_comparison(found)
     if html is not None:
@@ -66,7 +66,7 @@ def print_comparison(found: Comparison) -> None:
         over = next((_over(one) for one in found.differences if one.name == run.name), "")
         table.add_row(visible(run.name), write_steps(run), over)
     changes = {one.name: one.figures for one in found.differences}
-    for name in (one for one in FIGURES if any(one in run.figures for run in found.runs)):
+    for name in (one for one in COMPARED_FIGURES if any(one in run.figures for run in found.runs)):
         table.add_row("")
         table.add_row(write_title(name))
         for run in found.runs:
@@ -83,7 +83,7 @@ def _over(one: Difference) -> str:
     return text("compare.over", pairs=one.pairs, prompts=one.prompts) if one.pairs else ""
 
 
-def as_data(found: Comparison) -> dict[str, Any]:
+def comparison_as_data(found: Comparison) -> dict[str, Any]:
     """The comparison as JSON can hold it; what is not known is null."""
     return {
         "runs": [

@@ -28,7 +28,7 @@ from likelier.report.read import RunFiles, held_out_accuracy, progress, read_run
 from likelier.report.summary import reads_reference
 
 # What is shown of each run, in reading order; the drift is what decides between equals.
-FIGURES = ("accuracy", "margin", "chosen", "rejected", "drift", "loss")
+COMPARED_FIGURES = ("accuracy", "margin", "chosen", "rejected", "drift", "loss")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from likelier.evaluation.held_out import Figure, is_clear
 from likelier.pages import render_page
 from likelier.pages.charts import Chart, Series, draw_chart, page_scripts, thinned
 from likelier.pages.texts import percent, points, short, signed, text
-from likelier.report.compare import FIGURES, ComparedRun, Comparison
+from likelier.report.compare import COMPARED_FIGURES, ComparedRun, Comparison
 from likelier.report.read import held_out_accuracy, progress
 from likelier.report.summary import reads_reference
 
@@ -64,7 +64,7 @@ def draw_runs(runs: Sequence[ComparedRun], one_loss: bool) -> list[Chart]:
     """The held-out figures of all runs by step, on the same axes; the loss where it is one."""
     curves = [_curve(run) for run in runs]
     charts = []
-    for name in FIGURES:
+    for name in COMPARED_FIGURES:
         if name == "loss" and not one_loss:
             continue
         lines = [
@@ -108,22 +108,25 @@ def render_comparison(found: Comparison) -> str:
     """The page as text: a function of the runs' folders alone, the same at any time."""
     one_loss = not any(key.startswith("loss.") for key, _ in found.settings)
     scripts, drawn = page_scripts(draw_runs(found.runs, one_loss))
+    table = [
+        (run, write_steps(run), [write_figure(n, run.figures.get(n)) for n in COMPARED_FIGURES])
+        for run in found.runs
+    ]
     return render_page(
         "compare.html",
         ["report.css", "charts.css", "compare.css"],
         scripts,
         **drawn,
         found=found,
-        table=[(run, write_steps(run), [write_figure(n, run.figures.get(n)) for n in FIGURES])
-               for run in found.runs],
-        heads=[write_title(name) for name in FIGURES],
+        table=table,
+        heads=[write_title(name) for name in COMPARED_FIGURES],
         intervals=list(_intervals(found)),
-    )  # fmt: skip
+    )
 
 
 def _intervals(found: Comparison) -> Iterator[dict[str, Any]]:
     """The paired differences by figure: each at its place on a line from -100 to 100."""
-    for name in FIGURES:
+    for name in COMPARED_FIGURES:
         rows = [(one.name, one.figures[name]) for one in found.differences if name in one.figures]
         widest = max((abs(end) for _, one in rows for end in (one.low, one.high)), default=0.0)
         if rows:
