@@ -548,6 +548,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of runs.")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    lang: LangOption = None,
 ) -> None:
     """Compare runs: what differs, by how much, and which is best.
 
@@ -557,7 +558,7 @@ def compare(
     """
     from likelier.commands.compare import show_comparison
 
-    show_comparison(runs, html, as_json)
+    show_comparison(runs, html, as_json, lang)
 
 
 @app.command(epilog="Example: likelier losses simpo")

@@ -206,7 +206,7 @@ def test_damaged_files_are_named_and_the_rest_is_compared(tmp_path: Path) -> Non
     found = compare_runs(runs)
     assert found.differences[0].figures["accuracy"].mean == -1.0
     said = "\n".join(found.facts)
-    assert "held_out/steps-00000060-00000060.parquet cannot be read" in said
+    assert "`held_out/steps-00000060-00000060.parquet` cannot be read" in said
     assert "metrics.jsonl" in said
 
 

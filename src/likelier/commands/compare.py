@@ -12,7 +12,7 @@ from likelier.base.files import must_be_apart, write_text
 from likelier.base.foreign import visible
 from likelier.base.terminal import console, say
 from likelier.evaluation.held_out import Figure
-from likelier.pages.texts import text
+from likelier.pages.texts import choose_language, in_language, text
 from likelier.report.compare import COMPARED_FIGURES, Comparison, Difference, compare_runs
 from likelier.report.compare_page import (
     render_comparison,
@@ -23,21 +23,28 @@ from likelier.report.compare_page import (
 )
 
 
-def show_comparison(runs: Sequence[Path], html: Path | None = None, as_json: bool = False) -> None:
-    """Compare runs by their folders and print what is found; ``html`` is a page to write, too.
+def show_comparison(
+    runs: Sequence[Path],
+    html: Path | None = None,
+    as_json: bool = False,
+    lang: str | None = None,
+) -> None:
+    """Compare runs by their folders and print what is found, in the language that `choose_language`
+    finds; ``html`` is a page to write, too.
 
     Raises InputMissing where one is no run folder, ConfigError for fewer than two, and OutputError
     where the page cannot be written.
     """
     if html is not None:
         must_be_apart(html, f"--html {html}", runs)
-    found = compare_runs(runs)
-    if html is not None:
-        write_text(html, render_comparison(found))
-    if as_json:
-        print(json.dumps(comparison_as_data(found), ensure_ascii=False, indent=2))
-    else:
-        print_comparison(found)
+    with in_language(choose_language(lang)):
+        found = compare_runs(runs)
+        if html is not None:
+            write_text(html, render_comparison(found))
+        if as_json:
+            print(json.dumps(comparison_as_data(found), ensure_ascii=False, indent=2))
+        else:
+            print_comparison(found)
     if html is not None:
         say(f"page: {html}")
 

@@ -189,7 +189,7 @@ def paired(first: HeldOut, other: HeldOut, of_loss: bool) -> dict[str, Figure]:
     apart = differences(other.columns, first.columns)
     if not of_loss:
         del apart["loss"]
-    return figures_of(apart, first.prompt_P.tolist())
+    return figures_of(apart, first.prompt_P.tolist(), least=-1.0)
 
 
 def same_reference(one: HeldOut, other: HeldOut) -> bool:
@@ -235,4 +235,4 @@ def surely_lower(
     apart_P = own.columns["accuracy"] - other.columns["accuracy"]
     error = ERROR / num_comparisons(runs)
     found = bounded_mean_of_clusters(apart_P, own.prompt_P.tolist(), error)
-    return (name, Figure(*found, len(apart_P))) if found[2] < 0 else None
+    return (name, Figure(*found, len(apart_P), len(set(own.prompt_P)))) if found[2] < 0 else None

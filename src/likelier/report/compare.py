@@ -21,8 +21,7 @@ from likelier.evaluation.compare import (
     read_held_out,
     same_reference,
 )
-from likelier.evaluation.held_out import Figure, is_clear
-from likelier.evaluation.intervals import wilson
+from likelier.evaluation.held_out import Figure
 from likelier.pages.texts import percent, signed, text
 from likelier.report.read import RunFiles, held_out_accuracy, progress, read_run, section
 from likelier.report.summary import reads_reference
@@ -122,11 +121,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _read(path: Path, name: str) -> ComparedRun:
     files, log = read_run(path), read_held_out(path)
     last = log.last(reads_reference(files))
-    if last is None:
-        return ComparedRun(name, files, log, _logged(files))
-    figures, prompts = last.figures(), len(set(last.prompt_P))
-    share = figures["accuracy"].mean  # its interval is that of the log, which has width at 100 %
-    figures["accuracy"] = Figure(share, *wilson(share, prompts), len(last.pair_P))
+    figures = _logged(files) if last is None else last.figures()
     return ComparedRun(name, files, log, figures)
 
 
@@ -137,9 +132,9 @@ def _logged(files: RunFiles) -> dict[str, Figure]:
         row = files.held_out[-1]
         accuracy, pairs = held_out_accuracy(row), int(row.get("eval_pairs", 0))
         if accuracy is not None and reads_reference(files):
-            found["accuracy"] = Figure(accuracy.value, accuracy.low, accuracy.high, pairs)
+            found["accuracy"] = Figure(accuracy.value, accuracy.low, accuracy.high, pairs, pairs)
         if "eval_loss" in row:
-            found["loss"] = Figure(row["eval_loss"], math.nan, math.nan, pairs)
+            found["loss"] = Figure(row["eval_loss"], math.nan, math.nan, pairs, pairs)
     return found
 
 
@@ -268,7 +263,7 @@ def best_of(runs: Sequence[ComparedRun]) -> tuple[str | None, tuple[str, ...], s
     highest = alike[accuracies.index(max(accuracies))]
     tied = [
         at for at, one in enumerate(alike)
-        if not is_clear(paired(highest, one, of_loss=False)["accuracy"])
+        if not paired(highest, one, of_loss=False)["accuracy"].is_clear
     ]  # fmt: skip
     drift = {at: float(alike[at].columns["drift"].mean()) for at in tied}
     best = min(tied, key=drift.__getitem__)

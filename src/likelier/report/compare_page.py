@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from likelier.evaluation.held_out import Figure, is_clear
+from likelier.evaluation.held_out import Figure
 from likelier.pages import render_page
 from likelier.pages.charts import Chart, Series, draw_chart, page_scripts, thinned
 from likelier.pages.texts import percent, points, short, signed, text
@@ -38,7 +38,7 @@ def write_change(name: str, figure: Figure) -> str:
     write, key = (points, "points") if name == "accuracy" else (_signed, "interval")
     mean, low, high = (write(end) for end in (figure.mean, figure.low, figure.high))
     change = text(f"compare.{key}", mean=mean, low=low, high=high)
-    return change if is_clear(figure) else text("compare.nothing", change=change)
+    return change if figure.is_clear else text("compare.nothing", change=change)
 
 
 def write_title(name: str) -> str:
@@ -136,7 +136,7 @@ def _intervals(found: Comparison) -> Iterator[dict[str, Any]]:
                     {
                         "name": run,
                         "words": write_change(name, one),
-                        "clear": is_clear(one),
+                        "clear": one.is_clear,
                         "at": [
                             f"{95 * end / (widest or 1.0):.2f}"
                             for end in (one.low, one.mean, one.high)
