@@ -116,14 +116,8 @@ def test_what_no_pair_adds_to_is_left_out() -> None:
 
 def test_the_page_of_the_metrics() -> None:
     written = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-<<<<<<< HEAD
     how = "run: python -m likelier.evaluation.registry > docs/metrics.md"
     assert written == metrics_page(), how
-=======
-    assert written == metrics_page(), (
-        "run: python -m likelier.evaluation.registry > docs/metrics.md"
-    )
->>>>>>> df4ffa8 (A comparison speaks Korean, too, and its figures are those of the held-out evaluation)
 
 
 def test_what_a_run_logs_is_known(tmp_path: Path, cache: Path) -> None:
