@@ -1,13 +1,21 @@
 """What a careful reader would look for in the rows of a run: each check, its reason and its fix."""
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
+from likelier.evaluation.compare import read_held_out
 from likelier.evaluation.intervals import Z95, wilson
 from likelier.evaluation.spikes import FACTOR, FEWEST, FLAT, WINDOW, Spikes
 from likelier.pages.texts import percent, points, short, signed, text
+from likelier.report.check import Check, fine, unknown, warning
+from likelier.report.learned import (
+    check_answers,
+    check_length,
+    check_moved,
+    check_noise,
+    check_overfitting,
+    check_saturation,
+)
 from likelier.report.read import (
     Proportion,
     RunFiles,
@@ -22,7 +30,6 @@ from likelier.report.summary import reads_reference
 EARLY = 0.1  # of the steps planned
 TOO_EASY = 0.95  # accuracy that early usually means a shortcut
 OFTEN = 0.5  # of the steps clipped
-RISES = 3  # evaluations in a row with a higher held-out loss than the one before
 DROPPED = 0.05  # of the rows
 DRIFT_ALARM = -0.1  # nats a token, chosen answers against the reference
 # Of the accuracies of training and held-out pairs, where the whole 95% interval of their difference
@@ -34,26 +41,23 @@ GAP = 0.05
 WIDE = 0.2
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing examined. ``warning``: something was found; ``unknown``: the rows do not say."""
-
-    state: Literal["warning", "fine", "unknown"]
-    title: str
-    reason: str
-    fix: str = ""
-
-
 def health(run: RunFiles) -> list[Check]:
     """All checks, warnings first."""
+    log = read_held_out(run.path)
+    last = log.last(reads_reference(run))
     checks = [
         check_learning(run),
+        check_moved(run, last),
+        check_noise(run, last),
         check_chosen(run),
         check_shortcut(run),
+        check_length(last),
+        check_saturation(run),
         check_clipping(run),
         check_spikes(run),
-        check_overfitting(run),
+        check_overfitting(run, log),
         check_gap(run),
+        check_answers(run),
         check_held_out(run),
         check_rows_used(run),
         check_side_effects(run),
@@ -62,68 +66,52 @@ def health(run: RunFiles) -> list[Check]:
     return sorted(checks, key=lambda check: states.index(check.state))
 
 
-def _unknown(name: str, case: str = "unknown", **values: Any) -> Check:
-    title = text(f"report.health.{name}.title")
-    return Check("unknown", title, text(f"report.health.{name}.{case}", **values))
-
-
-def _fine(name: str, case: str = "fine", **values: Any) -> Check:
-    title = text(f"report.health.{name}.title")
-    return Check("fine", title, text(f"report.health.{name}.{case}", **values))
-
-
-def _warning(name: str, case: str = "warning", **values: Any) -> Check:
-    title = text(f"report.health.{name}.{case}.title")
-    reason = text(f"report.health.{name}.{case}.reason", **values)
-    return Check("warning", title, reason, text(f"report.health.{name}.{case}.fix", **values))
-
-
 def check_learning(run: RunFiles) -> Check:
     """Gradients that are all zero: nothing trainable is reached from the loss."""
     norms = [row["grad_norm"] for row in run.train if "grad_norm" in row]
     if not norms:
-        return _unknown("learning")
+        return unknown("learning")
     if max(norms) > FLAT:
-        return _fine("learning", norm=short(max(norms)))
-    return _warning("learning", n=len(norms))
+        return fine("learning", norm=short(max(norms)))
+    return warning("learning", n=len(norms))
 
 
 def check_chosen(run: RunFiles) -> Check:
     """Likelihood displacement: the chosen answers themselves lose probability."""
     if not reads_reference(run):
-        return _unknown("chosen", "unknown_no_reference")
-    rows, key, fine, fell = run.held_out, "eval_rewards/chosen", "fine", "fell"
+        return unknown("chosen", "unknown_no_reference")
+    rows, key, kept, fell = run.held_out, "eval_rewards/chosen", "fine", "fell"
     if sum(key in row for row in rows) < 2:
-        rows, key, fine, fell = run.train, "rewards/chosen", "fine_training", "fell_training"
+        rows, key, kept, fell = run.train, "rewards/chosen", "fine_training", "fell_training"
     values = [row[key] for row in rows if key in row]
     if len(values) < 2:
-        return _unknown("chosen")
+        return unknown("chosen")
     quarter = max(1, len(values) // 4)
     late, earlier = _mean(values[-quarter:]), _mean(values[-2 * quarter : -quarter])
     if late >= 0 or late >= earlier:
-        return _fine("chosen", fine, reward=signed(late, 3))
+        return fine("chosen", kept, reward=signed(late, 3))
     ends = {"earlier": signed(earlier, 3), "late": signed(late, 3)}
     reason = text(f"report.health.chosen.{fell}", **ends)
     drift = _late_drift(run)
     if drift is None:
-        return _warning("chosen", fell=reason)
+        return warning("chosen", fell=reason)
     how_much = "warning_large" if drift < DRIFT_ALARM else "warning_small"
-    return _warning("chosen", how_much, fell=reason, drift=signed(drift, 3))
+    return warning("chosen", how_much, fell=reason, drift=signed(drift, 3))
 
 
 def check_shortcut(run: RunFiles) -> Check:
     """Accuracy that is high almost at once: something simpler than the content tells them apart."""
     _, planned = progress(run)
     if not planned:
-        return _unknown("shortcut", "unknown_plan")
+        return unknown("shortcut", "unknown_plan")
     early = [row for row in run.held_out if 0 < row["step"] <= EARLY * planned]
     found = [s.value for row in early if (s := held_out_accuracy(row)) is not None]
     steps = [r for r in run.train if r["step"] <= EARLY * planned and "rewards/accuracies" in r]
     if len(steps) >= 4:  # one step's few pairs say little, and the first is before any update
         found.append(_mean([row["rewards/accuracies"] for row in steps[len(steps) // 2 :]]))
     if not found:
-        return _unknown("shortcut")
-    result = _fine if max(found) < TOO_EASY else _warning
+        return unknown("shortcut")
+    result = fine if max(found) < TOO_EASY else warning
     return result("shortcut", accuracy=percent(max(found)))
 
 
@@ -132,9 +120,9 @@ def check_clipping(run: RunFiles) -> Check:
     limit = number(section(run.config, "optim").get("max_grad_norm"))
     norms = [row["grad_norm"] for row in run.train if "grad_norm" in row]
     if limit is None or not norms:
-        return _unknown("clipping")
+        return unknown("clipping")
     clipped = sum(norm > limit for norm in norms) / len(norms)
-    result = _fine if clipped <= OFTEN else _warning
+    result = fine if clipped <= OFTEN else warning
     return result("clipping", share=percent(clipped), limit=short(limit))
 
 
@@ -145,28 +133,16 @@ def check_spikes(run: RunFiles) -> Check:
         spikes.hear(row)
     usual: dict[str, Any] = {"factor": f"{FACTOR:.0f}", "window": WINDOW}
     if len(norms) <= FEWEST:
-        return _unknown("spikes", needed=FEWEST + 1)
+        return unknown("spikes", needed=FEWEST + 1)
     if not spikes.count:
-        return _fine("spikes", **usual)
+        return fine("spikes", **usual)
     named = ", ".join(f"{step:,}" for step in spikes.steps)
     named += ", …" if spikes.count > len(spikes.steps) else ""
     worst: dict[str, Any] = {
         "step": spikes.largest["step"],
         "norm": short(spikes.largest["grad_norm"]),
     }
-    return _warning("spikes", n=spikes.count, steps=named, **worst, **usual)
-
-
-def check_overfitting(run: RunFiles) -> Check:
-    """Held-out loss that keeps rising: the run learns its own pairs by heart."""
-    rows = [row for row in run.held_out if "eval_loss" in row]
-    if len(rows) <= RISES:
-        return _unknown("overfitting", needed=RISES + 1)
-    rose = [after["eval_loss"] > before["eval_loss"] for before, after in pairwise(rows)]
-    if not any(all(rose[i : i + RISES]) for i in range(len(rose) - RISES + 1)):
-        return _fine("overfitting", loss=short(rows[-1]["eval_loss"]))
-    best = min(rows, key=lambda row: row["eval_loss"])
-    return _warning("overfitting", rises=RISES, loss=short(best["eval_loss"]), step=best["step"])
+    return warning("spikes", n=spikes.count, steps=named, **worst, **usual)
 
 
 def check_gap(run: RunFiles) -> Check:
@@ -179,7 +155,7 @@ def check_gap(run: RunFiles) -> Check:
     pairs, (done, _) = number(run.record.get("pairs")), progress(run)
     held_out = _last_accuracy(run)
     if not late or not done or not a_step or not pairs or held_out is None:
-        return _unknown("gap")
+        return unknown("gap")
     n = max(1, int(min(len(late) * a_step, pairs)))  # a pair seen twice is still one pair
     value = min(1.0, max(0.0, _mean(late)))
     training = Proportion(value, *wilson(value, n), n)
@@ -187,21 +163,21 @@ def check_gap(run: RunFiles) -> Check:
     shares = {"training": percent(training.value), "held_out": percent(held_out.value)}
     ends = {"gap": points(gap), "low": points(low), "high": points(high)}
     if low <= GAP:
-        return _fine("gap", **shares, **ends)
+        return fine("gap", **shares, **ends)
     case = "warning" if done * a_step > pairs else "warning_first_visits"
-    return _warning("gap", case, **shares, **ends, limit=points(GAP).lstrip("+"))
+    return warning("gap", case, **shares, **ends, limit=points(GAP).lstrip("+"))
 
 
 def check_held_out(run: RunFiles) -> Check:
     """Too few held-out pairs for their accuracy to say anything."""
     found = _last_accuracy(run)
     if found is None:
-        return _unknown("held_out")
+        return unknown("held_out")
     width = points(found.high - found.low).lstrip("+")
     enough = math.ceil((Z95 / WIDE) ** 2 - Z95**2)  # Wilson's interval at a half is then as wide
     ends = {"low": percent(found.low), "high": percent(found.high)}
     limit = points(WIDE).lstrip("+")
-    result = _fine if found.high - found.low <= WIDE else _warning
+    result = fine if found.high - found.low <= WIDE else warning
     return result("held_out", width=width, limit=limit, enough=enough, n=found.n, **ends)
 
 
@@ -210,8 +186,8 @@ def check_rows_used(run: RunFiles) -> Check:
     data = section(run.record, "data")
     rows, dropped = number(data.get("rows")), number(data.get("dropped"))
     if not rows or dropped is None:
-        return _unknown("rows_used")
-    result = _fine if dropped <= DROPPED * rows else _warning
+        return unknown("rows_used")
+    result = fine if dropped <= DROPPED * rows else warning
     return result("rows_used", dropped=dropped, rows=rows, share=percent(dropped / rows))
 
 
@@ -219,11 +195,11 @@ def check_side_effects(run: RunFiles) -> Check:
     """What the pairs did not teach should not have got worse (measured by the demo)."""
     before, after = run.outcome.get("named_before"), run.outcome.get("named_after")
     if before is None or after is None:
-        return _unknown("side_effects")
+        return unknown("side_effects")
     change, low, high = newcombe(before, after)
     shares = {"after": percent(after.value), "before": percent(before.value)}
     changes = {"change": points(change), "low": points(low), "high": points(high)}
-    result = _fine if high >= 0 else _warning
+    result = fine if high >= 0 else warning
     return result("side_effects", **shares, **changes)
 
 

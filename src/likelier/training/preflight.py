@@ -41,7 +41,7 @@ def preflight(
     """
     policy, loss, chosen = batcher.policy, batcher.loss, pairs_to_compare(pairs)
     sequences = list(dict.fromkeys(one for pair in chosen for one in completions_of(pair)))
-    found, noise = _compare_backends(policy, sequences)
+    found, noise, measured = _compare_backends(policy, sequences)
     if not found["difference"] <= found["tolerance"]:
         raise RunFailed(
             f"the {policy.backend} backend differs from the model's own forward by "
@@ -67,6 +67,7 @@ def preflight(
         **found,
         "loss": float(values.loss_P.mean()),
         "largest_reward": reward,
+        "noise": measured,
     }
 
 
@@ -100,10 +101,12 @@ def _plainly(policy: Policy, sequences: Sequence[Scored]) -> list[Tensor]:
         return [plain(batch)[batch.entry_K].double().cpu() for batch in batches]
 
 
-def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> tuple[dict[str, Any], float]:
+def _compare_backends(
+    policy: Policy, sequences: Sequence[Scored]
+) -> tuple[dict[str, Any], float, float]:
     """How far the backend is from the plain path, what is allowed, and per what.
 
-    The second value is what rounding alone may do to one answer, in nats.
+    The second value is what rounding alone may do to one answer, in nats, the third what it did.
     """
     model = policy.causal_lm
     has_experts = any("expert" in name for name, _ in model.named_modules())
@@ -114,11 +117,12 @@ def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> tuple[dict
         largest = float(_sums(plain).abs().max())
         allowed = TOLERANCE + ROUNDINGS * torch.finfo(policy.dtype).eps * largest
         found = {"difference": difference, "tolerance": allowed, "unit": "an answer"}
-        return found, max(difference, allowed)
+        return found, max(difference, allowed), difference
     if policy.in_parts:  # whose weights cannot be widened: both paths are compared with each other
         rms = _error(ours, plain, has_experts)
         found = {"difference": rms, "tolerance": PARTS_TOLERANCE, "unit": "a token"}
-        return found, float((_sums(ours) - _sums(plain)).abs().max()) + TOLERANCE
+        noise = float((_sums(ours) - _sums(plain)).abs().max())
+        return found, noise + TOLERANCE, noise
     try:
         with computing_in(model, torch.float32):
             truth = _plainly(policy, sequences)
@@ -131,7 +135,7 @@ def _compare_backends(policy: Policy, sequences: Sequence[Scored]) -> tuple[dict
     noise = max(float((_sums(values) - _sums(truth)).abs().max()) for values in (ours, plain))
     allowed = factor * plain_error + TOLERANCE
     found = {"difference": our_error, "tolerance": allowed, "unit": "a token"}
-    return found, noise + TOLERANCE
+    return found, noise + TOLERANCE, noise
 
 
 def _sums(tokens: Sequence[Tensor]) -> Tensor:
