@@ -10,7 +10,7 @@ from likelier.pages.texts import percent, points, short, signed, text
 from likelier.report.check import Check, fine, unknown, warning
 from likelier.report.learned import (
     check_answers,
-    check_length,
+    check_lengths,
     check_moved,
     check_noise,
     check_overfitting,
@@ -51,7 +51,7 @@ def health(run: RunFiles) -> list[Check]:
         check_noise(run, last),
         check_chosen(run),
         check_shortcut(run),
-        check_length(last),
+        check_lengths(last),
         check_saturation(run),
         check_clipping(run),
         check_spikes(run),

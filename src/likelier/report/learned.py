@@ -23,10 +23,13 @@ WORSE, SURE = 0.01, 0.99
 # Of the accuracies on pairs whose chosen answer is longer and is shorter, by the whole interval.
 BY_LENGTH = 0.2
 FEWEST_SHORTER = 10  # pairs, below which the accuracy on them says little
-SATURATED, EFFECTIVE = 0.5, 0.25  # of the training pairs, late in the run: `math.md`'s alarms
+MOST_SATURATED, LEAST_EFFECTIVE = (
+    0.5,
+    0.25,
+)  # of the training pairs, late in the run: `math.md`'s alarms
 MOVED = 1e-3  # nats a token, of answers on average: less is hardly a change
 NOISE = 3.0  # times what rounding does to an answer
-LONGER, SHORTER = 1.3, 0.7  # times as long as before, by the whole interval
+MUCH_LONGER, MUCH_SHORTER = 1.3, 0.7  # times as long as before, by the whole interval
 
 
 def check_overfitting(run: RunFiles, log: HeldOutLog) -> Check:
@@ -35,7 +38,11 @@ def check_overfitting(run: RunFiles, log: HeldOutLog) -> Check:
     if len(found) >= 3 and len({len(one.pair_P) for one in found}) == 1:
         losses = [float(one.loss_P.mean()) for one in found]
         best = found[int(np.argmin(losses))]
-        last = {"loss": short(min(losses)), "step": best.step, "last": short(losses[-1])}
+        last: dict[str, Any] = {
+            "loss": short(min(losses)),
+            "step": best.step,
+            "last": short(losses[-1]),
+        }
         apart_P = found[-1].loss_P - best.loss_P
         _, low, high = mean_of_clusters(apart_P, best.prompt_P.tolist(), level=SURE)
         if low > WORSE:
@@ -54,7 +61,7 @@ def check_overfitting(run: RunFiles, log: HeldOutLog) -> Check:
     return warning("overfitting", rises=RISES, loss=short(lowest["eval_loss"]), step=lowest["step"])
 
 
-def check_length(last: HeldOut | None) -> Check:
+def check_lengths(last: HeldOut | None) -> Check:
     """Right where the chosen answer is longer, wrong where it is shorter: length was learned."""
     if last is None:
         return unknown("length", needed=FEWEST_SHORTER)
@@ -124,7 +131,7 @@ def check_saturation(run: RunFiles) -> Check:
     saturated = _mean([row["weights/saturated"] for row in late])
     effective = _mean([row["weights/effective"] for row in late])
     values = {"saturated": percent(saturated), "effective": percent(effective)}
-    is_fine = saturated <= SATURATED and effective >= EFFECTIVE
+    is_fine = saturated <= MOST_SATURATED and effective >= LEAST_EFFECTIVE
     return (fine if is_fine else warning)("saturation", **values)
 
 
@@ -140,10 +147,15 @@ def check_answers(run: RunFiles) -> Check:
     ratio_N = [math.log(after / before) for _, before, after in rows]
     found = mean_of_clusters(ratio_N, [str(prompt) for prompt, *_ in rows])
     times, low, high = map(math.exp, found)
-    values = {"times": short(times), "low": short(low), "high": short(high), "n": len(rows)}
-    if low > LONGER:
+    values: dict[str, Any] = {
+        "times": short(times),
+        "low": short(low),
+        "high": short(high),
+        "n": len(rows),
+    }
+    if low > MUCH_LONGER:
         return warning("answers", "warning_longer", **values)
-    if high < SHORTER:
+    if high < MUCH_SHORTER:
         return warning("answers", "warning_shorter", **values)
     return fine("answers", **values)
 
