@@ -561,6 +561,32 @@ def compare(
     show_comparison(runs, html, as_json, lang)
 
 
+@app.command(epilog="Example: likelier explain runs/demo --pair worst --html pair.html")
+def explain(
+    run: RunArgument,
+    pair: Annotated[
+        str,
+        typer.Option(metavar="N", help="Row number, FILE:NUMBER, or best, worst or most-changed."),
+    ],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page instead of the terminal.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="Print a table of tokens; so does NO_COLOR.")
+    ] = False,
+) -> None:
+    """Explain one pair of a finished run.
+
+    The formula of the run's loss with this pair's own numbers, and token by token what policy and
+    reference give, and where the margin comes from.
+    """
+    _check_versions()
+    from likelier.commands.explain import explain as explain_pair
+
+    explain_pair(run, pair, html, as_json, no_color)
+
+
 @app.command(epilog="Example: likelier losses simpo")
 def losses(
     name: Annotated[

@@ -293,7 +293,7 @@ def _take_steps(
             if due(step, config.train.save_every):
                 save(step)
     pair_log.write()
-    folder.write_record(spikes=spikes.as_record())
+    folder.write_record(spikes=spikes.as_record(), figures=dict(loss.state))
     evaluate.say_best()
     return done
 

@@ -77,7 +77,7 @@ def _first(
     count = 0
     for item in rows:
         count += 1
-        if row is not None and not _is_at(item.source, harmless(row)):
+        if row is not None and not is_at(item.source, harmless(row)):
             continue
         for one in read_row(item, form) if isinstance(item, Row) else [item]:
             if isinstance(one, Pair):
@@ -94,7 +94,7 @@ def _first(
     return shown[:number]
 
 
-def _is_at(source: str, row: str) -> bool:
+def is_at(source: str, row: str) -> bool:
     """Whether ``row`` names this place: the whole of it, or the number behind its file."""
     return source == row or source.endswith((f":{row}", f"[{row}]"))
 

@@ -22,6 +22,7 @@ from likelier.chat.tokenizer import Encoder
 from likelier.data.encode import token_texts
 from likelier.data.records import Completion, TokenPair, common_length
 from likelier.evaluation.metrics import TIE
+from likelier.evaluation.pair_formula import pair_formula
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import Side, StepValues
 from likelier.model.policy import Policy
@@ -164,9 +165,10 @@ def margin_shares(
     adds to the margin or takes from it, each without its sign. So every share is in [0, 1].
 
     ``ends`` are the places of end tokens on each side. Gives ``tokens``, the ``total`` movement,
-    and for the groups ``first`` (token of each answer), ``end``, ``manner`` (the end and the first
-    `FIRST_TOKENS`) and ``top`` (the tenth of the tokens that move most): their number of
-    ``tokens``, the signed ``sum`` that they add to the margin, and their ``share`` of the movement.
+    and for the groups ``first`` (token of each answer), ``begin`` (its first `FIRST_TOKENS`),
+    ``end``, ``manner`` (begin and end) and ``top`` (the tenth of the tokens that move most): their
+    number of ``tokens``, the signed ``sum`` that they add to the margin, and their ``share`` of the
+    movement.
     """
     added = movement(sides, common)
     total = sum(map(abs, added.values()))
@@ -178,7 +180,7 @@ def margin_shares(
         "end": {(side, at) for side, those in enumerate(ends) for at in those},
         "top": set(places[: ceil(TOP_SHARE * len(places))]),
     }
-    groups["manner"] = begin | groups["end"]
+    groups |= {"begin": begin, "manner": begin | groups["end"]}
     found: dict[str, Any] = {"tokens": len(added), "total": total}
     for name, group in groups.items():
         values = [added[place] for place in group if place in added]
@@ -236,6 +238,7 @@ def _pair_row(scored: ScoredPair, loss: BoundLoss, encoder: Encoder, most: int) 
         "margin": loss.beta * ratio,
         "is_tie": abs(ratio) < TIE,
         "loss": float(values.loss_P[0]),
+        "objective": pair_formula(loss, values),
         "common": common,
         "shares": margin_shares(rewards, common, ends),
         "sides": {

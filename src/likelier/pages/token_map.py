@@ -5,16 +5,18 @@ that write the result stand in ``templates/tokens.html``, and their colours in `
 """
 
 from collections.abc import Iterator, Sequence
+from math import exp
 from typing import Any
 
 from likelier.base.foreign import visible
 from likelier.pages import script_language
-from likelier.pages.texts import percent, signed, text
+from likelier.pages.texts import percent, short, signed, text
 
 LEVELS = (0.02, 0.1, 0.3, 0.6)  # shares of the largest token: beyond each one colour is stronger
 MOST_OF_IT = 0.5  # of all movement: a group of tokens with more of it carries the margin
 CONCENTRATED = 2  # times its share of the tokens, or a group with most of the tokens would, too
 NAMED_TOKENS = 3  # in a sentence
+LARGEST_EXPONENT = 700.0  # of exp in float64
 NAMES = ("chosen", "rejected", "completion")
 
 
@@ -31,7 +33,7 @@ def token_map(row: dict[str, Any], scale: float | None = None) -> dict[str, Any]
         ]
         return {
             "source": str(row["source"]),
-            "margin": float(row["margin"]),
+            "tone": "warn" if row["is_tie"] else "good" if _is_right(row) else "bad",
             "paired": len(sides) > 1,
             "reads_reference": bool(row["reads_reference"]),
             "sentences": [*sentences(row)],
@@ -47,6 +49,10 @@ def token_map(row: dict[str, Any], scale: float | None = None) -> dict[str, Any]
         }
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
+
+
+def _is_right(row: dict[str, Any]) -> bool:
+    return bool(row["margin"] > 0) == (row["label"] is None or bool(row["label"]))
 
 
 def largest_reward(rows: Sequence[dict[str, Any]]) -> float:
@@ -123,6 +129,51 @@ def _shown(unit: dict[str, Any], scale: float) -> dict[str, Any]:
     }
 
 
+# ---- the loss in steps -----------------------------------------------------------------------
+
+
+def steps_of(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the numbers of a pair become its loss: what each is called, and how it is made."""
+    beta, ratio, objective = row["beta"], row["log_ratio_margin"], row["objective"]
+    steps = [
+        (text("explain.steps.formula"), str(objective["formula"])),
+        (text("explain.steps.numbers"), str(objective["with_numbers"])),
+    ]
+    changes = []
+    for name, side in row["sides"].items():
+        policy, reference = side["logp"], side["reference_logp"]
+        changes.append(policy - (reference or 0.0))
+        figures = {"policy": signed(policy, 4)}
+        key = "log_prob"
+        if reference is not None:
+            key = "log_ratio"
+            figures |= {"reference": signed(reference, 4), "ratio": signed(changes[-1], 4)}
+        steps.append((text(f"explain.sides.{name}"), text(f"explain.steps.{key}", **figures)))
+    key = "margin" if len(changes) > 1 else "reward"
+    figures = {"ratio": signed(ratio, 4), "beta": short(beta), "margin": signed(beta * ratio, 4)}
+    if len(changes) > 1:
+        figures |= {"chosen": signed(changes[0], 4), "rejected": _in_brackets(changes[1])}
+    steps.append((text(f"explain.steps.{key}"), text(f"explain.steps.{key}_is", **figures)))
+    if objective["scores"] is not None:
+        chosen, rejected = objective["scores"]
+        scores = {"chosen": short(chosen), "rejected": short(rejected)}
+        words = text("explain.steps.score_is", score=objective["score"] or "", **scores)
+        steps.append((text("explain.steps.score"), words))
+    loss = short(row["loss"])
+    if objective["is_logistic"]:
+        margin = beta * ratio
+        chance = 1 / (1 + exp(-margin)) if margin > -LARGEST_EXPONENT else 0.0
+        values = {"margin": signed(margin, 4), "chance": f"{chance:.4f}"}
+        steps.append((text("explain.steps.chance"), text("explain.steps.chance_is", **values)))
+        loss = text("explain.steps.minus_log", chance=f"{chance:.4f}", loss=f"{row['loss']:.4f}")
+    steps.append((text("explain.steps.loss"), text("explain.steps.loss_is", loss=loss)))
+    return steps
+
+
+def _in_brackets(value: float) -> str:
+    return f"({signed(value, 4)})" if value < 0 else signed(value, 4)
+
+
 # ---- in words --------------------------------------------------------------------------------
 
 
@@ -154,6 +205,8 @@ def _verdict(row: dict[str, Any], what: str) -> str:
     shares = row["shares"]
     if _carries(shares["end"], shares):
         return text("explain.from_end", what=what)
+    if _carries(shares["begin"], shares):
+        return text("explain.from_begin", what=what)
     if _carries(shares["manner"], shares):
         return text("explain.from_manner", what=what)
     if _carries(shares["top"], shares):

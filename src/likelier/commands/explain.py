@@ -1,0 +1,186 @@
+"""`likelier explain`: one pair of a finished run, its loss in numbers and its margin by tokens."""
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from likelier.base.child import in_child
+from likelier.base.errors import ConfigError, InputMissing
+from likelier.base.files import must_be_apart, read_lines, write_text
+from likelier.base.foreign import harmless
+from likelier.base.terminal import say
+from likelier.batching.batch import completions_of
+from likelier.commands.explain_terminal import print_map
+from likelier.commands.show import is_at
+from likelier.commands.verify import Trained, trained_by
+from likelier.config import live
+from likelier.config.schema import IN_MEMORY
+from likelier.data.encode import decode
+from likelier.data.load import Dataset
+from likelier.data.load import load as load_data
+from likelier.data.records import TokenPair, content_hash
+from likelier.evaluation.pair_tokens import pair_rows, scored_pairs
+from likelier.generation.sides import open_sides
+from likelier.losses.registry import BoundLoss, bind
+from likelier.model.adapters import adapters_off
+from likelier.model.load import load, load_encoder
+from likelier.model.policy import Policy, score_sequences
+from likelier.pages import render_page
+from likelier.pages.excerpts import excerpt
+from likelier.pages.texts import text
+from likelier.pages.token_map import steps_of, token_map
+from likelier.reference.cache import (
+    NoReference,
+    StoredReference,
+    completion_key,
+    load_reference,
+)
+from likelier.report.read import PAIR_TOKENS, read_record, read_run
+
+NAMED = {"best": "largest", "worst": "smallest", "most-changed": "most_changed"}
+ALL_TOKENS = 1_000_000  # of a side: nothing is left out
+LONGEST_PROMPT = 4000  # characters of it on the page
+
+
+def explain(run: Path, pair: str, html: Path | None, as_json: bool, no_color: bool) -> None:
+    """Explain one pair of a run: in the terminal, as JSON, and as a page where ``html`` says so.
+
+    Raises InputMissing where there is no such run, pair, model or data, ConfigError where model or
+    data were in memory and the run kept no tokens of this pair, and what loading raises.
+    """
+    if html is not None:
+        must_be_apart(html, f"--html {html}", [run])
+    trained = trained_by(run)
+    record = read_record(run)
+    source = _named(run, pair) if pair in NAMED else None
+    config = trained.config
+    own_loss = (record.get("inputs") or {}).get("loss") != bind(live(config)["loss"]).name
+    if own_loss or IN_MEMORY in (config.model.path, config.data.train, config.data.eval):
+        row = _kept(run, source or harmless(pair))
+    else:
+        row = _computed(trained, record, source or harmless(pair))
+    row["run"] = str(run)
+    shown = token_map(row)
+    assert shown is not None  # made here
+    notes = [text(f"explain.notes.{name}") for name in row["notes"]]
+    steps = steps_of(row)
+    if html is not None:
+        page = render_page(
+            "explain.html", ["page.css", "tokens.css"], map=shown, steps=steps, notes=notes,
+            where=_where(row), prompt=row["prompt"] and excerpt(row["prompt"], LONGEST_PROMPT),
+        )  # fmt: skip
+        write_text(html, page)
+        say(f"page: {html}")
+    if as_json:
+        print(json.dumps(row, ensure_ascii=False))
+    elif html is None:
+        print_map(shown, row, steps, [_where(row), *notes], no_color)
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    """Where the pair stands in the run, in words."""
+    if row["held_out"] is None:
+        return text("explain.where", run=row["run"])
+    key = "held_out" if row["held_out"] else "trained"
+    return text(f"explain.where_{key}", run=row["run"])
+
+
+def _named(run: Path, name: str) -> str:
+    """The place of a pair that is asked for by its kind."""
+    log = read_run(run).pair_log
+    rows = getattr(log, NAMED[name]) if log else ()
+    if not rows:
+        what = f"its pair log names no {name} pair"
+        raise InputMissing(what, where=f"--pair {name}", hint="give a row: its number, FILE:NUMBER")
+    return str(rows[0]["source"])
+
+
+def _kept(run: Path, pair: str) -> dict[str, Any]:
+    """A pair of which the run kept the tokens: all that is left of one that was in memory."""
+    rows = read_lines(run / PAIR_TOKENS)
+    found = next((row for row in rows if is_at(str(row.get("source")), pair)), None)
+    if found is None or token_map(found) is None:
+        known = ", ".join(str(row.get("source")) for row in rows[:4])
+        what = f"this run had model, data or loss in memory, and kept no tokens of {pair}"
+        hint = f"it kept those of {known}, …" if known else "train it from files"
+        raise ConfigError(what, where=str(run), hint=hint)
+    return {**found, "held_out": None, "prompt": None, "notes": ["kept"]}
+
+
+def _computed(trained: Trained, record: Mapping[str, Any], pair: str) -> dict[str, Any]:
+    """A pair of the run's data, scored by what was trained."""
+    config = trained.config
+    template, today = config.data.template, config.data.today
+    encoder = load_encoder(str(trained.weights), None, template, today)
+    data = load_data(config.data, encoder, config.loss, config.train.seed)
+    found, held_out = _found(data, pair)
+    notes = []
+    inputs: Mapping[str, Any] = record.get("inputs") or {}
+    if inputs.get("data") != content_hash(data.pairs):
+        notes.append("other_data")
+    loss = bind(live(config)["loss"], seed=config.train.seed)
+    loss.state.update(record.get("figures") or {})
+    (side,) = open_sides(str(trained.folder), config, template, "tuned")
+    reference = _reference(trained, loss, side.policy, found)
+    (scored,) = scored_pairs(side.policy, [found], loss, reference)
+    (row,) = pair_rows([scored], loss, side.encoder, ALL_TOKENS)
+    if row["objective"]["needs_whole_step"]:
+        notes.append("whole_step")
+    if loss.held_out is not None:
+        notes.append("own_beta")
+    if config.reference.update_every is not None:
+        notes.append("moved")
+    prompt = in_child(decode, side.encoder.tokenizer, found.prompt)
+    return {**row, "held_out": held_out, "prompt": prompt, "notes": notes}
+
+
+def _found(data: Dataset, pair: str) -> tuple[TokenPair, bool]:
+    """The pair of a place, and whether it was held out."""
+    found = [
+        (number, held_out)
+        for held_out, pairs in ((False, data.train), (True, data.eval))
+        for number, one in enumerate(getattr(pairs, "places", None) or [p.source for p in pairs])
+        if is_at(one, pair)
+    ]
+    if not found:
+        hint = "rows count from 1 in their file; one that could not be used shows `likelier show`"
+        raise InputMissing(f"no pair of this run stands there: {pair}", where="--pair", hint=hint)
+    pairs = [(data.eval if held_out else data.train)[number] for number, held_out in found]
+    if len(found) > 1:
+        places = ", ".join(one.source for one in pairs[:3])
+        what = f"{pair} names {len(found)} pairs: {places}"
+        raise ConfigError(what, where="--pair", hint="give one of them with its file")
+    return pairs[0], found[0][1]
+
+
+def _reference(
+    trained: Trained, loss: BoundLoss, policy: Policy, pair: TokenPair
+) -> StoredReference | NoReference:
+    """The reference log-probs of a pair: those that the run kept, else computed again."""
+    if not loss.needs("reference"):
+        return NoReference()
+    sequences = completions_of(pair)
+    kept = load_reference(trained.folder / "reference.safetensors")
+    if kept is not None and all(completion_key(one) in kept.values for one in sequences):
+        return kept
+    say("the run's reference.safetensors lacks this pair: its reference is computed again")
+    config = trained.config
+    first = config.reference.path or config.model.path
+    continued = (Path(first).expanduser() / "adapter_config.json").is_file()
+    bare: AbstractContextManager[None] = nullcontext()
+    if config.reference.path is None and trained.is_adapter and not continued:
+        bare = adapters_off(policy.model)  # it is what lies under the adapter
+    else:
+        model = config.model
+        other = config.reference.path is not None
+        policy = load(
+            first, dtype=model.dtype, revision=None if other else model.revision, frozen=True,
+            quantise="none" if other else model.quantise, stream=model.stream,
+        )  # fmt: skip
+
+    with bare:
+        logps = {i: logp for i, logp in score_sequences(policy, sequences)}
+    values = {completion_key(one): logps[i] for i, one in enumerate(sequences)}
+    return StoredReference("computed", values)
