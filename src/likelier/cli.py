@@ -575,6 +575,10 @@ def explain(
     no_color: Annotated[
         bool, typer.Option("--no-color", help="Print a table of tokens; so does NO_COLOR.")
     ] = False,
+    lang: Annotated[
+        Literal["en", "ko"] | None,
+        typer.Option("--lang", help="Language; default: the config's or the system's."),
+    ] = None,
 ) -> None:
     """Explain one pair of a finished run.
 
@@ -584,7 +588,7 @@ def explain(
     _check_versions()
     from likelier.commands.explain import explain as explain_pair
 
-    explain_pair(run, pair, html, as_json, no_color)
+    explain_pair(run, pair, html, as_json, no_color, lang)
 
 
 @app.command(epilog="Example: likelier losses simpo")

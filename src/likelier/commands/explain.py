@@ -29,7 +29,7 @@ from likelier.model.load import load, load_encoder
 from likelier.model.policy import Policy, score_sequences
 from likelier.pages import render_page
 from likelier.pages.excerpts import excerpt
-from likelier.pages.texts import text
+from likelier.pages.texts import choose_language, in_language, text
 from likelier.pages.token_map import steps_of, token_map
 from likelier.reference.cache import (
     NoReference,
@@ -37,46 +37,73 @@ from likelier.reference.cache import (
     completion_key,
     load_reference,
 )
-from likelier.report.read import PAIR_TOKENS, read_record, read_run
+from likelier.report.read import (
+    PAIR_TOKENS,
+    RunFiles,
+    configured_language,
+    read_run,
+    section,
+)
 
 NAMED = {"best": "largest", "worst": "smallest", "most-changed": "most_changed"}
 ALL_TOKENS = 1_000_000  # of a side: nothing is left out
 LONGEST_PROMPT = 4000  # characters of it on the page
 
 
-def explain(run: Path, pair: str, html: Path | None, as_json: bool, no_color: bool) -> None:
-    """Explain one pair of a run: in the terminal, as JSON, and as a page where ``html`` says so.
+def explain(
+    run: Path,
+    pair: str,
+    html: Path | None,
+    as_json: bool,
+    no_color: bool = False,
+    lang: str | None = None,
+) -> None:
+    """Explain one pair of a run: in the terminal, or as JSON, or as a page where ``html`` says so.
+
+    ``lang`` is the language; None is that of the run's config, or what `choose_language` finds.
 
     Raises InputMissing where there is no such run, pair, model or data, ConfigError where model or
     data were in memory and the run kept no tokens of this pair, and what loading raises.
     """
     if html is not None:
         must_be_apart(html, f"--html {html}", [run])
+    if no_color and (html is not None or as_json):
+        what = "has no effect together with --html or --json"
+        raise ConfigError(what, where="--no-color", hint="leave it out")
+    files = read_run(run)
+    with in_language(choose_language(lang, configured_language(files.path))):
+        row = _row(files, pair)
+        shown = token_map(row)
+        assert shown is not None  # made here, or looked at
+        notes = [text(f"explain.notes.{name}") for name in row["notes"]]
+        steps = steps_of(row)
+        if html is not None:
+            page = render_page(
+                "explain.html", ["page.css", "tokens.css"], map=shown, steps=steps, notes=notes,
+                where=_where(row), prompt=row["prompt"] and excerpt(row["prompt"], LONGEST_PROMPT),
+            )  # fmt: skip
+            write_text(html, page)
+            say(f"page: {html}")
+        if as_json:
+            print(json.dumps(row, ensure_ascii=False))
+        elif html is None:
+            print_map(shown, row, steps, [_where(row), *notes], no_color)
+
+
+def _row(files: RunFiles, pair: str) -> dict[str, Any]:
+    """The pair token by token, with where it stands and what is to be noted of it."""
+    run, asked = files.path, section(files.record, "asked")
+    pair = _named(files, pair) if pair in NAMED else harmless(pair)
+    given = [section(asked, "model").get("path")]
+    given += [section(asked, "data").get(side) for side in ("train", "eval")]
+    if IN_MEMORY in given:
+        return _kept(run, pair) | {"run": str(run)}
     trained = trained_by(run)
-    record = read_record(run)
-    source = _named(run, pair) if pair in NAMED else None
-    config = trained.config
-    own_loss = (record.get("inputs") or {}).get("loss") != bind(live(config)["loss"]).name
-    if own_loss or IN_MEMORY in (config.model.path, config.data.train, config.data.eval):
-        row = _kept(run, source or harmless(pair))
-    else:
-        row = _computed(trained, record, source or harmless(pair))
-    row["run"] = str(run)
-    shown = token_map(row)
-    assert shown is not None  # made here
-    notes = [text(f"explain.notes.{name}") for name in row["notes"]]
-    steps = steps_of(row)
-    if html is not None:
-        page = render_page(
-            "explain.html", ["page.css", "tokens.css"], map=shown, steps=steps, notes=notes,
-            where=_where(row), prompt=row["prompt"] and excerpt(row["prompt"], LONGEST_PROMPT),
-        )  # fmt: skip
-        write_text(html, page)
-        say(f"page: {html}")
-    if as_json:
-        print(json.dumps(row, ensure_ascii=False))
-    elif html is None:
-        print_map(shown, row, steps, [_where(row), *notes], no_color)
+    loss = bind(live(trained.config)["loss"], seed=trained.config.train.seed)
+    if section(files.record, "inputs").get("loss") != loss.name:  # a Python function
+        return _kept(run, pair) | {"run": str(run)}
+    loss.state.update(section(files.record, "figures"))
+    return _computed(trained, files.record, loss, pair) | {"run": str(run)}
 
 
 def _where(row: Mapping[str, Any]) -> str:
@@ -87,9 +114,9 @@ def _where(row: Mapping[str, Any]) -> str:
     return text(f"explain.where_{key}", run=row["run"])
 
 
-def _named(run: Path, name: str) -> str:
+def _named(files: RunFiles, name: str) -> str:
     """The place of a pair that is asked for by its kind."""
-    log = read_run(run).pair_log
+    log = files.pair_log
     rows = getattr(log, NAMED[name]) if log else ()
     if not rows:
         what = f"its pair log names no {name} pair"
@@ -109,7 +136,9 @@ def _kept(run: Path, pair: str) -> dict[str, Any]:
     return {**found, "held_out": None, "prompt": None, "notes": ["kept"]}
 
 
-def _computed(trained: Trained, record: Mapping[str, Any], pair: str) -> dict[str, Any]:
+def _computed(
+    trained: Trained, record: dict[str, Any], loss: BoundLoss, pair: str
+) -> dict[str, Any]:
     """A pair of the run's data, scored by what was trained."""
     config = trained.config
     template, today = config.data.template, config.data.today
@@ -117,11 +146,8 @@ def _computed(trained: Trained, record: Mapping[str, Any], pair: str) -> dict[st
     data = load_data(config.data, encoder, config.loss, config.train.seed)
     found, held_out = _found(data, pair)
     notes = []
-    inputs: Mapping[str, Any] = record.get("inputs") or {}
-    if inputs.get("data") != content_hash(data.pairs):
+    if section(record, "inputs").get("data") != content_hash(data.pairs):
         notes.append("other_data")
-    loss = bind(live(config)["loss"], seed=config.train.seed)
-    loss.state.update(record.get("figures") or {})
     (side,) = open_sides(str(trained.folder), config, template, "tuned")
     reference = _reference(trained, loss, side.policy, found)
     (scored,) = scored_pairs(side.policy, [found], loss, reference)

@@ -32,7 +32,7 @@ def token_map(row: dict[str, Any], scale: float | None = None) -> dict[str, Any]
             _side(name, row["sides"][name], row, scale) for name in NAMES if name in row["sides"]
         ]
         return {
-            "source": str(row["source"]),
+            "source": visible(str(row["source"])),
             "tone": "warn" if row["is_tie"] else "good" if _is_right(row) else "bad",
             "paired": len(sides) > 1,
             "reads_reference": bool(row["reads_reference"]),
