@@ -586,7 +586,7 @@ def explain(
     reference give, and where the margin comes from.
     """
     _check_versions()
-    from likelier.commands.explain import explain as explain_pair
+    from likelier.commands.explain import explain_pair
 
     explain_pair(run, pair, html, as_json, no_color, lang)
 

@@ -50,7 +50,7 @@ ALL_TOKENS = 1_000_000  # of a side: nothing is left out
 LONGEST_PROMPT = 4000  # characters of it on the page
 
 
-def explain(
+def explain_pair(
     run: Path,
     pair: str,
     html: Path | None,
