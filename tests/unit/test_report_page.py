@@ -4,18 +4,17 @@ import base64
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zlib
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -34,7 +33,7 @@ from tests.support.report_runs import (
 from likelier.base.errors import InputMissing, OutputError
 from likelier.base.files import sealed
 from likelier.pages import TEMPLATES, _environment
-from likelier.pages.charts import Series, draw_chart, packed, page_scripts
+from likelier.pages.charts import Chart, Series, draw_chart, page_scripts, tick_word
 from likelier.pages.texts import signed
 from likelier.report.charts import draw_charts
 from likelier.report.page import render_report, write_report
@@ -73,12 +72,6 @@ class Page(HTMLParser):
 
     def attributes(self, name: str) -> list[str | None]:
         return [attrs[name] for _, attrs in self.elements if name in attrs]
-
-
-def unpacked(stored: str) -> str:
-    """What a browser makes of a packed text."""
-    digits = stored.translate(str.maketrans(",./", "&<>"))
-    return zlib.decompress(base64.b85decode(digits)).decode()
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +141,13 @@ def test_the_policy_allows_these_very_scripts_and_nothing_else(demo: Path) -> No
     assert "unsafe" not in policy and "http" not in policy
     scripts = [attrs for tag, attrs in page.elements if tag == "script"]
     kinds = [attrs.get("type") for attrs in scripts]
-    assert kinds == ["text/plain", "text/plain", None] and not page.attributes("src")
-    _, packed, script = page.texts["script"]
-    library = unpacked(packed)
-    assert "plotly.js v" in library[:300]
+    assert kinds == ["application/json", None] and not page.attributes("src")
+    script = page.texts["script"][1]
     digests = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for text in (library, script, *page.texts["style"])
+        for text in (script, *page.texts["style"])
     ]
-    assert len(digests) == 3
+    assert len(digests) == 2
     assert sorted(digests) == sorted(re.findall(r"'sha256-([^']+)'", policy))
     # What a policy by digest forbids would be dropped in silence, so it must not be there.
     assert not page.attributes("style")
@@ -204,7 +195,7 @@ def hostile_run(path: Path) -> Path:
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     hostile = Page(render_report(read_run(hostile_run(tmp_path / "<img src=x onerror=alert(1)>"))))
     used = Counter(tag for tag, _ in hostile.elements)
-    assert used["script"] == 3 and used["style"] == 1 and used["img"] == 0
+    assert used["script"] == 2 and used["style"] == 1 and used["img"] == 0
     assert not [name for _, attrs in hostile.elements for name in attrs if name.startswith("on")]
     shown = HOSTILE.replace("\u202e", "⟨U+202E⟩")
     said = [text for text in hostile.texts["p"] if text == shown]
@@ -230,22 +221,63 @@ def test_reordering_marks_and_control_characters_are_shown(tmp_path: Path) -> No
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00]", text.split("<script")[0])
 
 
-def test_figures_are_valid_plotly_and_valid_json(demo: Path) -> None:
+def test_what_the_script_reads_is_what_was_logged(demo: Path) -> None:
     run = read_run(demo)
     charts = draw_charts(run)
     for chart in charts:
-        go.Figure(chart.figure)  # raises on an attribute that plotly does not know
         assert chart.reading and chart.alt and len(chart.rows) <= 14
         assert all(len(row) == len(chart.header) for row in chart.rows)
-    speed = next(chart.figure["data"][0]["y"] for chart in charts if chart.id == "speed")
-    assert speed == [pytest.approx(row["tokens"] / row["seconds"]) for row in run.timing]
-    stored = unpacked(Page(render_report(run)).texts["script"][0])
-    assert json.loads(stored) == {chart.id: chart.figure for chart in charts}
-    loss = json.loads(stored)["loss"]
-    assert loss["data"][0]["x"] == list(range(1, 61)) and loss["data"][0]["y"][0] == pytest.approx(
-        0.693147, abs=1e-6
+    stored = json.loads(Page(render_report(run)).texts["script"][0])
+    assert stored == {chart.id: chart.figure for chart in charts}
+    speed = stored["speed"]["lines"][0]["y"]
+    assert speed == pytest.approx([row["tokens"] / row["seconds"] for row in run.timing], rel=1e-5)
+    training, held_out = stored["loss"]["lines"]
+    assert training["x"] == list(range(1, 61)) and held_out["x"] == list(range(0, 61, 10))
+    assert training["y"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert stored["loss"]["levels"] == [math.log(2)]
+    assert {"low", "high"} <= stored["accuracy"]["lines"][1].keys()
+
+
+def test_curves_are_in_the_page_without_a_script(demo: Path) -> None:
+    """Where a value lies is where it is drawn."""
+    page = Page(render_report(read_run(demo)))
+    drawn = [a["d"] for tag, a in page.elements if tag == "path" and a.get("class") == "line"]
+    lines = [str(path) for path in drawn if path != "M0 5H24"]
+    assert len(lines) == 2 + 2 + 3 + 2 + 1 + 1 + 1
+    chart = draw_chart("a", "a", "a", [Series("a", "plain", (0, 5, 10), (0.0, 4.0, 2.0))], "a")
+    assert chart is not None
+    xs, ys = zip(*(point.split() for point in path_of(chart).split("L")), strict=True)
+    assert xs == ("0.0", "500.0", "1000.0")
+    low, high = -0.24, 4.24  # 6 % of the span are left free above and below
+    assert [float(y) for y in ys] == pytest.approx(
+        [1000 * (1 - (value - low) / (high - low)) for value in (0, 4, 2)], abs=0.05
     )
-    assert loss["layout"]["shapes"][0]["y0"] == pytest.approx(0.693147, abs=1e-6)
+    words = [word for _, word in chart.drawing["y_ticks"]]
+    assert words == ["0", "1", "2", "3", "4"]
+
+
+def path_of(chart: Chart) -> str:
+    return str(chart.drawing["lines"][0]["paths"]["line"]).removeprefix("M")
+
+
+def test_a_spike_is_drawn_however_long_the_run() -> None:
+    values = tuple(9.0 if x == 2345 else 1.0 for x in range(3000))
+    chart = draw_chart("a", "a", "a", [Series("a", "plain", tuple(range(3000)), values)], "a")
+    assert chart is not None
+    heights = [float(point.split()[1]) for point in path_of(chart).split("L")]
+    assert len(heights) < 1000 and sum(height < 100 for height in heights) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "word"),
+    [
+        (0.0, 0.1, "0"), (1e-12, 0.1, "0"), (0.25, 0.05, "0.25"), (-0.5, 0.5, "−0.5"),
+        (200_000.0, 50_000.0, "200,000"), (1.0, 1.0, "1"), (2e-5, 2e-5, "2e−5"),
+        (1.2e-4, 2e-5, "1.2e−4"), (3e7, 1e7, "3e7"), (1e-3, 5e-4, "1e−3"), (1e-3, 1e-3, "0.001"),
+    ],
+)  # fmt: skip
+def test_values_at_an_axis_are_written_out(value: float, step: float, word: str) -> None:
+    assert tick_word(value, step) == word
 
 
 def test_the_curves_of_a_long_run_are_smoothed_and_say_so(demo: Path, tmp_path: Path) -> None:
@@ -255,29 +287,26 @@ def test_the_curves_of_a_long_run_are_smoothed_and_say_so(demo: Path, tmp_path: 
         "rewards",  # of held-out pairs: each point is a mean over all of them
         "learning-rate",
     }
-    faint, smooth, held_out = charts["loss"].figure["data"]
-    assert (faint["name"], faint["showlegend"], faint["opacity"]) == ("training", False, 0.35)
-    assert smooth["name"] == "training, mean of 7 points" and "showlegend" not in smooth
-    assert held_out["name"] == "held-out"
-    said = "it is smoothed: each of its points is the mean"
+    training, held_out = charts["loss"].drawing["lines"]
+    assert training["paths"].keys() == {"line", "mean"} and training["smooth"]
+    assert held_out["paths"].keys() == {"line", "dots"} and not held_out["smooth"]
+    said = "is smoothed: each of its points is the mean"
     assert said in " ".join(render_report(long).split())
     assert said not in " ".join(render_report(read_run(demo)).split())
 
 
-def test_what_is_packed_cannot_end_its_script() -> None:
-    hostile = json.dumps({"</script>": "<!--<script>&\u2028\ud800"})
-    stored = packed(hostile)
-    assert not set("<>&'\"\\\n") & set(stored) and stored.isascii()
-    assert unpacked(stored) == hostile
-    lengths = [len(packed("x" * n)) % 5 for n in range(1, 400)]
-    assert set(lengths) == {0, 2, 3, 4}  # a last group may be cut
-
-
-def test_a_number_that_json_lacks_is_refused(demo: Path) -> None:
-    chart = draw_chart("a", "a", "a", [Series("a", "plain", (1.0,), (float("nan"),))], "a")
+def test_a_name_cannot_end_the_script_of_figures() -> None:
+    lines = [Series("a", "</script><!--<script>", (1.0,), (1.0,))]
+    chart = draw_chart("</script><img>", "a", "a", lines, "a")
     assert chart is not None
+    figures = page_scripts([chart])[1]["figures"]
+    assert "<" not in figures and json.loads(figures) == {"</script><img>": chart.figure}
+
+
+def test_a_number_that_json_lacks_is_refused() -> None:
+    """NaN is no JSON: a browser would refuse all of it."""
     with pytest.raises(ValueError):
-        page_scripts([chart])  # NaN is no JSON: a browser would refuse all of it
+        draw_chart("a", "a", "a", [Series("a", "plain", (1.0,), (float("nan"),))], "a")
 
 
 def test_what_the_run_was(demo: Path) -> None:
@@ -388,7 +417,7 @@ def test_a_run_with_nothing_yet(tmp_path: Path) -> None:
 def test_a_run_of_one_step_draws_points(tmp_path: Path) -> None:
     run = read_run(build_run(tmp_path / "run", steps=1, planned=400, status="running"))
     charts = {chart.id: chart for chart in draw_charts(run)}
-    assert charts["loss"].figure["data"][0]["mode"] == "lines+markers"
+    assert charts["loss"].drawing["lines"][0]["paths"]["dots"].endswith("h0")
     assert "step 1 of 400" in render_report(run)
 
 

@@ -1,68 +1,41 @@
-"""Curves over steps: what a page needs to draw them, the same as a table, the same in words.
+"""Curves over steps: drawn as SVG, the same as a table, in words, and as data for their script.
 
-Only this module, and charts.html, charts.css and charts.js beside it, know the chart library.
+A page shows them without any script. Only this module, and charts.html, charts.css and charts.js
+beside it, know how: charts.js draws again what `draw_chart` drew, by the same rules, when a reader
+zooms or smooths. Where both do the same, a test compares them.
 """
 
-import base64
 import json
-import re
-import zlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from likelier.pages import template_text
 from likelier.pages.texts import short, text
 
-MAX_POINTS = 1000  # of one line; beyond it each point is the mean of its neighbours
+MAX_POINTS = 4000  # of one line; beyond it each point is the mean of its neighbours
+MAX_DRAWN = 800  # of them, until the page's script draws all
 LONG = 100  # points of a line that are still read one by one; a longer line is also smoothed
 SMOOTHED_SHARE = 0.02  # of a long line's points, in each mean
-MAX_MARKED = 40  # points of a line with a marker, and an interval, of their own
+MAX_MARKED = 40  # points of a line with a marker of their own
 MAX_TABLE_ROWS = 12
+MAX_TICKS = 5  # gaps between marks of an axis, at most
+SIDE = 1000  # of the square that curves are drawn in, which a page stretches
+MARGIN = 0.06  # of the values' span, above and below them
 T = TypeVar("T")
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"  # the page's own
-# plotly adds a style element for maps when it starts, unless one with this id is there. The
-# page forbids added styles, so it brings an empty element of that id (it changes by version).
-STYLE_GUARD = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
-HARMLESS = str.maketrans("&<>", ",./")
-# Mid-tones of a colour-blind-safe set, 3:1 or more on the light and the dark page; the dashes
-# keep the lines apart in black and white.
-LINE_STYLES: dict[str, dict[str, Any]] = {
-    "train": {"mode": "lines", "line": {"color": "#8a8f98", "width": 1.5}},
-    "held-out": {"mode": "lines+markers", "line": {"color": "#2f7fc1", "width": 2.5}},
-    "chosen": {"mode": "lines", "line": {"color": "#2f7fc1", "width": 2}},
-    "rejected": {"mode": "lines", "line": {"color": "#d0661b", "width": 2, "dash": "dash"}},
-    "margin": {"mode": "lines", "line": {"color": "#8a8f98", "width": 1.5, "dash": "dashdot"}},
-    "plain": {"mode": "lines", "line": {"color": "#2f7fc1", "width": 1.5}},
-}
-# Of runs over each other: eight colours of that kind, and dashes for eight more.
-_OF_RUNS = ("#2f7fc1", "#d0661b", "#27926a", "#b3589b", "#8a7a1e", "#c2504a", "#7a6fc4", "#8a8f98")
-LINE_STYLES |= {
-    f"run{at}": {
-        "mode": "lines+markers",
-        "line": {"color": _OF_RUNS[at % 8], "width": 2, "dash": ("solid", "dash")[at // 8]},
-    }
-    for at in range(16)
-}
-SCALES: dict[str, dict[str, Any]] = {
-    "any": {},
-    "share": {"range": [-0.02, 1.02], "tickformat": ".0%"},
-    "from zero": {"rangemode": "tozero"},
-}
-# Left to itself plotly writes 0.0001 as 100µ and 10000 as 10k.
-TICKS = {"exponentformat": "e", "minexponent": 5, "separatethousands": True}
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
     """One line of a chart.
 
-    ``style`` is a key of LINE_STYLES; ``low`` and ``high`` are the ends of an interval at each
-    point, or empty. A ``faint`` line stands behind the means of its own points.
+    ``style`` is a class of charts.css; ``low`` and ``high`` are the ends of an interval at each
+    point, or empty. A ``smooth`` line stands faint behind the means of its own points.
     """
 
     name: str
@@ -71,7 +44,7 @@ class Series:
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
-    faint: bool = False
+    smooth: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +52,8 @@ class Chart:
     """A chart for a page.
 
     ``reading`` says how to read the curves and ``alt`` what they show; ``header`` and ``rows``
-    repeat it as a table; ``figure`` is what the chart library draws from, as plain data, and
-    ``smoothed`` whether a line of it is.
+    repeat it as a table. ``drawing`` is what charts.html writes as SVG, and ``figure`` what
+    charts.js reads to draw it again.
     """
 
     id: str
@@ -89,6 +62,8 @@ class Chart:
     alt: str
     header: list[str]
     rows: list[list[str]]
+    y_title: str
+    drawing: dict[str, Any]
     figure: dict[str, Any]
     smoothed: bool
 
@@ -104,46 +79,49 @@ def draw_chart(
 ) -> Chart | None:
     """A chart of the lines that have points, None where none has.
 
-    ``scale`` is a key of SCALES; ``levels`` are values worth knowing, each a dotted horizontal
-    line. What it stands for is said in the legend, where no curve can run through the words.
+    ``scale`` is ``any``, ``share`` (0 to 100 %) or ``from zero``; ``levels`` are values worth
+    knowing, each a dotted horizontal line that the legend names.
     """
     lines = [line for line in lines if line.x]
     if not lines:
         return None
     header, rows = as_table(lines)
-    bold = [line for line in lines if not line.faint]
-    layout = _layout(y_title, SCALES[scale], legend=len(bold) + len(levels) > 1)
-    layout["shapes"] = [_level_line(level, word) for level, word in levels]
-    figure = {"data": [_trace(line) for line in lines], "layout": layout}
-    smooth = len(bold) < len(lines)
-    return Chart(id, title, reading, _in_words(bold), header, rows, figure, smooth)
+    last = max(line.x[-1] for line in lines)
+    x_span = (0.0, last or 1.0)
+    y_span = _span([y for line in lines for y in _heights(line)], scale, [at for at, _ in levels])
+    x_ticks, y_ticks = _ticks(x_span, 1), _ticks(y_span)
+    if scale == "share":
+        y_ticks = [(share / 4, f"{25 * share}%") for share in range(5)]
+    drawing = {
+        "lines": [_drawn(line, x_span, y_span) for line in lines],
+        "levels": [(_at(y_span, level), word) for level, word in levels],
+        "x_ticks": [(at / last if last else 0.0, word) for at, word in x_ticks],
+        "y_ticks": [(_at(y_span, at), word) for at, word in y_ticks],
+    }
+    figure = {
+        "scale": scale,
+        "last": last,
+        "lines": [_numbers(line) for line in lines],
+        "levels": [level for level, _ in levels],
+    }
+    smooth = any(line.smooth for line in lines)
+    return Chart(
+        id, title, reading, _in_words(lines), header, rows, y_title, drawing, figure, smooth
+    )
 
 
 def page_scripts(charts: list[Chart]) -> tuple[list[str], dict[str, Any]]:
     """The scripts that a page with these charts runs, and the content charts.html puts into it."""
     if not charts:
         return [], {"charts": []}
-    library, packed_library, guards = _library()
     script = template_text("charts.js")
     figures = json.dumps({chart.id: chart.figure for chart in charts}, allow_nan=False)
-    texts = {"library": packed_library, "figures": packed(figures), "script": script}
-    written = {name: Markup(content) for name, content in texts.items()}
-    return [library, script], {"charts": charts, "guards": guards, **written}
+    # Data of a script element end at "</script", which no escape of HTML reaches.
+    written = {"figures": Markup(figures.replace("<", r"\u003c")), "script": Markup(script)}
+    return [script], {"charts": charts, **written}
 
 
-@cache
-def _library() -> tuple[str, str, list[str]]:
-    """The chart library as it runs, as it stands in the page, and the ids of its styles."""
-    source = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
-    return source, packed(source), STYLE_GUARD.findall(source)
-
-
-def packed(content: str) -> str:
-    """A text compressed, in 85 letters that can stand in a script element; charts.js unpacks it.
-
-    Base 85, a sixteenth shorter than base 64, with other letters for the three that HTML reads.
-    """
-    return base64.b85encode(zlib.compress(content.encode(), 9)).decode().translate(HARMLESS)
+# ---- lines ---------------------------------------------------------------------------------------
 
 
 def thinned(line: Series) -> Series:
@@ -161,29 +139,129 @@ def thinned(line: Series) -> Series:
 
 
 def with_means(line: Series) -> list[Series]:
-    """A long line as it is, but faint, and in front of it means of the points around each.
+    """The line, thinned, and smoothed where it is long."""
+    return [replace(thinned(line), smooth=len(line.x) > LONG)]
 
-    A mean is over SMOOTHED_SHARE of the points; near an end of the line over fewer, as many on
-    either side, so that a fall at the start is not flattened. A line of at most LONG points stays
-    alone.
+
+def means_of(y: Sequence[float], share: float = SMOOTHED_SHARE) -> list[float]:
+    """Means of the points around each, over a share of all of them.
+
+    Near an end of the line they are over fewer, as many on either side, so that a fall at the
+    start is not flattened.
     """
-    count = len(line.x)
-    if count <= LONG:
-        return [line]
-    reach = max(1, round(count * SMOOTHED_SHARE / 2))
-    kept = _spread(range(count), MAX_POINTS // 4)  # enough for the form of a smooth line
-    near = [min(reach, i, count - 1 - i) for i in kept]
-    means = replace(
-        line,
-        name=text("charts.smoothed", name=line.name, n=2 * reach + 1),
-        x=tuple(line.x[i] for i in kept),
-        y=tuple(_mean(line.y[i - n : i + n + 1]) for i, n in zip(kept, near, strict=True)),
-    )
-    return [replace(thinned(line), faint=True), means]
+    reach = max(1, round(len(y) * share / 2))
+    near = [min(reach, i, len(y) - 1 - i) for i in range(len(y))]
+    return [_mean(y[i - n : i + n + 1]) for i, n in enumerate(near)]
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _heights(line: Series) -> Iterator[float]:
+    """The values that a line's drawing reaches."""
+    yield from line.y
+    yield from line.low
+    yield from line.high
+
+
+def _numbers(line: Series) -> dict[str, Any]:
+    """A line as charts.js reads it; more digits than anyone sees weigh much."""
+    found: dict[str, Any] = {"x": list(line.x)}
+    for name in ("y", "low", "high"):
+        if values := getattr(line, name):
+            found[name] = [float(f"{y:.6g}") for y in values]
+    return found | ({"smooth": True} if line.smooth else {})
+
+
+def _drawn(line: Series, x_span: Span, y_span: Span) -> dict[str, Any]:
+    """The paths of a line by what they are: its band, the line, its means, its markers."""
+
+    def path(xs: Sequence[float], ys: Sequence[float]) -> str:
+        points = zip(xs, ys, strict=True)
+        return "M" + "L".join(f"{_x(x_span, x)} {_y(y_span, y)}" for x, y in points)
+
+    xs, ys = line.x, line.y
+    kept = _outline(ys)
+    found = {"line": path([xs[i] for i in kept], [ys[i] for i in kept])}
+    if line.high:
+        around = [*zip(xs, line.high, strict=True), *zip(xs, line.low, strict=True)]
+        order = [*range(len(xs)), *range(2 * len(xs) - 1, len(xs) - 1, -1)]
+        found["band"] = path(*zip(*(around[i] for i in order), strict=True)) + "Z"
+    if line.smooth:
+        means, every = means_of(ys), _spread(range(len(ys)), MAX_DRAWN)
+        found["mean"] = path([xs[i] for i in every], [means[i] for i in every])
+    elif len(xs) <= MAX_MARKED:  # round ends make a dot of no length: a circle would be stretched
+        dots = zip(xs, ys, strict=True)
+        found["dots"] = "".join(f"M{_x(x_span, x)} {_y(y_span, y)}h0" for x, y in dots)
+    return {"name": line.name, "style": line.style, "smooth": line.smooth, "paths": found}
+
+
+def _outline(values: Sequence[float]) -> Sequence[int]:
+    """At most MAX_DRAWN indices, the highest and the lowest value of each run: spikes stay."""
+    if len(values) <= MAX_DRAWN:
+        return range(len(values))
+    cuts = [round(i * len(values) / (MAX_DRAWN // 2)) for i in range(MAX_DRAWN // 2 + 1)]
+    runs = [range(first, last) for first, last in pairwise(cuts)]
+    ends = {end(run, key=values.__getitem__) for run in runs for end in (min, max)}
+    return sorted(ends | {0, len(values) - 1})
+
+
+def _spread(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """At most so many of the items, evenly, the first and the last among them."""
+    if len(items) <= most:
+        return tuple(items)
+    return tuple(items[round(i * (len(items) - 1) / (most - 1))] for i in range(most))
+
+
+# ---- axes ----------------------------------------------------------------------------------------
+
+
+def _span(values: Sequence[float], scale: str, levels: Sequence[float] = ()) -> Span:
+    """From where to where an axis of values goes."""
+    if scale == "share":
+        return (-0.02, 1.02)
+    low, high = min(*values, *levels, math.inf), max(*values, *levels, -math.inf)
+    low = min(low, 0.0) if scale == "from zero" else low
+    room = MARGIN * (high - low) or abs(high) / 10 or 1.0
+    return (low if scale == "from zero" and low == 0 else low - room, high + room)
+
+
+def _at(span: Span, value: float) -> float:
+    """Where a value lies in a span: 0 is its lower end and 1 its upper one."""
+    return (value - span[0]) / (span[1] - span[0])
+
+
+def _x(span: Span, value: float) -> str:
+    return f"{SIDE * _at(span, value):.1f}"
+
+
+def _y(span: Span, value: float) -> str:
+    return f"{SIDE * (1 - _at(span, value)):.1f}"
+
+
+def _ticks(span: Span, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round values that lie in a span, at least ``least`` apart, with their words."""
+    raw = max((span[1] - span[0]) / MAX_TICKS, least)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(n * power for n in (1, 2, 5, 10) if n * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(span[0] / step - 1e-9), math.floor(span[1] / step + 1e-9)
+    return [(i * step, tick_word(i * step, step)) for i in range(first, last + 1)]
+
+
+def tick_word(value: float, step: float) -> str:
+    """A value at an axis whose marks lie ``step`` apart: ``0.25``, ``200,000``, ``2e−5``."""
+    if abs(value) < step / 2:
+        return "0"
+    if step < 1e-3 or step >= 1e6:
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        written = f"{float(f'{value / 10.0**power:.3f}'):g}e{power}"
+    else:
+        written = f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+    return written.replace("-", "−")
+
+
+# ---- the same in words ---------------------------------------------------------------------------
 
 
 def as_table(lines: list[Series]) -> tuple[list[str], list[list[str]]]:
@@ -205,13 +283,6 @@ def _cells(line: Series) -> list[str]:
     return [text("charts.with_interval", value=short(y), low=a, high=b) for y, a, b in ends]
 
 
-def _spread(items: Sequence[T], most: int) -> tuple[T, ...]:
-    """At most so many of the items, evenly, the first and the last among them."""
-    if len(items) <= most:
-        return tuple(items)
-    return tuple(items[round(i * (len(items) - 1) / (most - 1))] for i in range(most))
-
-
 def _in_words(lines: list[Series]) -> str:
     """The chart in one sentence, for those who cannot see it."""
     return "; ".join(_line_in_words(line) for line in lines) + "."
@@ -223,65 +294,3 @@ def _line_in_words(line: Series) -> str:
         return text("charts.point", name=line.name, value=first, step=line.x[0])
     steps = {"first_step": line.x[0], "last_step": line.x[-1]}
     return text("charts.first_and_last", name=line.name, first=first, last=last, **steps)
-
-
-def _layout(y_title: str, scale: dict[str, Any], legend: bool) -> dict[str, Any]:
-    """How the figure is laid out. Colours of text and grid come from the style sheet."""
-    axis = {"zeroline": False, "ticklabelstandoff": 6, "automargin": True, **TICKS}
-    letters = {"font": {"size": 12}}
-    x_title = {"text": text("charts.step"), **letters}
-    return {
-        "autosize": True,
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": FONT, "size": 12},
-        "margin": {"l": 56, "r": 12, "t": 34, "b": 40},
-        "hovermode": "x unified",
-        "dragmode": False,
-        "showlegend": legend,
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "top", "yref": "container"},
-        "xaxis": {"title": x_title, "rangemode": "tozero", **axis},
-        "yaxis": {"title": {"text": y_title, "standoff": 10, **letters}, **axis, **scale},
-    }
-
-
-def _level_line(level: float, word: str) -> dict[str, Any]:
-    line = {"width": 1, "dash": "dot", "color": "#8a8f98"}
-    ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}
-    legend = {"name": word, "showlegend": True}
-    return {"type": "line", **ends, **legend, "layer": "below", "line": line}
-
-
-def _trace(line: Series) -> dict[str, Any]:
-    style = LINE_STYLES[line.style]
-    colour, mode = style["line"]["color"], style["mode"]
-    if len(line.x) == 1:
-        mode = "lines+markers"  # a point draws no line
-    elif len(line.x) > MAX_MARKED:
-        mode = "lines"
-    trace: dict[str, Any] = {
-        "type": "scatter",
-        "name": line.name,
-        "x": list(line.x),
-        "y": [float(f"{y:.6g}") for y in line.y],  # more digits than anyone sees weigh much
-        "mode": mode,
-        "line": style["line"],
-        "marker": {"size": 6, "color": colour},
-        "hovertemplate": "%{y:.4~g}",
-    }
-    if line.faint:
-        thin = {"color": colour, "width": 1}  # no dashes: they would not be seen
-        trace |= {"line": thin, "opacity": 0.35, "showlegend": False}
-    if line.high:
-        marked = set(_spread(line.x, MAX_MARKED))
-        ends = list(zip(line.x, line.y, line.low, line.high, strict=True))
-        trace["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [high - y if x in marked else None for x, y, _, high in ends],
-            "arrayminus": [y - low if x in marked else None for x, y, low, _ in ends],
-            "thickness": 1,
-            "width": 3,
-            "color": colour,
-        }
-    return trace
