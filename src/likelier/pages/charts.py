@@ -25,9 +25,9 @@ MAX_MARKED = 40  # points of a line with a marker of their own
 MAX_TABLE_ROWS = 12
 MAX_TICKS = 5  # gaps between marks of an axis, at most
 SIDE = 1000  # of the square that curves are drawn in, which a page stretches
-MARGIN = 0.06  # of the values' span, above and below them
+CHART_MARGIN = 0.06  # of the values' span, above and below them
 T = TypeVar("T")
-Span = tuple[float, float]
+AxisSpan = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _numbers(line: Series) -> dict[str, Any]:
     return found | ({"smooth": True} if line.smooth else {})
 
 
-def _drawn(line: Series, x_span: Span, y_span: Span) -> dict[str, Any]:
+def _drawn(line: Series, x_span: AxisSpan, y_span: AxisSpan) -> dict[str, Any]:
     """The paths of a line by what they are: its band, the line, its means, its markers."""
 
     def path(xs: Sequence[float], ys: Sequence[float]) -> str:
@@ -217,30 +217,30 @@ def _spread(items: Sequence[T], most: int) -> tuple[T, ...]:
 # ---- axes ----------------------------------------------------------------------------------------
 
 
-def _span(values: Sequence[float], scale: str, levels: Sequence[float] = ()) -> Span:
+def _span(values: Sequence[float], scale: str, levels: Sequence[float] = ()) -> AxisSpan:
     """From where to where an axis of values goes."""
     if scale == "share":
         return (-0.02, 1.02)
     low, high = min(*values, *levels, math.inf), max(*values, *levels, -math.inf)
     low = min(low, 0.0) if scale == "from zero" else low
-    room = MARGIN * (high - low) or abs(high) / 10 or 1.0
+    room = CHART_MARGIN * (high - low) or abs(high) / 10 or 1.0
     return (low if scale == "from zero" and low == 0 else low - room, high + room)
 
 
-def _at(span: Span, value: float) -> float:
+def _at(span: AxisSpan, value: float) -> float:
     """Where a value lies in a span: 0 is its lower end and 1 its upper one."""
     return (value - span[0]) / (span[1] - span[0])
 
 
-def _x(span: Span, value: float) -> str:
+def _x(span: AxisSpan, value: float) -> str:
     return f"{SIDE * _at(span, value):.1f}"
 
 
-def _y(span: Span, value: float) -> str:
+def _y(span: AxisSpan, value: float) -> str:
     return f"{SIDE * (1 - _at(span, value)):.1f}"
 
 
-def _ticks(span: Span, least: float = 0.0) -> list[tuple[float, str]]:
+def _ticks(span: AxisSpan, least: float = 0.0) -> list[tuple[float, str]]:
     """Round values that lie in a span, at least ``least`` apart, with their words."""
     raw = max((span[1] - span[0]) / MAX_TICKS, least)
     power = 10.0 ** math.floor(math.log10(raw))
