@@ -325,22 +325,49 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
     """
     settings = _settings(config, keys)
     _check_versions()
-    from likelier.base.environment import processes_started
-    from likelier.commands.launch import launch, processes_of
-    from likelier.commands.train import first_look
+    from likelier.commands.train import begin
 
-    if processes_started() > 1:
-        # The first looks once they have met: each would say it. Whom it lost is said in one line.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    else:
-        if not first_look(settings):
-            return
-        if (number := processes_of(settings)) > 1:
-            debug = [word for word in sys.argv if word == "--debug"]
-            raise typer.Exit(launch(number, ["train", str(config), *(keys or ()), *debug[:1]]))
+    code = begin(settings, ["train", str(config), *(keys or ()), *_debug()])
+    if code is not None:
+        raise typer.Exit(code)
     from likelier.run import train as run_train  # imports torch
 
     run_train(settings)
+
+
+@app.command(epilog="Example: likelier sweep config.yaml loss.beta=0.05,0.1,0.3 out=runs/betas")
+def sweep(
+    config: ConfigArgument,
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=A,B", help="Keys that win over the file; a comma parts values to try."
+        ),
+    ] = None,
+    stopping: Annotated[
+        bool,
+        typer.Option(
+            "--stopping/--no-stopping", help="Stop runs that are surely worse at half their steps."
+        ),
+    ] = True,
+    run: Annotated[str | None, typer.Option("--run", hidden=True)] = None,
+) -> None:
+    """Train a grid of runs, compare them and say which is best.
+
+    Every value of a key is tried with each of every other key, a run in its own folder of out.
+    The reference log-probs are computed once. Stop it with Ctrl-C and give the same command again
+    to resume; runs that are done stay. At the end stand comparison.html and best.yaml.
+    """
+    _check_versions()
+    from likelier.commands import sweep as command
+
+    if run is not None:  # one of the runs, in a process of its own
+        code = command.train_one(Path(config), run, _debug())
+    else:
+        out, runs = command.read_words(config, keys or ())
+        code = command.run_sweep(out, runs, stopping, _debug())
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(
@@ -639,6 +666,11 @@ def _check_versions() -> None:
     check_versions()
 
 
+def _debug() -> list[str]:
+    """What a process that this one starts is told, too."""
+    return ["--debug"] if "--debug" in sys.argv else []
+
+
 def _settings(config: str, keys: Sequence[str] | None) -> "Config":
     from likelier.config import load_config
 
@@ -722,7 +754,7 @@ def _main(words: list[str]) -> int:
 def _key_instead(error: TyperException, words: Sequence[str]) -> str | None:
     """What to write for an option such as ``--epochs 3`` where a command takes keys of a config."""
     option = getattr(error, "option_name", None)
-    if option is None or words[0] not in ("train", "plan"):
+    if option is None or words[0] not in ("train", "sweep", "plan"):
         return None
     from likelier.config.explain import hint_for_word
     from likelier.config.strict_yaml import argument
@@ -746,7 +778,7 @@ def _print_end(message: str, code: int) -> int:
 
 def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
-    if sys.argv[1:2] in (["train"], ["plan"]):  # a plan measures what a run will hold
+    if sys.argv[1:2] in (["train"], ["sweep"], ["plan"]):  # a plan measures what a run will hold
         without_small_caches()
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
     _open_streams()

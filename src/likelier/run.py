@@ -56,7 +56,14 @@ from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.order import Order, make_order
 from likelier.training.pair_log import PairLog
 from likelier.training.preflight import preflight
-from likelier.training.run_folder import OnRow, RunFolder, asked, open_folder, sweep_run
+from likelier.training.run_folder import (
+    OnRow,
+    RunFolder,
+    as_begun,
+    asked,
+    open_folder,
+    sweep_run,
+)
 from likelier.training.signals import StopRequest, listening
 from likelier.training.step import gradients_that_fit, located
 
@@ -106,7 +113,7 @@ def train(
 
     Raises what `likelier.base.errors` has; nothing is written before the data is known to be good.
     """
-    config = config_from(config, _handed_over(model, tokenizer, train, eval))
+    config = as_begun(config_from(config, _handed_over(model, tokenizer, train, eval)))
     needs_extra(config.track, "track")
     with joined_team(config.parallel) as team:
         there = RunFolder(config, team=team)

@@ -55,7 +55,7 @@ def launch(number: int, words: Sequence[str]) -> int:
         for child in children:
             child.send_signal(sent)
 
-    command, stops = [sys.executable, "-m", "likelier", *words], partial(_stop_with, os.getpid())
+    command, stops = [sys.executable, "-m", "likelier", *words], partial(stop_with, os.getpid())
     with handled_by(forward):
         try:
             for rank in range(number):
@@ -66,7 +66,7 @@ def launch(number: int, words: Sequence[str]) -> int:
             _kill(children)
 
 
-def _stop_with(launcher: int) -> None:
+def stop_with(launcher: int) -> None:
     """In a process that was just forked: have the system send it SIGTERM where that one is gone."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

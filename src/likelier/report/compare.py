@@ -87,8 +87,11 @@ class Comparison:
     verdict: str
 
 
-def compare_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> Comparison:
-    """Compare some run folders, finished or not; ``names`` are what to call them.
+def compare_runs(
+    paths: Sequence[Path], names: Sequence[str] | None = None, known: Sequence[str] = ()
+) -> Comparison:
+    """Compare some run folders, finished or not; ``names`` are what to call them, and ``known``
+    what else is to be said.
 
     Raises InputMissing where one is no run folder, ConfigError for fewer than two.
     """
@@ -100,7 +103,7 @@ def compare_runs(paths: Sequence[Path], names: Sequence[str] | None = None) -> C
     return Comparison(
         runs=runs,
         settings=tuple(differing_keys(runs)),
-        facts=tuple(_facts(runs)),
+        facts=(*_facts(runs), *known),
         differences=tuple(_against(runs[0], other) for other in runs[1:]),
         best=best,
         tied=tied,

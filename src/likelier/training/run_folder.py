@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from likelier import __version__
 from likelier.base.environment import QUANTISE, packages
-from likelier.base.errors import OutputError, RunFailed
+from likelier.base.errors import ConfigError, OutputError, RunFailed
 from likelier.base.files import (
     MANIFEST,
     changed_files,
@@ -72,6 +72,24 @@ def asked(config: Config) -> dict[str, Any]:
     del keys["model"]["stream"]
     keys["track"] = "none"  # as it stands in runs from before there were others
     return masked(keys)
+
+
+def as_begun(config: Config) -> Config:
+    """A config as its run was asked for: ``config.yaml`` of a run is its resolved config, and names
+    the run that wrote it. Any other config comes back as it is.
+    """
+    record = _read_record(config.out / "run.json")
+    try:
+        resolved = Config.model_validate(record.get("resolved"))
+        if difference(asked(resolved), asked(config)) or not record["asked"]:
+            return config
+        now = live(config)
+        beside = {key: now[key] for key in now.keys() - record["asked"].keys()}
+        tree = {**record["asked"], **beside, "track": now["track"]}
+        tree["model"] = {**tree["model"], "stream": now["model"]["stream"]}
+        return Config.model_validate(tree)
+    except (ValidationError, KeyError, ConfigError):
+        return config
 
 
 class RunFolder:
@@ -379,7 +397,7 @@ def open_folder(
     Raises OutputError where it cannot be made or another process works in it, or where not all
     processes of a team see it.
     """
-    hold = partial(_held_folder, config.out)
+    hold = partial(held_folder, config.out)
     lock = hold() if team is None else team.agreed(hold)
     try:
         if team is not None:
@@ -400,7 +418,7 @@ def _must_be_shared(path: Path, team: "Team") -> None:
         )
 
 
-def _held_folder(path: Path) -> int:
+def held_folder(path: Path) -> int:
     """The open lock of the folder of a run, which is made where it is not there."""
     with _cannot_be_written(path):
         _must_be_writable(path)
