@@ -47,6 +47,7 @@ from likelier.model.team import Team, joined_team
 from likelier.reference.cache import NoReference, reference_of_run
 from likelier.reference.fingerprint import hash_of, model_identity
 from likelier.reference.moving import MovingReference, Reference
+from likelier.report.notes import Notes, say_notes
 from likelier.tracking.mirror import mirrored
 from likelier.training.batches import Batcher
 from likelier.training.checkpoint import prune, resume, save_checkpoint
@@ -258,7 +259,7 @@ def _take_steps(
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
         folder.write_record(step=step, spikes=spikes.as_record())
 
-    spikes = _spikes_so_far(folder)
+    spikes, notes = _spikes_so_far(folder), Notes(folder.path, order.num_steps)
     evaluate.resume(done)
     coming = order.visits(done + 1, data.train)
     with bar("train", order.num_steps, done) as show:
@@ -289,6 +290,8 @@ def _take_steps(
             folder.time(step, took, computed, pairs)
             done = step
             show(1, f"{_in_words(row)}{evaluate.words}")
+            if team.leads:
+                notes(step)
             if asked or last or due(step, config.train.save_every):
                 with located(f"step {step}", pairs, checkpoints):
                     optimizer.must_be_finite()
@@ -513,6 +516,7 @@ def _write_report(out: Path) -> None:
     """The report of a run that is safe on disk already: what fails here must not fail the run."""
     from likelier.report.page import write_report
 
+    say_notes(out)
     try:
         say(f"report: {write_report(out)}")
     except Exception as error:

@@ -78,7 +78,7 @@ def metrics(values: StepValues, beta: float) -> dict[str, float]:
         }
     columns |= _drifts(values)
     row = {name: float(column.mean()) for name, column in columns.items()}
-    return row | _weights(chosen - rejected)
+    return row | (_weights(chosen - rejected) if values.reference_R.any() else {})
 
 
 def _drifts(values: StepValues) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ pairs, so that they do not depend on how pairs were cut into batches. Names are 
 where the meaning is the same. *Log-ratio* is the policy's log-prob of an answer less the
 reference's, in nats; *reward* is beta times that.
 
-Of a loss that reads no reference there are no `drift/*`, and its `rewards/*` are beta times the
-policy's own log-probs.
+Of a loss that reads no reference there are no `drift/*` and `weights/*`, and its `rewards/*` are
+beta times the policy's own log-probs.
 """
 _WHERE = {
     "both": "steps, and held-out pairs as `eval_{}`",

@@ -89,7 +89,7 @@ def _accuracy(pairs: HeldOut, which_P: np.ndarray) -> Proportion | None:
 
 
 def check_moved(run: RunFiles, last: HeldOut | None) -> Check:
-    """No better than chance on held-out pairs, and why: it hardly moved, or in no direction."""
+    """The model hardly moved; or it did, and is no better than chance on held-out pairs."""
     if last is None or last.step == 0:
         return unknown("moved")
     everything = _accuracy(last, np.ones(len(last.pair_P), dtype=bool))
@@ -103,10 +103,10 @@ def check_moved(run: RunFiles, last: HeldOut | None) -> Check:
         "rate": _plain(section(run.config, "optim").get("lr")),
         "steps": last.step,
     }
-    if not everything.low <= 0.5 <= everything.high:
-        return fine("moved", **values)
     if drift < MOVED:
         return warning("moved", "warning_still", **values)
+    if not everything.low <= 0.5 <= everything.high:
+        return fine("moved", **values)
     if everything.high - everything.low > 2 * BY_LENGTH:
         return unknown("moved", "unknown_few", **values)
     return warning("moved", "warning_nowhere", **values)
