@@ -15,7 +15,7 @@ _AT_THE_END = {"held_out", "moved", "noise", "rows_used", "side_effects", "answe
 
 
 class Notes:
-    """Looks at the folder of a run of ``steps`` steps while it goes on."""
+    """Looks at the folder of a run of ``steps`` steps while it trains."""
 
     def __init__(self, run: Path, steps: int):
         self.run, self.steps = run, steps
