@@ -89,14 +89,14 @@ def draw_chart(
     last = max(line.x[-1] for line in lines)
     x_span = (0.0, last or 1.0)
     y_span = _span([y for line in lines for y in _heights(line)], scale, [at for at, _ in levels])
-    x_ticks, y_ticks = _ticks(x_span, 1), _ticks(y_span)
+    x_ticks, y_ticks = axis_ticks(x_span, 1), axis_ticks(y_span)
     if scale == "share":
         y_ticks = [(share / 4, f"{25 * share}%") for share in range(5)]
     drawing = {
         "lines": [_drawn(line, x_span, y_span) for line in lines],
-        "levels": [(_at(y_span, level), word) for level, word in levels],
+        "levels": [(place_in_span(y_span, level), word) for level, word in levels],
         "x_ticks": [(at / last if last else 0.0, word) for at, word in x_ticks],
-        "y_ticks": [(_at(y_span, at), word) for at, word in y_ticks],
+        "y_ticks": [(place_in_span(y_span, at), word) for at, word in y_ticks],
     }
     figure = {
         "scale": scale,
@@ -227,20 +227,20 @@ def _span(values: Sequence[float], scale: str, levels: Sequence[float] = ()) -> 
     return (low if scale == "from zero" and low == 0 else low - room, high + room)
 
 
-def _at(span: AxisSpan, value: float) -> float:
+def place_in_span(span: AxisSpan, value: float) -> float:
     """Where a value lies in a span: 0 is its lower end and 1 its upper one."""
     return (value - span[0]) / (span[1] - span[0])
 
 
 def _x(span: AxisSpan, value: float) -> str:
-    return f"{SIDE * _at(span, value):.1f}"
+    return f"{SIDE * place_in_span(span, value):.1f}"
 
 
 def _y(span: AxisSpan, value: float) -> str:
-    return f"{SIDE * (1 - _at(span, value)):.1f}"
+    return f"{SIDE * (1 - place_in_span(span, value)):.1f}"
 
 
-def _ticks(span: AxisSpan, least: float = 0.0) -> list[tuple[float, str]]:
+def axis_ticks(span: AxisSpan, least: float = 0.0) -> list[tuple[float, str]]:
     """Round values that lie in a span, at least ``least`` apart, with their words."""
     raw = max((span[1] - span[0]) / MAX_TICKS, least)
     power = 10.0 ** math.floor(math.log10(raw))

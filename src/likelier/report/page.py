@@ -10,9 +10,20 @@ from likelier.pages import render_page
 from likelier.pages.charts import page_scripts
 from likelier.pages.excerpts import excerpt
 from likelier.pages.texts import choose_language, in_language, percent, text, text_or
+from likelier.pages.token_map import largest_reward, token_map
 from likelier.report.charts import draw_charts
+from likelier.report.distributions import draw_distributions
 from likelier.report.health import health
-from likelier.report.read import FoundKind, RunFiles, configured_language, count, number, read_run
+from likelier.report.read import (
+    PAIR_TOKENS,
+    FoundKind,
+    RunFiles,
+    configured_language,
+    count,
+    number,
+    read_jsonl,
+    read_run,
+)
 from likelier.report.summary import describe_status, give_verdict, key_figures, run_facts
 
 SHOWN_SAMPLES = 8  # the others are folded away
@@ -48,11 +59,17 @@ def render_report(run: RunFiles) -> str:
     scripts, drawn = page_scripts(draw_charts(run))
     samples = [_sample(row) for row in run.samples]
     tone, verdict = give_verdict(run)
+    distributions, by_length = draw_distributions(run)
+    maps, any_map = _token_maps(run)
     return render_page(
         "report.html",
-        ["report.css", "charts.css"],
+        ["report.css", "charts.css", "tokens.css"],
         scripts,
         **drawn,
+        maps=maps,
+        any_map=any_map,
+        distributions=distributions,
+        by_length=by_length,
         name=run.path.resolve().name,
         tone=tone,
         verdict=verdict,
@@ -68,6 +85,19 @@ def render_report(run: RunFiles) -> str:
         config_text=run.config_text,
         gaps=run.gaps,
     )
+
+
+def _token_maps(run: RunFiles) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """The pairs that are kept token by token, by their source, and one of them for the legend.
+
+    They share one scale of colours, so that a pair which hardly moved looks pale.
+    """
+    rows = read_jsonl(run.path / PAIR_TOKENS, [])
+    # One by one first: what is damaged must not take the scale of the others with it.
+    whole = [row for row in rows if token_map(row) is not None]
+    scale = largest_reward(whole) if whole else None
+    maps = [found for row in whole if (found := token_map(row, scale)) is not None]
+    return {found["source"]: found for found in maps}, maps[0] if maps else None
 
 
 def _in_our_words(kind: FoundKind) -> FoundKind:

@@ -37,7 +37,8 @@ def pairs_by_token(run: Path) -> list[str]:
 
 
 def _named(run: RunFiles) -> set[str]:
-    extremes = [*run.pair_log.smallest, *run.pair_log.largest] if run.pair_log else []
+    log = run.pair_log
+    extremes = [*log.smallest, *log.largest, *log.most_changed] if log else []
     places = [place for kind in run.findings for place in kind.located]
     return {row["source"] for row in (*extremes, *places[:MAX_PLACES])}
 

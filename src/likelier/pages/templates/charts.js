@@ -9,7 +9,7 @@ const FARTHEST_CLICK = 6; // pixels that a pointer may move and still have click
 const element = (id) => document.getElementById(id);
 const figures = JSON.parse(element("figures").textContent);
 const readout = element("readout");
-const charts = [...document.querySelectorAll(".plot")].map(chartOf);
+const charts = [...document.querySelectorAll(".plot[data-chart]")].map(chartOf);
 const last = Math.max(...charts.map((chart) => chart.last));
 const view = { from: 0, to: null, at: null, share: 0.02 }; // to: null is each chart's own last step
 
