@@ -43,7 +43,7 @@ LINES = {
     "generation": 900,
     "losses": 1_570,
     "model": 3_420,
-    "pages": 900,
+    "pages": 1_000,
     "reference": 490,
     "report": 2_400,
     "run": 530,

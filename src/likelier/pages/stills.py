@@ -9,9 +9,9 @@ import numpy as np
 from likelier.pages.charts import SIDE, AxisSpan, axis_ticks, place_in_span, tick_word
 from likelier.pages.texts import short, text
 
-BINS = 30  # of a histogram, at most
+MAX_BARS = 30  # of a histogram, at most
 TAIL = 0.005  # of the values at either end, which the outermost bars hold
-GAP = 0.12  # of a bin's width, left free between bars
+BETWEEN_BARS = 0.12  # of a bin's width, left free between bars
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def draw_histogram(
     every = np.concatenate(list(values.values()))
     low, high = (float(end) for end in np.quantile(every, (TAIL, 1 - TAIL)))
     low, high = min(low, 0.0), max(high, 0.0)
-    width = _round_width((high - low) / BINS or 1.0)
+    width = _round_width((high - low) / MAX_BARS or 1.0)
     edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + (low == high) + 1)
     inside = np.nextafter(edges[-1], edges[0])  # a value on the last edge belongs to the last bin
     counts = {
@@ -55,9 +55,9 @@ def draw_histogram(
     }
     most = max(int(found.max()) for found in counts.values())
     x_span, y_span = (float(edges[0]), float(edges[-1])), (0.0, 1.05 * most)
-    share = (1 - GAP) / len(values)
+    share = (1 - BETWEEN_BARS) / len(values)
     shapes = [
-        (f"bar {style}", _bars(found, edges, width * (GAP / 2 + at * share), width * share,
+        (f"bar {style}", _bars(found, edges, width * (BETWEEN_BARS / 2 + at * share), width * share,
                                x_span, y_span))
         for at, ((style, _), found) in enumerate(counts.items())
     ]  # fmt: skip

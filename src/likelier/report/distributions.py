@@ -11,7 +11,7 @@ from likelier.pages.texts import percent, text
 from likelier.report.read import RunFiles, number, section
 from likelier.report.summary import reads_reference
 
-BINS = 5  # of pairs, by how sure the model is of them
+RELIABILITY_BINS = 5  # of pairs, by how sure the model is of them
 FEWEST_PAIRS = 50  # below which bins hold too few to say anything
 
 
@@ -86,7 +86,7 @@ def _reliability(run: RunFiles, last: HeldOut) -> Still | None:
     sure_P = 1 / (1 + np.exp(-np.minimum(scale * np.abs(margin_P), 500)))
     order = np.argsort(sure_P, kind="stable")
     points = []
-    for part in np.array_split(order, BINS):
+    for part in np.array_split(order, RELIABILITY_BINS):
         figure = figures_of({"accuracy": hits_of(margin_P[part])}, last.prompt_P[part].tolist())
         found = figure["accuracy"]
         points.append((float(sure_P[part].mean()), found.mean, found.low, found.high, len(part)))
