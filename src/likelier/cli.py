@@ -325,14 +325,7 @@ def train(config: ConfigArgument, keys: KeysArgument = None) -> None:
     """
     settings = _settings(config, keys)
     _check_versions()
-    from likelier.commands.train import begin
-
-    code = begin(settings, ["train", str(config), *(keys or ()), *_debug()])
-    if code is not None:
-        raise typer.Exit(code)
-    from likelier.run import train as run_train  # imports torch
-
-    run_train(settings)
+    _train(settings, ["train", str(config), *(keys or ())])
 
 
 @app.command(epilog="Example: likelier sweep config.yaml loss.beta=0.05,0.1,0.3 out=runs/betas")
@@ -362,11 +355,10 @@ def sweep(
     from likelier.commands import sweep as command
 
     if run is not None:  # one of the runs, in a process of its own
-        code = command.train_one(Path(config), run, _debug())
-    else:
-        out, runs = command.read_words(config, keys or ())
-        code = command.run_sweep(out, runs, stopping, _debug())
-    if code:
+        settings, on_step = command.open_run(Path(config), run)
+        return _train(settings, ["sweep", config, "--run", run], on_step=on_step)
+    out, runs = command.read_words(config, keys or ())
+    if code := command.run_sweep(out, runs, stopping, _debug()):
         raise typer.Exit(code)
 
 
@@ -664,6 +656,18 @@ def _check_versions() -> None:
     from likelier.base.environment import check_versions
 
     check_versions()
+
+
+def _train(settings: "Config", words: Sequence[str], **given: Any) -> None:
+    """Train by a config in this process, or in several that are started by the same ``words``."""
+    from likelier.commands.train import begin_train
+
+    code = begin_train(settings, [*words, *_debug()])
+    if code is not None:
+        raise typer.Exit(code)
+    from likelier.run import train as run_train  # imports torch
+
+    run_train(settings, **given)
 
 
 def _debug() -> list[str]:

@@ -57,14 +57,7 @@ from likelier.training.optimizer import MasterAdamW, schedule
 from likelier.training.order import Order, make_order
 from likelier.training.pair_log import PairLog
 from likelier.training.preflight import preflight
-from likelier.training.run_folder import (
-    OnRow,
-    RunFolder,
-    as_begun,
-    asked,
-    open_folder,
-    sweep_run,
-)
+from likelier.training.run_folder import OnRow, RunFolder, as_begun, asked, open_folder, sweep_run
 from likelier.training.signals import StopRequest, listening
 from likelier.training.step import gradients_that_fit, located
 

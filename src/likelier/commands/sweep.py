@@ -21,8 +21,8 @@ from likelier.base.foreign import masked
 from likelier.base.terminal import say
 from likelier.commands.compare import print_comparison
 from likelier.commands.launch import stop_with
-from likelier.commands.train import begin, must_be_ready
-from likelier.config import config_from, difference, dump, live
+from likelier.commands.train import must_be_ready
+from likelier.config import Config, config_from, difference, dump, live
 from likelier.config.grid import GridRun, read_grid
 from likelier.evaluation.compare import (
     ERROR,
@@ -36,7 +36,7 @@ from likelier.evaluation.compare import (
 from likelier.pages.texts import choose_language, in_language, percent, text
 from likelier.report.compare import compare_runs
 from likelier.report.compare_page import render_comparison
-from likelier.training.run_folder import RunFolder, asked, held_folder
+from likelier.training.run_folder import OnRow, RunFolder, asked, held_folder
 from likelier.training.signals import handled_by
 
 RECORD = "sweep.json"
@@ -299,10 +299,11 @@ def run_child(words: Sequence[str], lock: int) -> tuple[int, int | None]:
         return child.wait(), received[0] if received else None
 
 
-def train_one(out: Path, name: str, words: Sequence[str] = ()) -> int:
-    """Train a run of a sweep in this process, and stop it where it is surely worse.
+def open_run(out: Path, name: str) -> tuple[Config, OnRow | None]:
+    """The config of a run of a sweep, in its own process, and what is to hear its log: it stops the
+    run where that is surely worse.
 
-    Returns the exit code. Raises InputMissing where there is no such run, and as `run.train`.
+    Raises InputMissing where there is no such run.
     """
     record = read_json(out / RECORD) or {}
     states = record.get("runs", {})
@@ -311,13 +312,7 @@ def train_one(out: Path, name: str, words: Sequence[str] = ()) -> int:
     runs = [GridRun(n, s["values"], config_from(s["config"])) for n, s in states.items()]
     found = Sweep(out, runs, bool(record["stopping"]), states)
     config = next(run.config for run in runs if run.name == name)
-    code = begin(config, ["sweep", str(out), "--run", name, *words])
-    if code is not None:
-        return code
-    from likelier.run import train  # imports torch
-
-    train(config, on_step=partial(_stop_if_worse, found, name) if found.stopping else None)
-    return 0
+    return config, partial(_stop_if_worse, found, name) if found.stopping else None
 
 
 def _stop_if_worse(found: Sweep, name: str, row: Mapping[str, float]) -> None:

@@ -51,7 +51,7 @@ def must_be_ready(config: Config) -> None:
     describe_files(config.model.path, config.model.revision)
 
 
-def begin(config: Config, words: Sequence[str]) -> int | None:
+def begin_train(config: Config, words: Sequence[str]) -> int | None:
     """What there is to do before a run trains in this process: None where it is to, else the exit
     code of the command ``words``, which is done or which several processes have done.
 

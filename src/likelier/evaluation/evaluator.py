@@ -81,7 +81,8 @@ class Evaluator:
         with located(f"held-out pairs after step {step}", self.pairs, folder.path / "checkpoints"):
             values = step_values(policy, self.batcher.rescored(self._batches), loss)
         self.log.add(step, [(None, pair) for pair in self.pairs], values)
-        self.log.write()  # who hears of the evaluation may look at its pairs
+        if step:  # who hears of it may look at its pairs; the first step waits for no library
+            self.log.write()
         row = {"step": step, **held_out_metrics(self.pairs, values, loss.beta)}
         folder.log(row)
         self._rows.append(row)

@@ -1,7 +1,7 @@
 """The pair logs: one row for each pair and visit, in Parquet files that end where checkpoints do.
 
 ``pair_log`` holds the visits of the training, ``held_out`` those of pairs that no step sees: a file
-an evaluation.
+an evaluation, the first in that of the second.
 
 A file that is not as it was written is kept as ``….parquet.damaged``, and its rows are lost.
 """
@@ -95,7 +95,7 @@ class PairLog:
             _visit(step, epoch, pair) | dict(zip(columns, row, strict=True))
             for (epoch, pair), row in zip(visits, figures, strict=True)
         ]
-        if step % MAX_STEPS_IN_MEMORY == 0:
+        if step and step % MAX_STEPS_IN_MEMORY == 0:
             self.write()
 
     def write(self) -> None:
