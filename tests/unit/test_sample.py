@@ -155,7 +155,7 @@ def test_any_end_id_stops(policy: Policy, ends: int | list[int]) -> None:
     always(policy, last)
     model, tokenizer = policy.causal_lm, policy.tokenizer
     found = sample(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=4, seed=0)
-    assert found == [Sample(text="", stopped=True)] * 3
+    assert found == [Sample(text="", stopped=True, end=last)] * 3
     always(policy, tokenizer("a")["input_ids"][0])
     found = sample(model, tokenizer, PROMPTS, temperature=0, max_new_tokens=4, seed=0)
     letter = tokenizer("a")["input_ids"][0]

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from likelier.base.child import in_child
-from likelier.base.errors import OutputError, describe_error
+from likelier.base.errors import LikelierError, OutputError, describe_error
 from likelier.base.files import read_lines, write_lines
 from likelier.base.terminal import say
 from likelier.chat.tokenizer import Encoder
@@ -18,6 +18,7 @@ from likelier.config import Config
 from likelier.data.encode import decode
 from likelier.data.load import Dataset
 from likelier.data.records import TokenPair
+from likelier.generation.divergence import Drawn, divergences, initial_again, score_drawn
 from likelier.generation.sample import Sample, decoding, decoding_by, sample_batch
 from likelier.model.limits import sizes
 from likelier.model.policy import Policy
@@ -39,10 +40,12 @@ _TRAINED_A_SAMPLED = 10_000
 
 
 def keep_answers(
-    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int, when: str
-) -> None:
+    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int,
+    fresh_adapter: bool, when: str,
+) -> None:  # fmt: skip
     """Have the policy answer the prompts of ``eval.samples``, ``when``: "before" or "after" the
-    training; ``steps`` are those of the run.
+    training; ``steps`` are those of the run. A ``fresh_adapter`` that is switched off leaves the
+    initial policy.
 
     Answers from before the training that a run finds when it resumes stand as they are. What fails
     here is said, and fails no run of one process.
@@ -52,7 +55,7 @@ def keep_answers(
     pairs = _asked(data.eval or data.train, folder.config.eval.samples)
     try:
         if pairs:
-            _answer(folder, policy, encoder, pairs, bool(data.eval), steps, when)
+            _answer(folder, policy, encoder, pairs, bool(data.eval), steps, fresh_adapter, when)
     except OutputError:
         raise
     except Exception as error:  # a cache or a head that transformers cannot generate with
@@ -63,7 +66,7 @@ def keep_answers(
 
 def _answer(
     folder: RunFolder, policy: Policy, encoder: Encoder, pairs: Sequence[TokenPair],
-    held_out: bool, steps: int, when: str,
+    held_out: bool, steps: int, fresh_adapter: bool, when: str,
 ) -> None:  # fmt: skip
     config = folder.config
     length = _max_new_tokens(config, policy, pairs, steps)
@@ -93,13 +96,39 @@ def _answer(
     for at, temperature in enumerate(TEMPERATURES):
         settings = decoding(temperature, length, ends)
         samples = _sampled(policy, encoder, ids, settings, seed)
-        for row, one in zip(rows[at * len(ids) :], samples, strict=False):
+        some = rows[at * len(ids) :][: len(ids)]
+        for row, one in zip(some, samples, strict=True):
             row |= {f"{name}_{when}" if name else when: value for name, value in _figures(one)}
+        if temperature == 1 and (folder.writes or policy.in_parts):
+            _add_divergence(some, policy, config, score_drawn(policy, ids, samples),
+                            fresh_adapter, when)  # fmt: skip
     if not folder.writes:
         return
     write_lines(path, rows)
     if when == "after":
         _show(rows)
+
+
+def _add_divergence(
+    rows: Sequence[dict[str, Any]], policy: Policy, config: Config, drawn: Drawn,
+    fresh_adapter: bool, when: str,
+) -> None:  # fmt: skip
+    """How sure the policy was of its own answers, nats a token, and after the training how far that
+    is from the initial policy, nats an answer; where that cannot be had it is said.
+    """
+    for row, entropy_K in zip(rows, drawn.entropy_RK, strict=True):
+        if len(entropy_K):
+            row[f"entropy_{when}"] = round(float(entropy_K.mean()), 6)
+    if when == "before":
+        return
+    try:
+        with initial_again(policy, config, fresh_adapter) as initial:
+            found = divergences(drawn, initial) if initial is not None else []
+    except (LikelierError, RuntimeError) as error:  # it is gone, or does not fit beside the other
+        say(f"no divergence from the initial policy: {describe_error(error)[0]}")
+        return
+    for row, (k1, k3) in zip(rows, found, strict=False):
+        row |= {"kl_k1": round(k1, 6), "kl_k3": round(k3, 6)}
 
 
 def _sampled(
@@ -174,6 +203,8 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
         sides = [_in_words(some, when) for when in ("before", "after") if when in some[0]]
         name = f"at temperature {temperature:g}" if temperature else "greedy"
         say(f"{len(some)} answers, {name}: {', then '.join(sides)}")
+        if moved := [row["kl_k3"] for row in some if "kl_k3" in row]:
+            say(f"KL of these from the initial policy: {mean(moved):.3g} nats an answer (k3)")
 
 
 def _in_words(rows: Sequence[Mapping[str, Any]], when: str) -> str:

@@ -23,12 +23,14 @@ from likelier.model.policy import Policy
 class Sample:
     """One answer: its text, and its tokens without the one that ended it.
 
-    ``stopped`` is whether it ended with a stop token rather than at the limit.
+    ``stopped`` is whether it ended with a stop token rather than at the limit; ``end`` is that
+    token, None where it is not known.
     """
 
     text: str
     stopped: bool
     tokens: tuple[int, ...] = ()
+    end: int | None = None
 
     @property
     def repetition(self) -> float:
@@ -128,7 +130,9 @@ def _read(encoder: Encoder, answers: Sequence[list[int]]) -> list[Sample]:
     for tokens in answers:
         length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
         text = decode(encoder.whole, tokens[:length], skip_special_tokens=True)
-        samples.append(Sample(text, length < len(tokens), tuple(tokens[:length])))
+        stopped = length < len(tokens)
+        end = tokens[length] if stopped else None
+        samples.append(Sample(text, stopped, tuple(tokens[:length]), end))
     return samples
 
 

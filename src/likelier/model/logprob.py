@@ -9,7 +9,7 @@ Axis letters: N predicting positions, E (position, token) entries, C rows of a c
 V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,23 +107,29 @@ def token_logps_at_once(hidden_ND: Tensor, head: Head, row_E: Tensor, token_E: T
     return torch.log_softmax(head_logits(hidden_ND, head), dim=-1)[row_E, token_E]
 
 
-@torch.no_grad()
-def collision_logps(hidden_ND: Tensor, head: Head, chunk: int | None = None) -> Tensor:
-    """How concentrated predictions are: the log-prob that two draws give the same token.
+OfLogits = Callable[[Tensor], Tensor]  # a figure of every prediction: (C, V) to (C,)
 
-    ``log sum(p^2)`` over the vocabulary at every position, in nats, shape (N,).
-    """
-    return torch.cat(
-        [
-            collisions_of(logits_of(hidden_CD, head))
-            for hidden_CD in hidden_ND.split(chunk or default_chunk(head))
-        ]
-    )
+
+@torch.no_grad()
+def of_every_row(
+    of_logits: OfLogits, hidden_ND: Tensor, head: Head, chunk: int | None = None
+) -> Tensor:
+    """A figure of the prediction at every position, shape (N,); its logits exist in chunks."""
+    chunks = hidden_ND.split(chunk or default_chunk(head))
+    return torch.cat([of_logits(logits_of(hidden_CD, head)) for hidden_CD in chunks])
 
 
 def collisions_of(logits_CV: Tensor) -> Tensor:
-    """`collision_logps` of logits, shape (C, V) to (C,)."""
+    """How concentrated predictions are: the log-prob that two draws give the same token,
+    ``log sum(p^2)`` over the vocabulary, in nats.
+    """
     return torch.logsumexp(2 * torch.log_softmax(logits_CV, dim=-1), dim=-1)
+
+
+def entropies_of(logits_CV: Tensor) -> Tensor:
+    """The entropy of predictions, ``-sum(p log p)`` over the vocabulary, in nats."""
+    logp_CV = torch.log_softmax(logits_CV, dim=-1)
+    return -(logp_CV.exp() * logp_CV).sum(-1)
 
 
 def default_chunk(head: Head) -> int:

@@ -21,10 +21,10 @@ from likelier.model.frozen import StoredLinear, is_half
 from likelier.model.limits import check_length, rotary_tables, rows_by_table
 from likelier.model.logprob import (
     Head,
+    OfLogits,
     at_least_float32,
-    collision_logps,
-    collisions_of,
     logits_of,
+    of_every_row,
     token_logps,
 )
 from likelier.model.running import without_dropout
@@ -56,11 +56,11 @@ class Scorer(nn.Module):
         self.model, self.rule, self.chunk = model, rule, chunk
         self.tables = rotary_tables(model.config.get_text_config())
 
-    def forward(self, batch: Batch, collisions: bool = False) -> Any:
+    def forward(self, batch: Batch, also: OfLogits | None = None) -> Any:
         """Log-probs of the entries of a batch, in nats, shape (E,), at least float32.
 
-        With ``collisions`` a second tensor says how concentrated each prediction is: the log-prob
-        that two draws there give one token, without gradient, shape (E,).
+        A second tensor is what ``also`` gives of the prediction of each, without gradient,
+        shape (E,); where there is none, the log-probs come alone.
 
         Raises DataError where a sequence is longer than the rotary table allows.
         """
@@ -71,22 +71,22 @@ class Scorer(nn.Module):
             states_BLD = self._states_by_table(batch)
         else:
             states_BLD = self._states(batch.token_BL, batch.depth_BL, attention_mask=batch.keep_BL)
-        return self.logps(states_BLD, batch, collisions)
+        return self.logps(states_BLD, batch, also)
 
-    def logps(self, states_BLD: Tensor, batch: Batch, collisions: bool = False) -> Any:
+    def logps(self, states_BLD: Tensor, batch: Batch, also: OfLogits | None = None) -> Any:
         """What `forward` gives, from hidden states or logits that a run of the model gave."""
         states_ND = states_BLD.flatten(0, 1).index_select(0, batch.predict_N)
         if self.rule.use_model_head:
             logits_NV = at_least_float32(states_ND)
             logp_E = torch.log_softmax(logits_NV, dim=-1)[batch.row_E, batch.token_E]
-            if collisions:
-                return logp_E, collisions_of(logits_NV.detach())[batch.row_E]
+            if also is not None:
+                return logp_E, also(logits_NV.detach())[batch.row_E]
             return logp_E
         logp_E = token_logps(
             states_ND, self.head(), batch.row_E, batch.token_E, self.chunk, batch.starts
         )
-        if collisions:
-            return logp_E, collision_logps(states_ND, self.head(), self.chunk)[batch.row_E]
+        if also is not None:
+            return logp_E, of_every_row(also, states_ND, self.head(), self.chunk)[batch.row_E]
         return logp_E
 
     def _states_by_table(self, batch: Batch) -> Tensor:

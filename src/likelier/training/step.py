@@ -24,6 +24,7 @@ from likelier.batching.batch import Batch, completions_of, together
 from likelier.data.records import TokenPair
 from likelier.losses.registry import BoundLoss
 from likelier.losses.values import StepValues
+from likelier.model.logprob import collisions_of
 from likelier.model.policy import Policy, with_idle
 from likelier.model.team import own_part
 from likelier.training.batches import Batcher, joined, values_of
@@ -213,7 +214,7 @@ def score_batch(
     wpo_log_weight_R = None
     with torch.set_grad_enabled(with_gradient):
         if loss.reads_wpo_log_weight:
-            logp_E, collision_E = policy.scorer(batch, collisions=True)
+            logp_E, collision_E = policy.scorer(batch, also=collisions_of)
             surprise_K = (logp_E.detach() - collision_E)[batch.entry_K]
             wpo_log_weight_R = batch.mean_over_tokens(surprise_K)
         else:
