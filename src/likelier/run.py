@@ -184,7 +184,7 @@ def _trained(
         steps = order.num_steps
         facts = {"preflight": figures, **_facts(folder, data, batcher, mode)}
         folder.begin(settings, steps=steps, **facts)
-        answer = partial(_keep_answers, folder, policy, encoder, data, steps, fresh_adapter)
+        answer = partial(_keep_answers, folder, policy, encoder, data, fresh_adapter)
         answer("before")
         adamw = MasterAdamW(policy.model.named_parameters(), config.optim, exact, team)
         with listening(of_many=team.size > 1) as stop, closing(adamw) as optimizer:
@@ -455,14 +455,14 @@ def _result(out: Path, team: Team) -> Run:
 
 
 def _keep_answers(
-    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int,
-    fresh_adapter: bool, when: str,
+    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, fresh_adapter: bool,
+    when: str,
 ) -> None:  # fmt: skip
     """Answers to ``eval.samples`` prompts; generation is imported where there are any."""
     if folder.config.eval.samples:
         from likelier.generation.answers import keep_answers
 
-        keep_answers(folder, policy, encoder, data, steps, fresh_adapter, when)
+        keep_answers(folder, policy, encoder, data, fresh_adapter, when)
 
 
 def _keep_texts(folder: RunFolder, data: Dataset, policy: Policy) -> None:

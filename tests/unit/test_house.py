@@ -40,7 +40,7 @@ LINES = {
     "demo": 760,
     "evaluation": 1_800,
     "export": 1_225,
-    "generation": 900,
+    "generation": 1_000,
     "losses": 1_570,
     "model": 3_420,
     "pages": 1_000,

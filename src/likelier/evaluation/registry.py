@@ -27,6 +27,7 @@ _WHERE = {
     "both": "steps, and held-out pairs as `eval_{}`",
     "only": "held-out pairs, as `eval_{}`",
     "no": "steps",
+    "answers": "the answers drawn at temperature 1, in `samples.jsonl`",
 }
 
 
@@ -38,16 +39,16 @@ class Metric:
 
     name: str
     unit: str
-    eval: Literal["both", "only", "no"]
+    eval: Literal["both", "only", "no", "answers"]
     meaning: str
     healthy: str
     trap: str
 
     @property
     def keys(self) -> list[str]:
-        """What it is called in the rows."""
-        held_out = [] if self.eval == "no" else [f"eval_{self.name}"]
-        return held_out if self.eval == "only" else [self.name, *held_out]
+        """What it is called in the rows of `metrics.jsonl`."""
+        of_steps = [self.name] if self.eval in ("both", "no") else []
+        return of_steps + ([f"eval_{self.name}"] if self.eval in ("both", "only") else [])
 
 
 @cache

@@ -40,12 +40,11 @@ _TRAINED_A_SAMPLED = 10_000
 
 
 def keep_answers(
-    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, steps: int,
-    fresh_adapter: bool, when: str,
+    folder: RunFolder, policy: Policy, encoder: Encoder, data: Dataset, fresh_adapter: bool,
+    when: str,
 ) -> None:  # fmt: skip
     """Have the policy answer the prompts of ``eval.samples``, ``when``: "before" or "after" the
-    training; ``steps`` are those of the run. A ``fresh_adapter`` that is switched off leaves the
-    initial policy.
+    training. A ``fresh_adapter`` that is switched off leaves the initial policy.
 
     Answers from before the training that a run finds when it resumes stand as they are. What fails
     here is said, and fails no run of one process.
@@ -55,7 +54,7 @@ def keep_answers(
     pairs = _asked(data.eval or data.train, folder.config.eval.samples)
     try:
         if pairs:
-            _answer(folder, policy, encoder, pairs, bool(data.eval), steps, fresh_adapter, when)
+            _answer(folder, policy, encoder, pairs, bool(data.eval), fresh_adapter, when)
     except OutputError:
         raise
     except Exception as error:  # a cache or a head that transformers cannot generate with
@@ -66,10 +65,10 @@ def keep_answers(
 
 def _answer(
     folder: RunFolder, policy: Policy, encoder: Encoder, pairs: Sequence[TokenPair],
-    held_out: bool, steps: int, fresh_adapter: bool, when: str,
+    held_out: bool, fresh_adapter: bool, when: str,
 ) -> None:  # fmt: skip
     config = folder.config
-    length = _max_new_tokens(config, policy, pairs, steps)
+    length = _max_new_tokens(config, policy, pairs, folder.record["steps"])
     if length == 0:
         if when == "before":
             say("no answers: they take long beside so short a run (eval.max_new_tokens: 64 asks)")
