@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from tests.support.compared_runs import write_table
 from tests.support.report_runs import (
     CONFIG,
     add_demo,
@@ -25,6 +26,7 @@ from tests.support.report_runs import (
 from likelier.evaluation.intervals import wilson
 from likelier.pages import script_language, written_out
 from likelier.pages.texts import duration, percent, points, short, signed
+from likelier.report.check import Check
 from likelier.report.health import check_gap, health
 from likelier.report.read import (
     Proportion,
@@ -33,7 +35,8 @@ from likelier.report.read import (
     newcombe,
     read_run,
 )
-from likelier.report.summary import describe_status, give_verdict, key_figures
+from likelier.report.summary import describe_status, key_figures
+from likelier.report.verdict import AGAINST, BESIDE, Verdict, give_verdict
 
 
 def with_rows(
@@ -74,9 +77,13 @@ def test_wilson_and_newcombe_give_the_published_intervals() -> None:
 )
 def test_the_demo_verdict(tmp_path: Path, after: float, tone: str, words: str) -> None:
     run = read_run(add_demo(build_run(tmp_path / "run", steps=2, planned=2), after=after))
-    found, sentence = give_verdict(run)
-    assert found == tone and words in sentence
-    assert "n\u00a0=\u00a0200" in sentence and "95% interval" in sentence
+    found = verdict_of(run)
+    assert found.tone == tone and words in found.changed
+    assert "95% interval" in found.sure and "200 answers" in found.sure
+
+
+def verdict_of(run: RunFiles) -> Verdict:
+    return give_verdict(run, health(run))
 
 
 @pytest.mark.parametrize(
@@ -92,8 +99,9 @@ def test_the_held_out_verdict(
     tmp_path: Path, accuracy: float, n: int, tone: str, words: str
 ) -> None:
     row = {"step": 60, "eval_rewards/accuracies": accuracy, "eval_pairs": n}
-    found, sentence = give_verdict(with_rows(tmp_path, [evaluation(0), row]))
-    assert found == tone and words in sentence and f"n\u00a0=\u00a0{n:,}" in sentence
+    found = verdict_of(with_rows(tmp_path, [evaluation(0), row]))
+    assert found.tone == tone and words in found.changed
+    assert f"n\u00a0=\u00a0{n:,}" in found.sure
 
 
 def test_the_interval_of_a_row_wins_over_wilsons(tmp_path: Path) -> None:
@@ -102,14 +110,88 @@ def test_the_interval_of_a_row_wins_over_wilsons(tmp_path: Path) -> None:
     written = {"eval_rewards/accuracies_low": 0.48, "eval_rewards/accuracies_high": 0.85}
     assert held_out_accuracy(row | written) == Proportion(0.7, 0.48, 0.85, 50)
     assert held_out_accuracy({"step": 1, "eval_rewards/accuracies": 0.7}) is None
-    assert give_verdict(with_rows(tmp_path, [row | written]))[0] == "same"
+    assert verdict_of(with_rows(tmp_path, [row | written])).tone == "same"
 
 
 def test_without_held_out_pairs_nothing_is_claimed(tmp_path: Path) -> None:
     rows = [row for row in metrics(60) if "loss" in row]
-    found, sentence = give_verdict(with_rows(tmp_path, rows))
-    assert found == "unknown"
-    assert "from 0.6931 to 0.2161" in sentence and "is not known" in sentence
+    found = verdict_of(with_rows(tmp_path, rows))
+    assert found.tone == "unknown" and "from 0.6931 to 0.2161" in found.changed
+    assert "is not known" in found.sure
+    one = verdict_of(with_rows(tmp_path, rows[:1]))
+    assert "only step written was 0.6931" in one.changed and "is not known" in one.sure
+    assert verdict_of(with_rows(tmp_path, [])).sure == ""
+
+
+def a_check(name: str, state: Any) -> Check:
+    return Check(name, state, f"the title of {name}", "a reason", "a fix")
+
+
+@pytest.mark.parametrize("name", [*AGAINST, *BESIDE, "one of a later version"])
+def test_a_warning_is_what_to_look_at_first(tmp_path: Path, name: str) -> None:
+    row = {"step": 60, "eval_rewards/accuracies": 0.9, "eval_pairs": 400}
+    run = with_rows(tmp_path, [evaluation(0), row])
+    found = give_verdict(run, [a_check(name, "warning"), a_check("spikes", "fine")])
+    assert f"the title of {name}" in found.to_do and "other" not in found.to_do
+    if name == "moved":
+        assert found.tone == "same" and "not distinguishable" in found.changed
+        assert "wider, and holds 50%" in found.sure
+    else:
+        assert found.tone == ("mixed" if name in AGAINST else "better")
+    two = give_verdict(run, [a_check("spikes", "warning"), a_check("overfitting", "warning")])
+    assert "the title of overfitting" in two.to_do and "1 other warning:" in two.to_do
+
+
+def test_each_check_has_its_place_in_the_verdict(tmp_path: Path) -> None:
+    names = {check.name for check in health(read_run(build_run(tmp_path / "run")))}
+    assert names == {*AGAINST, *BESIDE}
+
+
+@pytest.mark.parametrize(
+    ("status", "accuracy", "words"),
+    [
+        ("finished", 0.9, "likelier chat"),
+        ("finished", 0.5, "hold out more pairs"),
+        ("finished", 0.1, "the wrong way round"),
+        ("stopped", 0.9, "resume it with the same command"),
+        ("running", 0.9, "has not ended"),
+    ],
+)
+def test_what_to_do_follows_from_what_was_found(
+    tmp_path: Path, status: str, accuracy: float, words: str
+) -> None:
+    row = {"step": 60, "eval_rewards/accuracies": accuracy, "eval_pairs": 400}
+    run = with_rows(tmp_path, [evaluation(0), row], status)
+    assert words in give_verdict(run, [a_check("gap", "fine")]).to_do
+    no_evaluation = with_rows(tmp_path, [row for row in metrics(60) if "loss" in row])
+    assert "set data.eval" in give_verdict(no_evaluation, []).to_do
+
+
+def test_a_run_that_overfits_is_not_called_better(tmp_path: Path) -> None:
+    """Right on training pairs and above chance on held-out ones, whose loss is above its lowest."""
+    run = build_run(tmp_path / "run")
+    rows: list[dict[str, Any]] = []
+    for step, loss in ((0, 0.693), (20, 0.60), (40, 0.64), (60, 0.69)):
+        accuracy = 0.5 if step == 0 else 0.68
+        rows.append({"step": step, "eval_loss": loss, "eval_rewards/accuracies": accuracy,
+                     "eval_pairs": 400})  # fmt: skip
+        noise = random.Random(step)
+        write_table(run, [
+            {"step": step, "source": f"held.jsonl:{at}", "pair": f"{at:016x}",
+             "prompt": f"{at:016x}", "chosen_logp": -60 + (at % 100 < 100 * accuracy) * step / 10,
+             "rejected_logp": -60 + (at % 100 >= 100 * accuracy) * step / 10,
+             "reference_chosen_logp": -60.0, "reference_rejected_logp": -60.0,
+             "chosen_tokens": 20, "rejected_tokens": 20, "margin": 0.0,
+             "loss": loss + noise.gauss(0, 0.05)}
+            for at in range(400)
+        ], step)  # fmt: skip
+    training = [row | {"rewards/accuracies": 0.99} for row in metrics(60) if "loss" in row]
+    write_jsonl(run / "metrics.jsonl", sorted([*rows, *training], key=lambda row: row["step"]))
+    found = read_run(run)
+    checks = {check.name: check for check in health(found)}
+    assert checks["overfitting"].state == "warning"
+    verdict = give_verdict(found, list(checks.values()))
+    assert verdict.tone == "mixed" and checks["overfitting"].title in verdict.to_do
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from likelier.report.read import (
     read_jsonl,
     read_run,
 )
-from likelier.report.summary import describe_status, give_verdict, key_figures, run_facts
+from likelier.report.summary import describe_status, key_figures, run_facts
+from likelier.report.verdict import give_verdict
 
 SHOWN_SAMPLES = 8  # the others are folded away
 LONGEST_SIDE = 1000  # characters of a pair's prompt and of each of its completions
@@ -58,7 +59,7 @@ def render_report(run: RunFiles) -> str:
     """The page as text, in the language that is set: a function of the folder's files alone."""
     scripts, drawn = page_scripts(draw_charts(run))
     samples = [_sample(row) for row in run.samples]
-    tone, verdict = give_verdict(run)
+    checks = health(run)
     distributions, by_length = draw_distributions(run)
     maps, any_map = _token_maps(run)
     return render_page(
@@ -71,14 +72,14 @@ def render_report(run: RunFiles) -> str:
         distributions=distributions,
         by_length=by_length,
         name=run.path.resolve().name,
-        tone=tone,
-        verdict=verdict,
+        verdict=give_verdict(run, checks),
         status=describe_status(run),
         cards=key_figures(run),
         samples=samples[:SHOWN_SAMPLES],
         more_samples=samples[SHOWN_SAMPLES:],
-        checks=health(run),
+        checks=checks,
         pair_log=run.pair_log,
+        most_changed=_most_changed(run),
         findings=[_in_our_words(kind) for kind in run.findings],
         texts={source: _pair(sides) for source, sides in run.texts.items()},
         facts=run_facts(run),
@@ -98,6 +99,13 @@ def _token_maps(run: RunFiles) -> tuple[dict[str, dict[str, Any]], dict[str, Any
     scale = largest_reward(whole) if whole else None
     maps = [found for row in whole if (found := token_map(row, scale)) is not None]
     return {found["source"]: found for found in maps}, maps[0] if maps else None
+
+
+def _most_changed(run: RunFiles) -> list[dict[str, Any]]:
+    """The pairs that changed most, less those that stand on the page for their margin."""
+    log = run.pair_log
+    shown = {row["source"] for row in (*log.smallest, *log.largest)} if log else set()
+    return [row for row in log.most_changed if row["source"] not in shown] if log else []
 
 
 def _in_our_words(kind: FoundKind) -> FoundKind:

@@ -1,8 +1,8 @@
-"""What a run did, in words: the verdict, the key figures, and what the run was."""
+"""What a run did, in words: the key figures, and what the run was."""
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from likelier.pages.texts import duration, percent, points, short, signed, text, text_or
 from likelier.report.read import (
@@ -17,7 +17,6 @@ from likelier.report.read import (
 )
 
 ROWS = ("rows", "used", "dropped", "trimmed")  # counts of run.json, in reading order
-Tone = Literal["better", "same", "worse", "unknown"]  # which way the measured thing went
 Card = tuple[str, str, str]  # a key figure: what it is, its value, what stands beside it
 
 
@@ -39,14 +38,6 @@ def log_ratio(run: RunFiles, rewards: list[float]) -> float | None:
     return number(rewards[-1] / scale)
 
 
-def give_verdict(run: RunFiles) -> tuple[Tone, str]:
-    """Which way the run went, and that in a sentence.
-
-    Judged by the best evidence in the folder: sampled answers, else held-out pairs, else the loss.
-    """
-    return _from_samples(run) or _from_held_out(run) or ("unknown", _from_loss(run))
-
-
 def describe_status(run: RunFiles) -> str:
     """Whether the run has ended, and at which step, in a sentence."""
     done, planned = progress(run)
@@ -60,43 +51,7 @@ def describe_status(run: RunFiles) -> str:
     return text(f"report.status.{status}", progress=at_step)
 
 
-def _tone(low: float, high: float, nothing: float) -> Tone:
-    """Which way a figure went whose interval is ``low`` to ``high``."""
-    if low <= nothing <= high:
-        return "same"
-    return "better" if low > nothing else "worse"
-
-
-def _from_samples(run: RunFiles) -> tuple[Tone, str] | None:
-    before, after = run.outcome.get("preferred_before"), run.outcome.get("preferred_after")
-    if before is None or after is None:
-        return None
-    tone = _tone(*newcombe(before, after)[1:], 0)
-    shares = {"before": percent(before.value), "after": percent(after.value)}
-    intervals = {"before_interval": _interval(before), "after_interval": _interval(after)}
-    return tone, text(f"report.verdict.samples_{tone}", **shares, **intervals)
-
-
-def _from_held_out(run: RunFiles) -> tuple[Tone, str] | None:
-    accuracies = [found for row in run.held_out if (found := held_out_accuracy(row)) is not None]
-    if not accuracies:
-        return None
-    last = accuracies[-1]
-    tone = _tone(last.low, last.high, 0.5)
-    values = {"share": percent(last.value), "interval": _interval(last)}
-    return tone, text(f"report.verdict.held_out_{tone}", **values)
-
-
-def _from_loss(run: RunFiles) -> str:
-    if not run.train:
-        return text("report.verdict.nothing_yet")
-    first, last = short(run.train[0]["loss"]), short(run.train[-1]["loss"])
-    if len(run.train) == 1:
-        return text("report.verdict.one_loss", loss=first)
-    return text("report.verdict.losses", first=first, last=last)
-
-
-def _interval(share: Proportion) -> str:
+def interval_in_words(share: Proportion) -> str:
     """``44 to 58%, n = 200``."""
     low, high = percent(share.low).removesuffix("%"), percent(share.high)
     return text("numbers.interval", low=low, high=high, n=share.n)
@@ -118,7 +73,7 @@ def _card(name: str, value: str, detail: str) -> Card:
 
 
 def _share(name: str, found: Proportion | None) -> Card | None:
-    return _card(name, percent(found.value), _interval(found)) if found else None
+    return _card(name, percent(found.value), interval_in_words(found)) if found else None
 
 
 def _before_after(run: RunFiles, name: str) -> Card | None:
