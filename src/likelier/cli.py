@@ -554,9 +554,31 @@ def eval_(
     evaluate(target, data, also or [], out, as_json, _columns(columns), chat, _template(template))
 
 
-@app.command(epilog="Example: likelier report runs/demo")
-def report(run: RunArgument, lang: LangOption = None) -> None:
-    """Write the report of a run again and print where it is."""
+@app.command(epilog="Example: likelier report runs/demo --watch")
+def report(
+    run: RunArgument,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it in a browser while the run trains.")
+    ] = False,
+    browser: Annotated[
+        bool,
+        typer.Option("--browser/--no-browser", help="Open a browser, or only say the address."),
+    ] = True,
+    lang: LangOption = None,
+) -> None:
+    """Write the report of a run again and print where it is.
+
+    With --watch a page on this machine shows the run as it goes, until it is finished or Ctrl-C
+    is pressed (exit code 130).
+    """
+    if watch:
+        from likelier.commands.watch import watch as watch_run
+
+        watch_run(run, lang, browser)
+        return
+    if not browser:
+        what, hint = "has no effect without --watch", "leave it out"
+        raise ConfigError(what, where="--no-browser", hint=hint)
     from likelier.report.page import write_report
 
     print(write_report(run, lang))

@@ -76,9 +76,13 @@ class Tab:
         return dict(reply["result"])
 
     def open(self, page: Path) -> None:
-        """Load a page, and wait until it has loaded and settled."""
+        """Load a page of the disk, and wait until it has loaded and settled."""
+        self.visit(page.as_uri())
+
+    def visit(self, address: str) -> None:
+        """Load what is at an address, and wait until it has loaded and settled."""
         self._loaded = False
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=address)
         while not self._loaded:
             self._note(self._next())
         self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")

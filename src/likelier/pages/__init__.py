@@ -20,21 +20,31 @@ _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 def render_page(
-    template: str, styles: Sequence[str], scripts: Sequence[str] = (), **content: Any
+    template: str,
+    styles: Sequence[str],
+    scripts: Sequence[str] = (),
+    *,
+    live: str | None = None,
+    **content: Any,
 ) -> str:
     """The page as text.
 
     Only the style sheets named and these very ``scripts`` apply on it: its policy names their
-    digests, and forbids all else that a browser could load or run.
+    digests, and forbids all else that a browser could load or run. ``live`` is the version of a
+    page that asks the server it came from for newer ones.
     """
+    asks = template_text("live.js") if live else ""
+    scripts = [*scripts, asks] if live else scripts
     style = "".join(template_text(name) for name in ("colours.css", *styles))
     allowed = " ".join(_digest(script) for script in scripts) or "'none'"
+    connect = "connect-src 'self'; " if live else ""
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src {_digest(style)}; "
-        "base-uri 'none'; form-action 'none'"
+        f"{connect}base-uri 'none'; form-action 'none'"
     )
     page = _environment().get_template(template)
-    return page.render(language=language(), policy=policy, style=Markup(style), **content)
+    ours = {"policy": policy, "style": Markup(style), "live": live, "asks": Markup(asks)}
+    return page.render(language=language(), **ours, **content)
 
 
 @cache

@@ -49,13 +49,13 @@ def write_report(run: Path, lang: str | None = None) -> Path:
     return path
 
 
-def make_report(run: Path, lang: str | None = None) -> str:
-    """The page of `write_report` as text."""
+def make_report(run: Path, lang: str | None = None, live: str | None = None) -> str:
+    """The page of `write_report` as text; ``live`` is its version where a server sends it."""
     with in_language(choose_language(lang, configured_language(run))):
-        return render_report(read_run(run))
+        return render_report(read_run(run), live)
 
 
-def render_report(run: RunFiles) -> str:
+def render_report(run: RunFiles, live: str | None = None) -> str:
     """The page as text, in the language that is set: a function of the folder's files alone."""
     scripts, drawn = page_scripts(draw_charts(run))
     samples = [_sample(row) for row in run.samples]
@@ -66,6 +66,7 @@ def render_report(run: RunFiles) -> str:
         "report.html",
         ["report.css", "charts.css", "tokens.css"],
         scripts,
+        live=live,
         **drawn,
         maps=maps,
         any_map=any_map,
