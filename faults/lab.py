@@ -25,7 +25,7 @@ Case = TypeVar("Case")
 _LORA = {"kind": "lora", "r": 4, "alpha": 8}
 KINDS: dict[str, dict[str, Any]] = {  # what of a config they change
     "full": {"adapter": {"kind": "none"}},
-    "LoRA": {"adapter": _LORA},
+    "LoRA": {"adapter": _LORA, "train__best": "eval_loss"},
 }
 FEW_BITS: dict[str, dict[str, Any]] = {
     "full, eight bits": {"adapter": {"kind": "none"}, "optim__kind": "adamw8bit"},
