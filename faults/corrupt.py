@@ -24,7 +24,8 @@ REFUSALS = (1, 65, 73)
 UNUSED = ("checkpoints/step-00000002/",)
 SAID_LOST = "no checkpoint is left to make them again from"
 LOST = (*UNUSED, "metrics.jsonl", "pair_log/", "held_out/", "run.json", *(
-    f"{name} differs" for folder in ("checkpoints/step-00000004", "model", "adapter")
+    f"{name} differs"
+    for folder in ("checkpoints/step-00000004", "best/step-00000005", "model", "adapter")
     for name in (f"{folder}/MANIFEST.json", f"{folder}/README.md")
 ))  # fmt: skip
 OFFSETS = 50  # of the start of a second process on the same folder

@@ -147,6 +147,27 @@ def test_a_run_that_dies_and_resumes(
     assert json.loads((run / "run.json").read_text())["best"] == {"step": 4, "eval_loss": 0.5}
 
 
+def test_a_best_model_that_is_damaged(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It is said; what comes later is no better, and the patience is that of the evaluations."""
+    scripted(monkeypatch, BEST_AT_4)
+    settings = config(place, tmp_path / "run", train__save_every=3)
+
+    def crash(row: dict[str, float]) -> None:
+        if row["step"] == 7:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(settings, on_step=crash)
+    (tmp_path / "run" / "best" / "step-00000004" / "config.json").write_text("{}")
+    train(settings)
+    said = capsys.readouterr().err
+    assert "the best model, of step 4, is damaged or gone" in said
+    assert "best: step 4 (eval_loss 0.5000), lost" in said
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

@@ -37,6 +37,7 @@ class Evaluator:
         self._batches = batcher(pairs)
         self._rows: list[dict[str, float]] = []
         self._best: dict[str, float] = {}
+        self._is_lost = False  # the model of the best evaluation
 
     @property
     def words(self) -> str:
@@ -70,8 +71,12 @@ class Evaluator:
         if step == 0:
             self._rows = []
             self(0)
-        elif not self._best and self._rows:
-            self._best = self._rows[0]
+        elif self.folder.config.train.best is not None and self._rows:
+            best = max(self._rows, key=self._score)
+            if not self._best or self._score(best) > self._score(self._best):
+                self._best, self._is_lost = best, best["step"] > 0
+        if self._is_lost:
+            say(f"the best model, of step {int(self._best['step'])}, is damaged or gone")
 
     def __call__(self, step: int) -> None:
         """Score the pairs after ``step`` steps. Raises RunFailed where a number is not finite."""
@@ -91,16 +96,19 @@ class Evaluator:
 
     def _compare(self, row: dict[str, float]) -> None:
         """Keep the model where its evaluation is better than every one before."""
-        column = _COLUMNS[self.folder.config.train.best or ""]
-        sign = 1 if column == _ACCURACY else -1
-        if self._best and sign * row[column] <= sign * self._best[column]:
+        if self._best and self._score(row) <= self._score(self._best):
             return
-        self._best, step = row, int(row["step"])
+        self._best, self._is_lost, step = row, False, int(row["step"])
         if step == 0:
             return
         figures = {"step": step, _LOSS: row[_LOSS], _ACCURACY: row[_ACCURACY]}
         self.save(self.folder.path / FOLDER / f"step-{step:08d}", figures)
         self._note_best()
+
+    def _score(self, row: Mapping[str, float]) -> float:
+        """By how much an evaluation is good: more is better."""
+        column = _COLUMNS[self.folder.config.train.best or ""]
+        return row[column] if column == _ACCURACY else -row[column]
 
     def _note_best(self) -> None:
         """Write down the best model, and delete those that were the best before it."""
@@ -120,12 +128,11 @@ class Evaluator:
         if self.is_over:
             last = int(self._rows[-1]["step"])
             say(f"ended after step {last}: {self._since} evaluations were no better than the best")
+        where = f"in {self.folder.path / FOLDER / f'step-{step:08d}'}"
         if step == 0:
             say(f"best: no evaluation was better than the initial policy ({figure})")
         else:
-            say(
-                f"best: step {step} ({figure}), in {self.folder.path / FOLDER / f'step-{step:08d}'}"
-            )
+            say(f"best: step {step} ({figure}), {'lost' if self._is_lost else where}")
 
 
 def _best_saved(folder: Path) -> dict[str, float]:
