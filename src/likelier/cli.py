@@ -542,16 +542,59 @@ def eval_(
     columns: ColumnsOption = None,
     chat: ChatOption = False,
     template: TemplateOption = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="JUDGE",
+            help="Have base and tuned answer, and judge them: the address of an endpoint "
+            "(https://…/v1), a reward model folder, or file.py:function. Twice for two judges.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Prompts to answer and judge; default: 200.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of an answer; default: 512.")
+    ] = None,
+    judge_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="The endpoint's model, where it serves several."),
+    ] = None,
+    judge_price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IN,OUT", help="Dollars for a million tokens read, and written."),
+    ] = None,
+    judge_cost_cap: Annotated[
+        float | None, typer.Option(min=0, metavar="DOLLARS", help="Stop before it costs more.")
+    ] = None,
+    judge_timeout: Annotated[
+        float | None, typer.Option(min=0.01, metavar="SECONDS", help="Of a reply; default: 120.")
+    ] = None,
+    verdicts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where verdicts are kept; default: in the cache."),
+    ] = None,
 ) -> None:
     """Measure what a model, or a run, learned, on held-out pairs.
 
     Of a run or an adapter these are base and tuned, with what training changed: accuracies,
     margins and drifts with 95 % intervals, and whether a difference can be told from chance.
+    With --judge both answer the prompts, and a judge says in both orders which answer is better.
+    Its key is read from LIKELIER_JUDGE_API_KEY (LIKELIER_JUDGE2_API_KEY of the second). Stopped,
+    or stopped by the cap (exit code 75), the same command continues and pays nothing twice.
     """
     _check_versions()
     from likelier.commands.evaluate import evaluate
+    from likelier.commands.judge import JudgeOptions
 
-    evaluate(target, data, also or [], out, as_json, _columns(columns), chat, _template(template))
+    options = JudgeOptions(
+        judge or [], samples, max_new_tokens, judge_model or [], judge_price or [], judge_cost_cap,
+        judge_timeout, verdicts,
+    )  # fmt: skip
+    evaluate(
+        target, data, also or [], out, as_json, _columns(columns), chat, _template(template),
+        options,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: likelier report runs/demo --watch")
@@ -630,30 +673,6 @@ def explain(
     from likelier.commands.explain import explain_pair
 
     explain_pair(run, pair, html, as_json, no_color, lang)
-
-
-@app.command(epilog="Example: likelier query runs/demo never-flipped")
-def query(
-    run: RunArgument,
-    sql: Annotated[
-        str | None,
-        typer.Argument(metavar="SQL", help="SQL, or a ready question; without it, all are listed."),
-    ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write .parquet, .csv, .json or .jsonl instead."),
-    ] = None,
-) -> None:
-    """Ask a run's pairs and steps in SQL, by DuckDB.
-
-    The views are pairs, held_out, metrics and timing; without SQL they are listed with their
-    columns, units and ready questions. Nothing can be changed, and no other file is read.
-    """
-    from likelier.commands.query import ask_run
-
-    ask_run(run, sql, as_csv, as_json, out)
 
 
 @app.command(epilog="Example: likelier losses simpo")

@@ -1,10 +1,10 @@
 """`likelier eval`: held-out figures of a model, or of base and tuned, with paired differences."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -12,8 +12,20 @@ from rich.table import Table
 from likelier.base.errors import ConfigError
 from likelier.base.files import must_be_apart, write_lines
 from likelier.base.foreign import visible
+from likelier.base.model_files import base_of_adapter, in_one_line, place_of
 from likelier.base.terminal import console, say
 from likelier.batching.batch import completions_of
+from likelier.commands.judge import (
+    Answered,
+    Contest,
+    JudgeOptions,
+    answered_by,
+    check_judging,
+    judged,
+    prepared,
+    prompts_to_judge,
+    show_judged,
+)
 from likelier.commands.score import logps_of, pairs_to_score
 from likelier.config import Config
 from likelier.data.load import read_pairs
@@ -28,6 +40,7 @@ from likelier.evaluation.held_out import (
     longer_wins,
     percentiles,
 )
+from likelier.evaluation.judges.endpoint import Budget
 from likelier.generation.sides import ModelSide, ask_in_turn, run_config, template_of
 
 _ABOVE_LENGTH = "reward_accuracy_above_longer_wins"
@@ -52,8 +65,7 @@ _NAMES = {  # in the order of the rows
 }
 
 
-@dataclass(frozen=True)
-class Evaluated:
+class Evaluated(NamedTuple):
     """What was found of pairs: ``logps`` of each model by its name, base and tuned first.
 
     ``prompts`` tells the prompt of each pair.
@@ -73,34 +85,63 @@ def evaluate(
     columns: Mapping[str, str | None],
     chat: bool,
     template: Mapping[str, Any],
+    options: JudgeOptions,
 ) -> None:
     """Print held-out figures of a model, or of base and tuned, on the pairs of ``data``.
 
-    ``also`` are further models. ``out`` gets one row a pair, and is replaced whole.
+    ``also`` are further models. ``out`` gets one row a pair, and is replaced whole. By ``options``
+    two models answer the prompts, and judges say which answers are better.
 
     Raises DataError where a row cannot be used, before any model is loaded where it can be seen
-    then, and what loading raises.
+    then, and what loading, answering and judging raise.
     """
     if out is not None:
         must_be_apart(out, f"--out {out}", [data, target, *also])
     if len({target, *also}) <= len(also):
         raise ConfigError("names a model twice", where="--also", hint="name each once")
+    check_judging(options, [data, target, *also], out)
     config = run_config(target)
-    pairs = read_pairs(data, format_with(columns, chat or _is_chat(config)))
+    if options.judges and config is None and len(also) != 1:
+        _must_have_two_sides(target)
+    pairs = read_pairs(
+        data, format_with(columns, chat or (config is not None and config.data.chat))
+    )
     template = template_of(config, template)
-    found = _scored(target, config, template, also, pairs)
-    figures = figures_to_show(found)
+    budget = Budget(options.cap)
+    judges = prepared(options, budget)
+    asked = prompts_to_judge(pairs, options) if judges else []
+    words = {"template": template, "data": str(data)}
+
+    def answer(side: ModelSide) -> Answered | None:
+        return answered_by(side, asked, options, words) if asked else None
+
+    found, answers = _scored(target, config, template, also, pairs, answer)
+    figures, rows = figures_to_show(found), _rows(found)
+    if judges:
+        ours, theirs = ("tuned", "base") if "base" in answers else list(answers)[:2]
+        contest = Contest((ours, theirs), asked, answers[ours], answers[theirs])
+        figures["judged"], of_prompts = judged(contest, judges, options, budget)
+        by_source = {row.pop("source"): row for row in of_prompts}
+        rows = [row | by_source.get(row["source"], {}) for row in rows]
     if out is not None:
-        write_lines(out, _rows(found))
+        write_lines(out, rows)
         say(f"{len(pairs)} rows in {out}")
     if as_json:
         print(json.dumps(figures, ensure_ascii=False))
-    else:
-        _show(figures)
+        return
+    _show(figures)
+    if judges:
+        show_judged(figures["judged"])
 
 
-def _is_chat(config: Config | None) -> bool:
-    return config is not None and config.data.chat
+def _must_have_two_sides(target: str) -> None:
+    """Raise ConfigError where a judge would have one model's answers only."""
+    where = place_of(target)
+    with in_one_line(where):
+        if base_of_adapter(where, None) is not None:
+            return
+    what = f"{target} is one model, and a judge compares the answers of two"
+    raise ConfigError(what, where="--judge", hint="give a run or an adapter, or one --also MODEL")
 
 
 def _scored(
@@ -109,10 +150,11 @@ def _scored(
     template: Mapping[str, Any],
     also: Sequence[str],
     pairs: Sequence[Pair],
-) -> Evaluated:
-    """The log-probs of all models, one model in memory at a time."""
+    answer: Callable[[ModelSide], Answered | None],
+) -> tuple[Evaluated, dict[str, Answered]]:
+    """The log-probs of all models, one model in memory at a time, and the answers of two."""
 
-    def ask(side: ModelSide) -> PairLogps:
+    def ask(side: ModelSide) -> tuple[PairLogps, Answered | None]:
         encoder = side.encoder
         if config is not None:  # as the run was trained
             data = config.data
@@ -123,16 +165,26 @@ def _scored(
         both = [completions_of(pair) for pair in tokens]
         logps = [[scored.completion_logp(one) for one in two] for two in both]
         counts = [[one.num_scored for one in two] for two in both]
-        return PairLogps(*np.array(logps).T, *np.array(counts).T)
+        return PairLogps(*np.array(logps).T, *np.array(counts).T), (
+            answer(side) if len(answers) < 2 else None
+        )
 
-    logps = {str(name): one for name, one in ask_in_turn(target, config, template, ask).items()}
+    logps: dict[str, PairLogps] = {}
+    answers: dict[str, Answered] = {}
+
+    def keep(name: str, said: tuple[PairLogps, Answered | None]) -> None:
+        name = name if name not in logps else f"--also {name}"
+        logps[name] = said[0]
+        if said[1] is not None:
+            answers[name] = said[1]
+
+    for name, said in ask_in_turn(target, config, template, ask).items():
+        keep(name, said)
     for path in also:
-        other = run_config(path)
-        found = ask_in_turn(path, other, template, ask, ("tuned",))
-        name = path if path not in logps else f"--also {path}"
-        logps[name] = next(iter(found.values()))
+        (said,) = ask_in_turn(path, run_config(path), template, ask, ("tuned",)).values()
+        keep(path, said)
     prompts = [json.dumps([pair.prompt, pair.tools], sort_keys=True) for pair in pairs]
-    return Evaluated(pairs, prompts, logps)
+    return Evaluated(pairs, prompts, logps), answers
 
 
 # ---- figures -----------------------------------------------------------------------------------

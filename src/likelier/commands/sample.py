@@ -10,7 +10,7 @@ from likelier import __version__
 from likelier.base.child import in_child
 from likelier.base.environment import QUANTISE, packages
 from likelier.base.errors import ConfigError, DataError, Interrupted, RunFailed
-from likelier.base.files import must_be_apart
+from likelier.base.files import cache_dir, make_folder, must_be_apart
 from likelier.base.foreign import masked
 from likelier.base.limits import at_row
 from likelier.base.model_files import first_line
@@ -62,7 +62,7 @@ def sample_prompts(
     OutputError where ``out`` holds something else, Interrupted on Ctrl-C, and what loading raises.
     """
     must_be_apart(out, f"--out {out}", [data, target])
-    settings = decoding(draws.temperature, draws.max_new_tokens, [])
+    decoding(draws.temperature, draws.max_new_tokens, [])  # before anything is read
     if draws.number > 1 and draws.temperature == 0:
         what = "at temperature 0 all answers to a prompt are the same"
         raise ConfigError(what, where=f"-n {draws.number}", hint="raise --temperature, or set -n 1")
@@ -71,6 +71,24 @@ def sample_prompts(
     prompts = read_prompts(data, format_with(columns, as_chat))
     template = template_of(config, template)
     (side,) = open_sides(target, config, template, only, otherwise=("tuned",))
+    answer_prompts(side, prompts, draws, {"template": template, "data": str(data)}, out)
+
+
+def answer_prompts(
+    side: ModelSide,
+    prompts: Sequence[PromptRow],
+    draws: Draws,
+    words: Mapping[str, Any],
+    out: Path | None = None,
+) -> Path:
+    """Write a side's answers to ``out``, or to a file of the cache that is found by all that
+    answers depend on; what is there already is continued. Returns the file.
+
+    ``words`` are the ``template`` and the ``data`` as they were given, to be written down.
+
+    Raises what `sample_prompts` does.
+    """
+    settings = decoding(draws.temperature, draws.max_new_tokens, [])
     ids = in_child(_encoded, side.encoder, prompts, draws.max_new_tokens)
     for line in _how_they_are_asked(side.encoder, prompts):
         say(line)
@@ -79,7 +97,7 @@ def sample_prompts(
         "model": model_identity(side.policy.causal_lm, base_only=side.name == "base"),
         "side": side.name,
         "dtype": str(side.policy.dtype),
-        "template": masked(template),
+        "template": masked(words["template"]),
         "prompts": hash_of(prompts=prompts, ids=ids),
         "number": draws.number,
         "decoding": settings,
@@ -89,12 +107,15 @@ def sample_prompts(
     facts = {
         "likelier": __version__,
         "path": masked(side.path),
-        "data": masked(str(data)),
+        "data": masked(words["data"]),
         "rows_at_once": draws.batch_size or _at_once(side.policy, ids, draws.max_new_tokens),
         "device": side.policy.device.type,
         "threads": torch.get_num_threads(),
         "versions": {one.name: one.installed for one in packages(QUANTISE) if one.installed},
     }
+    if out is None:
+        out = cache_dir() / "answers" / f"{hash_of(**asked)[:32]}.jsonl"
+        make_folder(out.parent)
     then = begin(out, asked, facts)
     for name in ("device", "threads", "versions"):
         if then[name] != facts[name]:
@@ -105,7 +126,7 @@ def sample_prompts(
     with continued(out, places, then["rows_at_once"]) as file:
         if file.done == len(asks):
             say(f"{out} is finished: nothing to do")
-            return
+            return out
         try:
             with decoding_by(side.policy, side.encoder, settings, draws.seed):
                 _draw(side, asks, draws.seed, file, then["rows_at_once"])
@@ -113,6 +134,7 @@ def sample_prompts(
             what, hint = f"stopped after {file.done} answers", "the same command continues there"
             raise Interrupted(what, where=str(out), hint=hint) from error
     say(f"{len(asks)} answers in {out}")
+    return out
 
 
 class _Ask(NamedTuple):

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 from transformers.utils import cached_file, has_file, logging
@@ -267,13 +268,35 @@ def load_encoder(
     return build_encoder(tokenizer, generation, template, today, **limits, foreign=True)
 
 
+def load_classifier(folder: str) -> tuple[PreTrainedModel, Encoder]:
+    """A reward model, which is a sequence classifier with one output, in eval mode, and what makes
+    tokens for it.
+
+    Raises DataError where it has other outputs or lacks weights, and what `load` raises.
+    """
+    where = place_of(folder)
+    stored, _ = _stored_dtype(where, None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    compute, _ = compute_dtype("auto", stored, device)
+    model = _load_weights(where, None, compute, {}, AutoModelForSequenceClassification)
+    if (outputs := model.config.num_labels) != 1:
+        what, hint = f"it has {outputs} outputs, a reward model has one", "give a reward model"
+        raise DataError(what, where=where, hint=hint)
+    moved: Any = model.eval().to(device)
+    return moved, load_encoder(where, None, {}, None)
+
+
 def _load_weights(
-    where: str, revision: str | None, dtype: str | torch.dtype, placed: dict[str, Any]
+    where: str,
+    revision: str | None,
+    dtype: str | torch.dtype,
+    placed: dict[str, Any],
+    kind: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
     """A full model. Raises DataError where a tensor that its config.json describes is not there."""
     with in_one_line(where), quietly():
         _sizes_must_fit(where, revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             where,
             dtype=dtype,
             revision=revision,
