@@ -25,8 +25,8 @@ class Crash(Exception):
 
 
 @pytest.fixture
-def cache_of_test(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIKELIER_CACHE", str(cache))
+def cache_of_test(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:

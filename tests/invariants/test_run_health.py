@@ -21,8 +21,8 @@ HELD = {"first": 1000, "seed": 5}  # other prompts
 
 
 @pytest.fixture(autouse=True)
-def no_reports(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIKELIER_CACHE", str(cache))
+def no_reports(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
     monkeypatch.setattr("likelier.report.page.write_report", lambda out: out / "report.html")
 
 

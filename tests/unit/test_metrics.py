@@ -120,7 +120,7 @@ def test_the_page_of_the_metrics() -> None:
     assert written == metrics_page(), how
 
 
-def test_what_a_run_logs_is_known(tmp_path: Path, cache: Path) -> None:
+def test_what_a_run_logs_is_known(tmp_path: Path) -> None:
     """And what is known is logged by one of these runs."""
     place, logged = make_place(tmp_path / "place"), set()
     rows = pair_rows(12)
@@ -133,7 +133,7 @@ def test_what_a_run_logs_is_known(tmp_path: Path, cache: Path) -> None:
     for loss, data in (("sigmoid", rows + swapped), ("simpo", rows), ("kto", labelled)):
         write_rows(place.data, data)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LIKELIER_CACHE", str(cache))
+            patch.setenv("LIKELIER_CACHE", str(tmp_path / "cache"))
             patch.setattr("likelier.run._write_report", lambda out: None)
             run = train(place.config(tmp_path / loss, loss={"name": loss}, train__steps=2))
         logged |= {name for row in run.metrics for name in row} - {"step"}
