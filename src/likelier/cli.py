@@ -198,9 +198,12 @@ def check(
     from likelier.checks.examine import question_of_config, question_of_options
     from likelier.commands.check import check as check_data
 
+    configured = None
     if with_config:
+        settings = _settings(str(data), None)
+        configured = settings.lang
         question = question_of_config(
-            _settings(str(data), None),
+            settings,
             score,
             {"--model": model, "--columns": columns, "--chat": chat, "--template": template,
              "--pairs": pairs, "--min-gap": min_gap, "--eval": held_out,
@@ -212,7 +215,7 @@ def check(
             max_length, score,
         )  # fmt: skip
     question = replace(question, all_places=all_places)
-    code = check_data(question, gate or [], fix, html, as_json, lang)
+    code = check_data(question, gate or [], fix, html, as_json, lang, configured)
     if code:
         raise typer.Exit(code)
 

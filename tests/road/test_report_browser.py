@@ -1,12 +1,23 @@
 """The report in a real browser: curves drawn, nothing complains, nothing is requested."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.browser import CHROMIUM, Tab, browser_tab
-from tests.support.report_runs import add_demo, build_run, metrics, samples, timing, write_jsonl
+from tests.support.compared_runs import add_evidence
+from tests.support.report_runs import (
+    add_demo,
+    build_run,
+    metrics,
+    record,
+    samples,
+    timing,
+    write_json,
+    write_jsonl,
+)
 
 from likelier.base.files import read_lines
 from likelier.cli import main
@@ -365,6 +376,55 @@ def test_an_attack_stays_text(tab: Tab, tmp_path: Path) -> None:
     assert said[3 * len(rows) :] == [ATTACK] * len(said[3 * len(rows) :]) != []
     assert tab.evaluate("document.querySelectorAll('.area .line').length") >= 7
     assert tab.evaluate("getComputedStyle(document.body).display") == "block"
+
+
+def said_everywhere(folder: Path, said: str) -> Path:
+    """A report whose texts by others are all alike, wherever they stand."""
+    run = add_evidence(add_demo(build_run(folder / "run", steps=5, planned=5)), said)
+    rows = [{**row, "prompt": said, "before": said, "after": said} for row in samples()]
+    write_jsonl(run / "samples.jsonl", rows)
+    texts = read_lines(run / "pair_texts.jsonl")
+    sides = dict.fromkeys(("prompt", "chosen", "rejected"), said)
+    write_jsonl(run / "pair_texts.jsonl", [{**row, **sides} for row in texts])
+    about = record(5, 5, "finished") | dict.fromkeys(("command", "device", "backend"), said)
+    about["versions"] = {said: said}
+    place = dict.fromkeys(("source", "field", "message"), said)
+    kind = dict.fromkeys(("code", "severity", "why", "cure"), said)
+    about["findings"] = [{**kind, "count": 2, "places": [place]}]
+    write_json(run / "run.json", about)
+    (run / "config.yaml").write_text(json.dumps({"model": {"path": said}}), encoding="utf-8")
+    return write_report(run)
+
+
+def test_no_text_adds_an_element_or_asks_for_anything(tab: Tab, tmp_path: Path) -> None:
+    elements = []
+    for at, said in enumerate(("harmless", ATTACK)):
+        page = said_everywhere(tmp_path / str(at), said)
+        tab.renew()
+        tab.open(page)
+        assert tab.complaints == [] and tab.requests == [page.as_uri()]
+        elements.append(tab.evaluate("[...document.querySelectorAll('*')].map(one => one.tagName)"))
+    assert elements[0] == elements[1] and len(elements[0]) > 1000
+    assert tab.evaluate("document.querySelectorAll('.heat').length") > 8
+
+
+@pytest.mark.parametrize("lang", ["en", "ko"])
+def test_every_section_fits_every_width(tab: Tab, tmp_path: Path, lang: str) -> None:
+    run = add_evidence(add_demo(build_run(tmp_path / "run", steps=300, planned=300)))
+    page = write_report(run, lang)
+    assert page.stat().st_size < 2.2e6
+    tab.open(page)
+    assert tab.evaluate("document.documentElement.lang") == lang
+    sections = tab.evaluate("[...document.querySelectorAll('main > section')].map(one => one.id)")
+    assert sections == ["", "curves", "held-out", "samples", "health", "pairs", "findings", "run",
+                        "words"]  # fmt: skip
+    for width in (1280, 700, 390, 320):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **size)
+        tab.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+        assert tab.evaluate(WIDER) <= 0, width
+        assert tab.evaluate(BROKEN) == [], width
+    assert tab.complaints == [] and tab.requests == [page.as_uri()]
 
 
 def test_the_policy_holds_even_if_text_got_through(tab: Tab, page: Path, tmp_path: Path) -> None:

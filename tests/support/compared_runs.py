@@ -1,5 +1,6 @@
 """Run folders to compare, with a log of held-out pairs whose figures are chosen."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from tests.support.report_runs import CONFIG, build_run, record, write_json
 
 from likelier.base.files import sealed
+from likelier.report.read import read_run
 
 INPUTS = {"data": "d" * 64, "model": "m" * 64}
 IDENTITY = {"identity": "r" * 64}
@@ -47,6 +49,38 @@ def add_held_out(
         for at, margin in enumerate(margins)
     ]
     write_table(run, rows, step)
+    return run
+
+
+def add_evidence(run: Path, said: str = "바다는 짠물입니다.") -> Path:
+    """What a run of now also leaves: held-out pairs before and after, and some pairs by their
+    tokens, all of which say ``said``.
+    """
+    noise = np.random.default_rng(0)
+    for step in (0, 60):
+        add_held_out(run, (noise.normal(4, 6, 120) * (step > 0)).tolist(), step=step)
+    log = read_run(run).pair_log
+    assert log is not None
+    for at, row in enumerate((*log.largest[:2], *log.smallest[:2])):
+        texts = [said, " ", said, "<|end|>"]
+        sides = {}
+        for name, size in (("chosen", 1.0), ("rejected", -2.0)):
+            logps = [size * value for value in (-0.2, -0.1, -0.9 - at, -0.3)]
+            sides[name] = {
+                "logp": sum(logps), "reference_logp": -4.0, "counted": 4.0, "tokens": 4,
+                "left_out": 0, "left_out_at": None, "ids": [5, 6, 7, 1], "shared": [1, 3],
+                "ends": [3], "logps": logps, "reference_logps": [-1.0] * 4, "texts": texts,
+            }  # fmt: skip
+        part = {"tokens": 2, "sum": 1.0, "share": 0.5}
+        pair = {
+            "source": row["source"], "label": None, "beta": 0.1, "reads_reference": True,
+            "log_ratio_margin": 1.0, "margin": 0.1, "is_tie": False, "loss": 0.6, "common": 0,
+            "shares": {"tokens": 8, "total": 2.0, "first": part, "end": part, "top": part,
+                       "begin": part, "manner": part},
+            "sides": sides,
+        }  # fmt: skip
+        with (run / "pair_tokens.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(pair, ensure_ascii=False) + "\n")
     return run
 
 
