@@ -200,14 +200,18 @@ def _is_done(found: Sweep, run: GridRun) -> bool:
     if record.get("status") == "finished":
         found.note(run, status="finished")
         return True
-    if not found.stopping or record.get("status") != "stopped":
+    if not found.stopping:
         return False
     if found.done(run):  # as it was judged then, whoever has come to an end since
         return True
-    lower = surely_worse(found, run.name, record.get("step", 0))
-    if lower is not None:
-        found.note(run, status="stopped", **lower)
-    return lower is not None
+    saved = [int(path.name[5:]) for path in run.config.out.glob("checkpoints/step-" + 8 * "[0-9]")]
+    lower = surely_worse(found, run.name, max(saved, default=0))
+    if lower is None:
+        return False
+    if record.get("status") != "stopped":  # killed behind the checkpoint, before it could say so
+        RunFolder(run.config).write_record(status="stopped", step=lower["step"])
+    found.note(run, status="stopped", **lower)
+    return True
 
 
 def surely_worse(found: Sweep, name: str, step: int) -> dict[str, Any] | None:
@@ -278,9 +282,6 @@ def _conclude(found: Sweep) -> None:
 def run_child(words: Sequence[str], lock: int) -> tuple[int, int | None]:
     """Run ``likelier`` with some words; its exit code, and the signal that this process was sent
     meanwhile, which is passed on.
-
-    It is of no group of the terminal's, so that Ctrl-C comes to it once. It holds the ``lock``,
-    too: where this process is killed, the folder is in use until the run has stopped.
     """
     received: list[int] = []
     children: list[subprocess.Popen[bytes]] = []
@@ -290,13 +291,20 @@ def run_child(words: Sequence[str], lock: int) -> tuple[int, int | None]:
         for child in children:
             child.send_signal(sent)
 
-    command, stops = [sys.executable, "-m", "likelier", *words], partial(stop_with, os.getpid())
     with handled_by(forward):
-        child = subprocess.Popen(command, pass_fds=[lock], process_group=0, preexec_fn=stops)
+        child = start_run(words, lock)
         children.append(child)
         if received:  # before there was a child to hear it
             child.send_signal(received[0])
         return child.wait(), received[0] if received else None
+
+
+def start_run(words: Sequence[str], lock: int) -> "subprocess.Popen[bytes]":
+    """The process of a run. It is of a group of its own, so that Ctrl-C comes to it once, and stops
+    where this one is killed; it holds the ``lock``, too, so that the folder is in use until then.
+    """
+    command, stops = [sys.executable, "-m", "likelier", *words], partial(stop_with, os.getpid())
+    return subprocess.Popen(command, pass_fds=[lock], process_group=0, preexec_fn=stops)
 
 
 def open_run(out: Path, name: str) -> tuple[Config, OnRow | None]:

@@ -55,7 +55,7 @@ def read_grid(path: Path | None, words: Sequence[str]) -> tuple[Path, list[GridR
         named = dict(zip((key for key, _ in choices), texts, strict=True))
         values = {key: argument(named[key], key) for key in several}
         tree = {} if path is None else read_keys(path)
-        override(tree, [f"{key}={text}" for key, text in named.items()])
+        override(tree, [f"{key}={text}" for (key, _), text in zip(choices, texts, strict=True)])
         name = _name(values)
         if isinstance(tree.get("out"), str):
             tree["out"] = str(Path(tree["out"]) / name)
