@@ -1,4 +1,4 @@
-"""A sweep of real runs: one reference, one comparison whatever is killed, the worse ones stopped."""
+"""A sweep of real runs: one reference, one comparison whatever is killed, a worse run stopped."""
 
 import fcntl
 import signal
@@ -182,8 +182,6 @@ def test_a_grid_may_be_given_more_values(place: Place, tmp_path: Path) -> None:
     ("called", "at", "run"),
     [
         ("likelier.run.reference_of_run", 1, "beta=0.05"),
-        ("likelier.run.metrics", 2, "beta=0.05"),
-        ("likelier.run.save_checkpoint", 1, "turned"),
         ("likelier.run._leave_stopped", 1, "turned"),
         ("likelier.run._save", 1, "beta=0.3"),
     ],
@@ -202,11 +200,8 @@ def test_a_run_that_is_killed_begins_once_more(
 @pytest.mark.parametrize(
     ("called", "at"),
     [
-        ("likelier.commands.sweep.write_json", 1),
         ("likelier.commands.sweep.write_json", 6),
         ("likelier.commands.sweep.start_run", 2),
-        ("likelier.commands.sweep._is_done", 3),
-        ("likelier.commands.sweep.compare_runs", 1),
         ("likelier.commands.sweep.write_text", 2),
     ],
 )

@@ -86,7 +86,8 @@ def test_the_commands_and_then_the_python(shell: Shell) -> None:
         command = line.split("#")[0].strip()
         printed[command.partition("likelier ")[2].split()[0]] = shell.run(command)
     assert list(printed) == [
-        "check", "show", "plan", "train", "report", "chat", "export", "verify", "losses", "import",
+        "check", "show", "plan", "train", "report", "chat", "export", "verify", "sweep",
+        "compare", "losses", "import",
     ]  # fmt: skip
     assert "96 of 96 rows can be used" in printed["check"] and (clone / "check.html").exists()
     turned = clone / "runs" / "turned"

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from likelier.base.errors import InputMissing, Interrupted, OutputError, StoppedEarly
-from likelier.base.files import read_json, sealed, write_json, write_text
+from likelier.base.files import output_errors, read_json, sealed, write_json, write_text
 from likelier.base.foreign import masked
 from likelier.base.terminal import say
 from likelier.commands.compare import print_comparison
@@ -269,7 +269,8 @@ def _conclude(found: Sweep) -> None:
     say(f"page: {found.out / 'comparison.html'}")
     best = next((run for run in begun if run.name == compared.best), None)
     if best is None:
-        (found.out / "best.yaml").unlink(missing_ok=True)
+        with output_errors(found.out / "best.yaml"):
+            (found.out / "best.yaml").unlink(missing_ok=True)
         return
     settings = {**live(best.config), "out": str(found.out / "best")}
     write_text(found.out / "best.yaml", dump(masked(settings)))
