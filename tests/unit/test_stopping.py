@@ -7,7 +7,7 @@ import pytest
 
 from likelier.evaluation.compare import (
     ERROR,
-    LOOKS,
+    STOP_SHARES,
     HeldOut,
     looks_at,
     num_comparisons,
@@ -43,7 +43,7 @@ def hits(
 def stops(random: np.random.Generator, runs: list[np.ndarray], of_a_prompt: int) -> list[int]:
     """The runs of a sweep that are stopped, each with the shares of the prompts that it hits."""
     stopped = []
-    before: list[dict[str, HeldOut]] = [{} for _ in LOOKS]
+    before: list[dict[str, HeldOut]] = [{} for _ in STOP_SHARES]
     for run, share_C in enumerate(runs):
         hit_P = hits(random, share_C, of_a_prompt, 0.9)
         for others in before:

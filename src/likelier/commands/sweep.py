@@ -26,7 +26,7 @@ from likelier.config import Config, config_from, difference, dump, live
 from likelier.config.grid import GridRun, read_grid
 from likelier.evaluation.compare import (
     ERROR,
-    LOOKS,
+    STOP_SHARES,
     HeldOut,
     looks_at,
     num_comparisons,
@@ -147,7 +147,7 @@ def _when_stopped(runs: Sequence[GridRun]) -> str:
     if config.data.eval is None or config.train.eval_every is None:
         key = "data.eval" if config.data.eval is None else "train.eval_every"
         return f"no run is stopped early: {key} is null"
-    shares = " and ".join(f"{share:.0%}" for share in LOOKS)
+    shares = " and ".join(f"{share:.0%}" for share in STOP_SHARES)
     return (
         f"a run is stopped at the first evaluation from {shares} of its steps on where its "
         "held-out accuracy is surely below that of the best before it: by an interval of "

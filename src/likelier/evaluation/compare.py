@@ -17,7 +17,10 @@ from likelier.base.files import open_regular, read_errors
 from likelier.evaluation.held_out import Figure, differences, figures_of, hits_of
 from likelier.evaluation.intervals import bounded_mean_of_clusters
 
-LOOKS = (0.5, 0.75)  # of the steps: a run may be stopped at the first evaluation from there on
+STOP_SHARES = (
+    0.5,
+    0.75,
+)  # of the steps: a run may be stopped at the first evaluation from there on
 ERROR = 0.01  # of a whole sweep: how likely it is to stop a run that is no worse
 # Nats a token, on average: what rounding makes of the same reference in other batches.
 SAME_REFERENCE = 1e-3
@@ -203,13 +206,15 @@ def same_reference(one: HeldOut, other: HeldOut) -> bool:
 
 def num_comparisons(runs: int) -> int:
     """All that a sweep of so many runs could ever make: each pair of runs, at each look."""
-    return len(LOOKS) * runs * (runs - 1) // 2
+    return len(STOP_SHARES) * runs * (runs - 1) // 2
 
 
 def looks_at(steps: list[int], planned: int) -> list[int]:
     """Those of some evaluations at which a run may be stopped: the first at or after each share of
     the steps that are planned, but for the last step."""
-    coming = [[step for step in steps if share * planned <= step < planned] for share in LOOKS]
+    coming = [
+        [step for step in steps if share * planned <= step < planned] for share in STOP_SHARES
+    ]
     return sorted({min(after) for after in coming if after})
 
 
