@@ -59,6 +59,7 @@ bench: environment bench-environment
 	@$(BIN)/python bench/plan.py
 	@$(BIN)/python bench/head_memory.py
 	@$(BIN)/python bench/step_memory.py
+	@$(BIN)/python bench/logging_cost.py
 	@$(BIN)/python bench/eight_bits.py
 	@$(BIN)/python bench/saved_bytes.py
 	@$(BIN)/python bench/data.py

@@ -31,6 +31,7 @@ EARLY = 0.1  # of the steps planned
 TOO_EASY = 0.95  # accuracy that early usually means a shortcut
 OFTEN = 0.5  # of the steps clipped
 DROPPED = 0.05  # of the rows
+LITTLE = 0.1  # nats an answer: losing less is nothing to look at
 DRIFT_ALARM = -0.1  # nats a token, chosen answers against the reference
 # Of the accuracies of training and held-out pairs, where the whole 95% interval of their difference
 # lies above it: chance alone then names a gap in fewer than 3 of 100 runs that have none, and a
@@ -88,7 +89,8 @@ def check_chosen(run: RunFiles) -> Check:
         return unknown("chosen")
     quarter = max(1, len(values) // 4)
     late, earlier = _mean(values[-quarter:]), _mean(values[-2 * quarter : -quarter])
-    if late >= 0 or late >= earlier:
+    scale = number(section(run.record, "loss").get("reward_scale")) or 1.0
+    if late >= 0 or late >= earlier or abs(late) < LITTLE * scale:
         return fine("chosen", kept, reward=signed(late, 3))
     ends = {"earlier": signed(earlier, 3), "late": signed(late, 3)}
     reason = text(f"report.health.chosen.{fell}", **ends)

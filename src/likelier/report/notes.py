@@ -9,7 +9,7 @@ from likelier.report.health import health
 from likelier.report.read import read_run
 
 SHARES = 10  # of the steps: a run is looked at so often, since all its rows are read each time
-FEWEST_STEPS = 20  # of a run that is looked at before its end
+FEWEST_STEPS = 20  # of a run that is looked at before its end, and half of them before a look
 # What only the end can tell; spikes are said when they come.
 _AT_THE_END = {"held_out", "moved", "noise", "rows_used", "side_effects", "answers", "spikes"}
 
@@ -24,7 +24,7 @@ class Notes:
     def __call__(self, step: int) -> None:
         """Say what is found new, where a tenth of the steps went by since the last look."""
         share = step * SHARES // self.steps
-        if share in (self._share, SHARES) or self.steps < FEWEST_STEPS:
+        if share in (self._share, SHARES) or self.steps < FEWEST_STEPS or step < FEWEST_STEPS // 2:
             return
         self._share = share
         for check in _warnings(self.run, self._said):
