@@ -678,6 +678,30 @@ def explain(
     explain_pair(run, pair, html, as_json, no_color, lang)
 
 
+@app.command(epilog="Example: likelier query runs/demo never-flipped")
+def query(
+    run: RunArgument,
+    sql: Annotated[
+        str | None,
+        typer.Argument(metavar="SQL", help="SQL, or a ready question; without it, all are listed."),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write .parquet, .csv, .json or .jsonl instead."),
+    ] = None,
+) -> None:
+    """Ask a run's pairs and steps in SQL, by DuckDB.
+
+    The views are pairs, held_out, metrics and timing; without SQL they are listed with their
+    columns, units and ready questions. Nothing can be changed, and no other file is read.
+    """
+    from likelier.commands.query import ask_run
+
+    ask_run(run, sql, as_csv, as_json, out)
+
+
 @app.command(epilog="Example: likelier losses simpo")
 def losses(
     name: Annotated[

@@ -126,7 +126,7 @@ def read_run(path: Path) -> RunFiles:
         train=_one_a_step(row for row in metrics if "loss" in row),
         held_out=_one_a_step(row for row in metrics if any(k.startswith("eval_") for k in row)),
         timing=_one_a_step(_read_rows(path / "timing.jsonl", gaps)),
-        pair_log=read_pair_log(_pair_log_folder(path), gaps),
+        pair_log=read_pair_log(pair_log_folder(path), gaps),
         outcome=_read_outcome(path / "outcome.json", gaps),
         samples=tuple(read_jsonl(path / "samples.jsonl", gaps)),
         findings=tuple(_read_findings(record.get("findings"))),
@@ -314,7 +314,7 @@ def _texts(row: Any) -> dict[str, str]:
     return {name: value for name, value in values if isinstance(value, str)}
 
 
-def _pair_log_folder(run: Path) -> Path:
+def pair_log_folder(run: Path) -> Path:
     """``pair_log``, which runs of version 0.1 called ``ledger``."""
     return run / "pair_log" if (run / "pair_log").is_dir() else run / "ledger"
 
