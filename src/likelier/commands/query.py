@@ -34,7 +34,7 @@ from likelier.evaluation.registry import metrics_known
 from likelier.report.read import number, pair_log_folder, read_jsonl, read_record, section
 
 SHOWN_ROWS = 40  # of a table in the terminal
-ENDINGS = (".parquet", ".csv", ".json", ".jsonl")
+OUT_ENDINGS = (".parquet", ".csv", ".json", ".jsonl")
 _PLACE = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 _SETTINGS = (
     "SET enable_progress_bar = false",  # it would stand in the output
@@ -77,8 +77,11 @@ def ask_run(run: Path, sql: str | None, as_csv: bool, as_json: bool, out: Path |
         what = "has no effect without SQL" if sql is None else f"cannot be together with {ways[0]}"
         raise ConfigError(what, where=ways[-1], hint="leave it out")
     if out is not None:
-        if out.suffix not in ENDINGS:
-            what, hint = f"{out.name} has none of the known endings", f"end in {', '.join(ENDINGS)}"
+        if out.suffix not in OUT_ENDINGS:
+            what, hint = (
+                f"{out.name} has none of the known endings",
+                f"end in {', '.join(OUT_ENDINGS)}",
+            )
             raise ConfigError(what, where="--out", hint=hint)
         must_be_apart(out, f"--out {out}", [run])
     record = read_record(run)
