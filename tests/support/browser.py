@@ -31,6 +31,7 @@ ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
 os.dup2(ends[0], 3), os.dup2(ends[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+SETTLED = "new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))"
 PATIENCE = 60.0  # seconds for any one answer
 
 
@@ -75,17 +76,17 @@ class Tab:
         assert "error" not in reply, f"{method}: {reply['error']}"
         return dict(reply["result"])
 
-    def open(self, page: Path) -> None:
+    def open(self, page: Path, settled: str = SETTLED) -> None:
         """Load a page of the disk, and wait until it has loaded and settled."""
-        self.visit(page.as_uri())
+        self.visit(page.as_uri(), settled)
 
-    def visit(self, address: str) -> None:
+    def visit(self, address: str, settled: str = SETTLED) -> None:
         """Load what is at an address, and wait until it has loaded and settled."""
         self._loaded = False
         self.call("Page.navigate", url=address)
         while not self._loaded:
             self._note(self._next())
-        self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
+        self.evaluate(settled)
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression in the page (debuggers stand above its security policy)."""
