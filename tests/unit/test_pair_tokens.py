@@ -74,13 +74,16 @@ def test_tokens_add_up_to_the_figures_of_the_training(
     reference = cached_reference(base, sequences, 256) if loss.needs("reference") else NoReference()
     encoder = build_encoder(policy.tokenizer)
     scored = list(scored_pairs(policy, pairs, loss, reference))
-    for pair, row in zip(pairs, pair_rows(scored, loss, encoder, 1000), strict=True):
+    rows = pair_rows(scored, loss, encoder, 1000)
+    for pair, one, row in zip(pairs, scored, rows, strict=True):
         batches = cut_batches([pair], reference, policy.backend, 512, loss.tokens)
         with policy.running():
             values = step_values(policy, batches, loss)
         assert row["loss"] == pytest.approx(float(values.loss_P[0]), abs=1e-12)
         margin = float(loss.beta * values.log_ratio_margin_P[0])
         assert row["margin"] == pytest.approx(margin, abs=1e-12) and abs(margin) > 1e-4
+        moved = movement([side.log_ratios for side in one.sides.values()], row["common"])
+        assert loss.beta * sum(moved.values()) == pytest.approx(margin, abs=1e-10)
         added = 0.0
         for side, figures, sign in (
             ("chosen", values.chosen, 1),
