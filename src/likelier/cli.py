@@ -198,10 +198,8 @@ def check(
     from likelier.checks.examine import question_of_config, question_of_options
     from likelier.commands.check import check as check_data
 
-    configured = None
-    if with_config:
-        settings = _settings(str(data), None)
-        configured = settings.lang
+    settings = _settings(str(data), None) if with_config else None
+    if settings is not None:
         question = question_of_config(
             settings,
             score,
@@ -215,7 +213,7 @@ def check(
             max_length, score,
         )  # fmt: skip
     question = replace(question, all_places=all_places)
-    code = check_data(question, gate or [], fix, html, as_json, lang, configured)
+    code = check_data(question, gate or [], fix, html, as_json, lang, settings)
     if code:
         raise typer.Exit(code)
 

@@ -35,7 +35,7 @@ LINES = {
     "chat": 1_900,
     "checks": 2_170,
     "cli": 1_000,
-    "commands": 4_550,
+    "commands": 4_600,
     "config": 2_400,
     "data": 4_500,
     "demo": 760,

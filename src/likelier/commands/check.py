@@ -20,6 +20,7 @@ from likelier.checks.summary import (
     describe_example,
     print_kinds,
 )
+from likelier.config import Config
 from likelier.data.sources import describe_folders, names_of
 from likelier.pages.texts import choose_language
 
@@ -31,11 +32,11 @@ def check(
     html: Path | None,
     as_json: bool,
     lang: str | None = None,
-    configured: str | None = None,
+    settings: Config | None = None,
 ) -> int:
     """Examine data and print what was found; the exit code: 0, or 65 where there are errors.
 
-    ``lang`` is the language that is asked for of the page, ``configured`` that of a config.
+    ``lang`` is the language that is asked for of the page, else that of ``settings``.
 
     Raises ConfigError where there is no page that it could be of, GateMissed where a gate is missed
     and no row is in error, and what `examine` and `fix` raise.
@@ -49,7 +50,7 @@ def check(
         raise ConfigError(
             "is the language of the page, and no page is asked for", where="--lang", hint=hint
         )
-    lang = choose_language(lang, configured)
+    lang = choose_language(lang, settings.lang if settings else None)
     limits = [read_gate(gate) for gate in gates]
     for line in describe_folders(question.data):
         say(line)
