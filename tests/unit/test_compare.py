@@ -14,6 +14,7 @@ from tests.support.compared_runs import add_held_out, made_run, write_table
 from likelier.cli import main
 from likelier.evaluation.compare import common, paired, read_held_out
 from likelier.report.compare import compare_runs
+from likelier.report.compare_page import render_comparison
 
 GOOD, BAD = 6.0, -6.0  # nats of log-ratio margin
 
@@ -247,3 +248,18 @@ def test_the_terminal_says_it_all(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert words in said
     page = (tmp_path / "c.html").read_text("utf-8")
     assert "Best: first" in page and page.count("<svg") >= 6
+
+
+def test_a_page_draws_a_difference_that_is_none_as_one(tmp_path: Path) -> None:
+    """The same intervals that the words call no difference are thin and grey."""
+    one, other, better = (
+        add_held_out(made_run(tmp_path / name), margins)
+        for name, margins in (
+            ("one", [1.0, -1.0] * 20),
+            ("other", [-1.0, 1.0] * 20),
+            ("better", [5.0] * 40),
+        )
+    )
+    drawn = render_comparison(compare_runs([one, other]))
+    assert 'class="nothing"' in drawn and 'class="clear"' not in drawn
+    assert 'class="clear"' in render_comparison(compare_runs([one, better]))

@@ -136,7 +136,7 @@ def _intervals(found: Comparison) -> Iterator[dict[str, Any]]:
                     {
                         "name": run,
                         "words": write_change(name, one),
-                        "clear": one.is_clear,
+                        "is_clear": one.is_clear,
                         "at": [
                             f"{95 * end / (widest or 1.0):.2f}"
                             for end in (one.low, one.mean, one.high)
