@@ -18,6 +18,7 @@ from likelier.run import train
 from likelier.training import checkpoint as checkpoints
 from likelier.training import logs
 from likelier.training.checkpoint import steps_saved
+from likelier.training.run_folder import RunFolder
 
 BCO = {"name": "bco", "beta": 0.5}  # its checkpoints hold a figure of its own
 
@@ -407,14 +408,18 @@ def test_a_finished_run_of_an_older_version_stays_finished(
 
 
 @pytest.mark.parametrize("row", ['{"step": 5}', "[1]", '{"tokens": "a", "step": null}', "{"])
-def test_whatever_the_timing_log_holds_in_the_end(place: Place, crashed: Path, row: str) -> None:
+def test_whatever_the_timing_log_holds_in_the_end(
+    place: Place, crashed: Path, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No step is lost for it."""
+    finish = RunFolder.finish
 
-    def spoil(logged: dict[str, float]) -> None:
-        if logged["step"] == 5:
-            (crashed / "timing.jsonl").write_text(row + "\n")
+    def spoiled(folder: RunFolder, step: int) -> None:
+        (folder.path / "timing.jsonl").write_text(row + "\n")
+        finish(folder, step)
 
-    train(settings(place, crashed), on_step=spoil)
+    monkeypatch.setattr(RunFolder, "finish", spoiled)
+    train(settings(place, crashed))
     assert is_whole(place, crashed)
     assert (read_json(crashed / "run.json") or {})["tokens"]["plain"] == 0
 
