@@ -24,10 +24,15 @@ from tests.support.report_runs import (
 )
 
 from likelier.evaluation.intervals import wilson
+from likelier.evaluation.metrics import SATURATED
+from likelier.evaluation.spikes import FACTOR, WINDOW
 from likelier.pages import script_language, written_out
 from likelier.pages.texts import duration, percent, points, short, signed
+from likelier.report import health as health_checks
+from likelier.report import learned
 from likelier.report.check import Check
 from likelier.report.health import check_gap, health
+from likelier.report.notes import FEWEST_STEPS
 from likelier.report.read import (
     Proportion,
     RunFiles,
@@ -450,3 +455,28 @@ def test_numbers_as_people_read_them() -> None:
         "",
     ]
     assert written_out("a\u202e\n\t\x1b") == "a⟨U+202E⟩\n\t⟨U+001B⟩" and written_out(None) == ""
+
+
+def test_the_docs_name_the_limits_that_are_used() -> None:
+    """A row of docs/notes.md for each, with the figure of the source."""
+    page = (Path(__file__).parents[2] / "docs" / "notes.md").read_text("utf-8")
+    for row in (
+        f"less than {learned.MOVED:g} nats a token",
+        f"below {learned.NOISE:g} times what rounding",
+        f"more than {health_checks.LITTLE:g} nats an answer",
+        f"below {health_checks.DRIFT_ALARM:g} nats a token",
+        f"accuracy of {health_checks.TOO_EASY:.0%} within".replace("%", " %"),
+        f"by more than {100 * learned.BY_LENGTH:g} points (or",
+        f"a weight below {SATURATED:g}, or all pull like less than "
+        f"{learned.LEAST_EFFECTIVE:.0%} of".replace("%", " %"),
+        f"more than {health_checks.OFTEN:.0%} of the steps".replace("%", " %"),
+        f"over {FACTOR:g} times the median of the {WINDOW} before",
+        f"more than {learned.WORSE:g} nats a pair, by a {learned.SURE:.0%} int".replace("%", " %"),
+        f"it rose {learned.RISES} times in a row",
+        f"more than {100 * health_checks.GAP:g} points of accuracy",
+        f"more than {learned.MUCH_LONGER:g} times, or less than {learned.MUCH_SHORTER:g} times",
+        f"wider than {100 * health_checks.WIDE:g} points",
+        f"more than {health_checks.DROPPED:.0%} |".replace("%", " %"),
+        f"a run of {FEWEST_STEPS} steps or more",
+    ):
+        assert row in page, row
