@@ -14,6 +14,7 @@ import pytest
 from tests.support.children import PATIENCE
 from tests.support.judge_server import judging_apart
 from tests.support.runs import Place, make_place
+from tests.support.tiny import pair_rows, write_rows
 
 from likelier.cli import main
 from likelier.run import train
@@ -24,7 +25,8 @@ PROMPTS, AT_ONCE = 200, 8
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        place = make_place(tmp_path_factory.mktemp("place"), rows=3 * PROMPTS)
+        place = make_place(tmp_path_factory.mktemp("place"))
+        write_rows(place.data, pair_rows(3 * PROMPTS)[::3])  # one pair of each prompt
         patch.setenv("LIKELIER_CACHE", str(place.folder / "cache"))
         patch.setattr("likelier.run._write_report", lambda out: None)
         lora = {"kind": "lora", "r": 4, "targets": ["q_proj", "v_proj"]}
@@ -123,10 +125,12 @@ def test_two_judges_and_their_agreement(
     assert (longer["wins"], longer["losses"]) == (shorter["losses"], shorter["wins"])
     assert longer["win_rate"]["mean"] + shorter["win_rate"]["mean"] == pytest.approx(1)
     assert found["agreement"]["share"][0] == pytest.approx(longer["ties"] / 40)
-    assert found["agreement"]["kappa"][0] < 0
+    chance = (2 * longer["wins"] * longer["losses"] + longer["ties"] ** 2) / 40**2
+    kappa = (longer["ties"] / 40 - chance) / (1 - chance)
+    assert found["agreement"]["kappa"][0] == pytest.approx(kappa)
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     judged = [row for row in rows if "answers" in row]
-    assert len(rows) == 3 * PROMPTS and len(judged) == 40
+    assert len(rows) == PROMPTS and len(judged) == 40
     for row in judged:
         two, ours = row["answers"], row["verdicts"]["rules.py:longer"]
         apart = len(two["tuned"]) - len(two["base"])
@@ -137,7 +141,7 @@ def test_two_judges_and_their_agreement(
     assert main(told) == 0
     printed = capsys.readouterr().out
     assert "tuned against base, by rules.py:longer, 40 prompts in both orders" in printed
-    assert "Cohen's kappa -" in printed and "cut off at --max-new-tokens" in printed
+    assert f"Cohen's kappa {kappa:.2f}" in printed and "cut off at --max-new-tokens" in printed
 
 
 @pytest.mark.parametrize(

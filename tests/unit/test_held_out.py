@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from tests.support.runs import Place, make_place, token_pairs
@@ -165,7 +166,10 @@ def test_eval_is_the_plain_log_probs(
     """Both sides, row by row, against `likelier score` of each model alone."""
     folder, out = place.folder / run, tmp_path / "rows.jsonl"
     assert main(["eval", str(folder), str(place.data), "--json", "--out", str(out)]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)
+    visits = pyarrow.parquet.read_table(folder / "pair_log")["prompt"].to_pylist()
+    assert f"{len(set(visits))} of 8 prompts were trained on" in captured.err
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     weights = folder / ("model" if run == "full" else "adapter")
     for side, path in (("base", place.base), ("tuned", weights)):

@@ -29,7 +29,7 @@ from likelier.commands.judge import (
 from likelier.commands.score import logps_of, pairs_to_score
 from likelier.config import Config
 from likelier.data.load import read_pairs
-from likelier.data.records import Pair
+from likelier.data.records import Pair, TokenPair
 from likelier.data.shapes import format_with
 from likelier.evaluation.held_out import (
     PERCENTILES,
@@ -42,6 +42,7 @@ from likelier.evaluation.held_out import (
 )
 from likelier.evaluation.judges.endpoint import Budget
 from likelier.generation.sides import ModelSide, ask_in_turn, run_config, template_of
+from likelier.training.pair_log import prompt_name, trained_prompts
 
 _ABOVE_LENGTH = "reward_accuracy_above_longer_wins"
 _NAMES = {  # in the order of the rows
@@ -144,6 +145,13 @@ def _must_have_two_sides(target: str) -> None:
     raise ConfigError(what, where="--judge", hint="give a run or an adapter, or one --also MODEL")
 
 
+def _say_what_was_trained_on(run: Path, pairs: Sequence[TokenPair]) -> None:
+    seen, asked = trained_prompts(run.expanduser()), {prompt_name(pair.prompt) for pair in pairs}
+    if both := len(seen & asked):
+        what = f"{both} of {len(asked)} prompts were trained on"
+        say(f"{what}: figures of them say little about prompts that are new")
+
+
 def _scored(
     target: str,
     config: Config | None,
@@ -160,6 +168,8 @@ def _scored(
             data = config.data
             encoder = replace(encoder, boundary=data.boundary, turns=data.turns)
         tokens = pairs_to_score(side.policy, encoder, pairs)
+        if side.name == "tuned" and config is not None:
+            _say_what_was_trained_on(Path(target), tokens)
         say(f"scoring {len(pairs)} pairs by {side.name}")
         scored = logps_of(side.policy, tokens, side.name == "base" and side.policy.has_adapter)
         both = [completions_of(pair) for pair in tokens]
