@@ -31,7 +31,7 @@ TIMED = {  # by what they are part of
         "likelier.training.run_folder.RunFolder.time",
         "likelier.training.run_folder.RunFolder.write_record",
     ],
-    "notes": ["likelier.report.notes.Notes.__call__", "likelier.evaluation.spikes.Spikes.hear"],
+    "notes": ["likelier.run._look", "likelier.evaluation.spikes.Spikes.hear"],
 }
 TRAINING = ["likelier.run.gradients_that_fit", "likelier.training.optimizer.MasterAdamW.step"]
 

@@ -47,7 +47,6 @@ from likelier.model.team import Team, joined_team
 from likelier.reference.cache import NoReference, reference_of_run
 from likelier.reference.fingerprint import hash_of, model_identity
 from likelier.reference.moving import MovingReference, Reference
-from likelier.report.notes import Notes, say_notes
 from likelier.tracking.mirror import mirrored
 from likelier.training.batches import Batcher
 from likelier.training.checkpoint import prune, resume, save_checkpoint
@@ -62,6 +61,7 @@ from likelier.training.signals import StopRequest, listening
 from likelier.training.step import gradients_that_fit, located
 
 MAX_PLACES_LOGGED = 5  # of each kind of finding in the data, in run.json
+NOTED_SHARES, FEWEST_STEPS = 10, 20  # at a run while it trains, and steps of one that is looked at
 MAX_TOKENS_KEPT = 400  # of each answer of a pair that is kept token by token
 
 
@@ -252,7 +252,7 @@ def _take_steps(
         save_checkpoint(checkpoints, step, optimizer, manifest, keep, reference)
         folder.write_record(step=step, spikes=spikes.as_record())
 
-    spikes, notes = _spikes_so_far(folder), Notes(folder.path, order.num_steps)
+    spikes, noted = _spikes_so_far(folder), set[str]()
     evaluate.resume(done)
     coming = order.visits(done + 1, data.train)
     with bar("train", order.num_steps, done) as show:
@@ -284,7 +284,7 @@ def _take_steps(
             done = step
             show(1, f"{_in_words(row)}{evaluate.words}")
             if team.leads:
-                notes(step)
+                _look(folder, step, order.num_steps, noted)
             if asked or last or due(step, config.train.save_every):
                 with located(f"step {step}", pairs, checkpoints):
                     optimizer.must_be_finite()
@@ -299,6 +299,18 @@ def _take_steps(
     folder.write_record(spikes=spikes.as_record(), figures=dict(loss.state))
     evaluate.say_best()
     return done
+
+
+def _look(folder: RunFolder, step: int, steps: int, said: set[str]) -> None:
+    """Notes on the run as it stands, after every tenth of its steps; a short run waits for its end.
+    All rows are read each time.
+    """
+    if steps < FEWEST_STEPS or step < FEWEST_STEPS // 2 or step == steps:
+        return
+    if step * NOTED_SHARES // steps > (step - 1) * NOTED_SHARES // steps:
+        from likelier.report.notes import say_new_notes  # with Arrow: no first step waits for it
+
+        say_new_notes(folder.path, step, said)
 
 
 def _leave_stopped(folder: RunFolder, data: Dataset, policy: Policy) -> None:
@@ -508,6 +520,7 @@ def _keep_tokens(folder: RunFolder, data: Dataset, batcher: Batcher, encoder: En
 
 def _write_report(out: Path) -> None:
     """The report of a run that is safe on disk already: what fails here must not fail the run."""
+    from likelier.report.notes import say_notes
     from likelier.report.page import write_report
 
     say_notes(out)

@@ -140,7 +140,7 @@ def test_a_note_is_said_once_while_the_run_goes_on(
     warned(place, tmp_path / "run", ALL, train=steps(2, 3, 8), **changes)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
     title = "The gradients are clipped most of the time"
-    assert [line.split(":")[0] for line in said if title in line] == ["note after step 10", "note"]
+    assert [line.split(":")[0] for line in said if title in line] == ["note after step 13", "note"]
 
 
 def test_notes_that_fail_do_not_fail_the_run(

@@ -47,7 +47,7 @@ LINES = {
     "pages": 1_000,
     "reference": 490,
     "report": 2_400,
-    "run": 530,
+    "run": 540,
     "testing": 170,
     "tracking": 280,
     "training": 3_300,

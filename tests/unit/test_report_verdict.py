@@ -32,7 +32,6 @@ from likelier.report import health as health_checks
 from likelier.report import learned
 from likelier.report.check import Check
 from likelier.report.health import check_gap, health
-from likelier.report.notes import FEWEST_STEPS
 from likelier.report.read import (
     Proportion,
     RunFiles,
@@ -42,6 +41,7 @@ from likelier.report.read import (
 )
 from likelier.report.summary import describe_status, key_figures
 from likelier.report.verdict import AGAINST, BESIDE, Verdict, give_verdict
+from likelier.run import FEWEST_STEPS
 
 
 def with_rows(

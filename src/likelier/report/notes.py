@@ -8,28 +8,15 @@ from likelier.report.check import Check
 from likelier.report.health import health
 from likelier.report.read import read_run
 
-SHARES = 10  # of the steps: a run is looked at so often, since all its rows are read each time
-FEWEST_STEPS = 20  # of a run that is looked at before its end, and half of them before a look
 # What only the end can tell; spikes are said when they come.
 _AT_THE_END = {"held_out", "moved", "noise", "rows_used", "side_effects", "answers", "spikes"}
 
 
-class Notes:
-    """Looks at the folder of a run of ``steps`` steps while it trains."""
-
-    def __init__(self, run: Path, steps: int):
-        self.run, self.steps = run, steps
-        self._said, self._share = set(_AT_THE_END), 0
-
-    def __call__(self, step: int) -> None:
-        """Say what is found new, where a tenth of the steps went by since the last look."""
-        share = step * SHARES // self.steps
-        if share in (self._share, SHARES) or self.steps < FEWEST_STEPS or step < FEWEST_STEPS // 2:
-            return
-        self._share = share
-        for check in _warnings(self.run, self._said):
-            self._said.add(check.name)
-            say(f"note after step {step}: {_in_words(check)}")
+def say_new_notes(run: Path, step: int, said: set[str]) -> None:
+    """Say of a run that is ``step`` steps far what was not ``said`` before, and add it there."""
+    for check in _warnings(run, said | _AT_THE_END):
+        said.add(check.name)
+        say(f"note after step {step}: {_in_words(check)}")
 
 
 def say_notes(run: Path) -> None:
