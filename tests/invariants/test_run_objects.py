@@ -52,7 +52,14 @@ def test_the_same_bytes_as_from_files(place: Place, tmp_path: Path, adapter: dic
     assert kept and not kept & named
     assert all(
         name.startswith(
-            ("config.yaml", "pair_log/", "pair_texts.jsonl", "adapter/adapter_config.json")
+            (
+                "config.yaml",
+                "pair_log/",
+                "held_out/",
+                "pair_texts.jsonl",
+                "pair_tokens.jsonl",
+                "adapter/adapter_config.json",
+            )
         )
         or name.endswith(("MANIFEST.json", "README.md"))
         for name in named
