@@ -23,9 +23,10 @@ help:
 demo: environment
 	@$(BIN)/python -m likelier demo
 
-# More workers than cores only wait for each other, and so do torch's threads.
+# More workers than cores only wait for each other, and so do torch's threads. The slow tests come
+# first: who has fewer of them takes from the other.
 test: environment-dev
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 # A link that leads nowhere is an error.
 docs: environment-docs
