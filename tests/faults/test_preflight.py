@@ -267,8 +267,8 @@ def test_long_answers_may_differ_by_their_rounding() -> None:
         Scored(tuple(torch.randint(2, 300, (1540,)).tolist()), scored) for _ in range(2)
     ]  # fmt: skip
     policy = Policy(model, tiny_tokenizer())
-    found, noise = preflight._compare_backends(policy, sequences)
-    assert 1e-4 < found["difference"] < found["tolerance"] == noise
+    found, noise, measured = preflight._compare_backends(policy, sequences)
+    assert 1e-4 < found["difference"] == measured < found["tolerance"] == noise
     logp = max(abs(float(tokens.sum())) for tokens in preflight._plainly(policy, sequences))
     assert found["tolerance"] == pytest.approx(1e-4 + 2 * 2**-23 * logp)
 
@@ -292,7 +292,8 @@ def test_half_precision_is_measured_against_float32(
 
     monkeypatch.setattr(preflight, "_compare_backends", spy)
     train(place.config("out", train__steps=1))
-    ((found, _),) = seen
+    ((found, allowed, measured),) = seen
+    assert 0 < measured < allowed
     assert 0 < found["difference"] <= found["tolerance"]
     assert found["tolerance"] > 2 * preflight.TOLERANCE
     assert found["unit"] == "a token"

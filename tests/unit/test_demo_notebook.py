@@ -59,7 +59,7 @@ def test_without_jupyterlab_it_names_the_cure(
 
 def test_what_it_would_not_read_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--notebook", "--seed", "3"]) == 2
-    assert "--out or --seed: has no effect" in capsys.readouterr().err
+    assert "--out, --seed or --lang: has no effect" in capsys.readouterr().err
 
 
 def test_a_wheel_brings_the_original() -> None:
