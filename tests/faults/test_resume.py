@@ -176,7 +176,7 @@ def test_logs_of_steps_to_come_are_forgotten(place: Place, crashed: Path) -> Non
     rows = [json.loads(x) for x in (crashed / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 2, 3]
     timing = [json.loads(x)["step"] for x in (crashed / "timing.jsonl").read_text().splitlines()]
-    assert timing == [1, 2, 3]
+    assert timing == [1, 2]  # a step is timed behind its log
     pair_rows = sorted(p.name for p in (crashed / "pair_log").iterdir())
     assert pair_rows == ["steps-00000001-00000002.parquet"]
     train(place.config(crashed))
