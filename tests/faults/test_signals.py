@@ -30,7 +30,8 @@ PHASES = {
     "a step": (
         "likelier.run.gradients_that_fit", "likelier.training.step.gradients_that_fit", HUP, 75),
     "pairs held out are evaluated": (
-        "likelier.run.held_out_metrics", "likelier.evaluation.metrics.held_out_metrics", INT, 130),
+        "likelier.evaluation.evaluator.held_out_metrics",
+        "likelier.evaluation.metrics.held_out_metrics", INT, 130),
     "a checkpoint is saved": (
         "likelier.run.save_checkpoint", "likelier.training.checkpoint.save_checkpoint", TERM, 75),
     "the model is saved": (

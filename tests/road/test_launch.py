@@ -75,7 +75,7 @@ def test_the_processes_are_told_to_show_tracebacks(
     words = ["train", str(_config(place, tmp_path)), "parallel.processes=2", "--debug"]
     started = []
     monkeypatch.setattr(sys, "argv", ["likelier", *words])
-    monkeypatch.setattr("likelier.commands.launch.launch", lambda *asked: started.append(asked))
+    monkeypatch.setattr("likelier.commands.train.launch", lambda *asked: started.append(asked))
     main(words)
     assert started == [(2, words)]
 

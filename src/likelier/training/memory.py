@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError
 from likelier.base.model_folder import numbers_in
 from likelier.base.terminal import say
@@ -183,10 +184,13 @@ def _bytes_of_head(policy: Policy) -> int:
 
 def bytes_of_head(head: Head, dtype: torch.dtype) -> int:
     """What `likelier.model.logprob` makes at once, computing in a dtype: logits, and the gradient
-    of a trained weight."""
+    of a trained weight. Where a processor has no bfloat16 products their gradient is widened.
+    """
     values, half = default_chunk(head) * len(head.weight), is_half(dtype)
     trained = head.weight.numel() if head.weight.requires_grad else 0
-    return (6 if half else 4) * values + (6 if half else 4) * trained
+    here = head.weight.device.type
+    widened = dtype == torch.bfloat16 and here == "cpu" and not multiplies_bfloat16(here)
+    return (10 if widened else 6 if half else 4) * values + (6 if half else 4) * trained
 
 
 def tokens_per_batch(memory: Memory, device: torch.device) -> int:
