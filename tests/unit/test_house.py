@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 16_300  # to come down to 8_000
-MOST_LINES = 37_500  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 16_090  # to come down to 8_000
+MOST_LINES = 36_920  # to come down to 14_000
 MOST_MODULES = 190  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 100
 MOST_FILES_IN_A_FOLDER = 12
@@ -29,24 +29,24 @@ MOST_PARAMETERS_IN_THE_LOOP = 6
 LINES = {
     "__init__": 50,
     "__main__": 12,
-    "api": 230,
-    "base": 1_900,
+    "api": 200,
+    "base": 1_870,
     "batching": 530,
     "chat": 1_900,
     "checks": 2_170,
-    "cli": 1_000,
+    "cli": 930,
     "commands": 4_600,
-    "config": 2_400,
+    "config": 2_380,
     "data": 4_500,
     "demo": 760,
-    "evaluation": 2_300,
+    "evaluation": 2_260,
     "export": 1_225,
     "generation": 1_000,
     "losses": 1_570,
     "model": 3_450,
     "pages": 1_000,
     "reference": 490,
-    "report": 2_400,
+    "report": 2_150,
     "run": 540,
     "testing": 170,
     "tracking": 280,
