@@ -9,6 +9,7 @@ noise. Held-out pairs are scored for their figures, which is no cost of writing 
 
 import argparse
 import os
+import pkgutil
 import shutil
 import tempfile
 import time
@@ -89,16 +90,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 def time_calls(name: str, part: str, spent: Counter[str]) -> None:
     """Add what every call of a function takes to a part."""
     home, _, last = name.rpartition(".")
-    owner: Any = None
-    for end in range(home.count(".") + 1, 0, -1):
-        words = home.split(".")
-        try:
-            owner = __import__(".".join(words[:end]), fromlist=["_"])
-        except ImportError:
-            continue
-        for word in words[end:]:
-            owner = getattr(owner, word)
-        break
+    owner: Any = pkgutil.resolve_name(home)
     call: Callable[..., Any] = getattr(owner, last)
 
     def timed(*args: Any, **named: Any) -> Any:

@@ -67,7 +67,7 @@ ColumnsOption = Annotated[
 
 LangOption = Annotated[
     Literal["en", "ko"] | None,
-    typer.Option("--lang", help="Language of the page; default: the config's or the system's."),
+    typer.Option("--lang", help="Language; default: the config's or the system's."),
 ]
 
 
@@ -354,11 +354,12 @@ def sweep(
     """
     _check_versions()
     from likelier.commands import sweep as command
+    from likelier.config.grid import read_grid
 
     if run is not None:  # one of the runs, in a process of its own
         settings, on_step = command.open_run(Path(config), run)
         return _train(settings, ["sweep", config, "--run", run], on_step=on_step)
-    out, runs = command.read_words(config, keys or ())
+    out, runs = read_grid(*_file_and_keys(config, keys))
     if code := command.run_sweep(out, runs, stopping, _debug()):
         raise typer.Exit(code)
 
@@ -660,10 +661,7 @@ def explain(
     no_color: Annotated[
         bool, typer.Option("--no-color", help="Print a table of tokens; so does NO_COLOR.")
     ] = False,
-    lang: Annotated[
-        Literal["en", "ko"] | None,
-        typer.Option("--lang", help="Language; default: the config's or the system's."),
-    ] = None,
+    lang: LangOption = None,
 ) -> None:
     """Explain one pair of a finished run.
 
@@ -761,16 +759,21 @@ def _train(settings: "Config", words: Sequence[str], **given: Any) -> None:
 
 
 def _debug() -> list[str]:
-    """What a process that this one starts is told, too."""
+    """The words for every process that this one starts."""
     return ["--debug"] if "--debug" in sys.argv else []
 
 
 def _settings(config: str, keys: Sequence[str] | None) -> "Config":
     from likelier.config import load_config
 
-    only_keys = "=" in config and not os.path.exists(config)
-    words = [config, *(keys or ())] if only_keys else list(keys or ())
-    return load_config(None if only_keys else Path(config), words)
+    return load_config(*_file_and_keys(config, keys))
+
+
+def _file_and_keys(config: str, keys: Sequence[str] | None) -> tuple[Path | None, list[str]]:
+    """The config file, None where the words are keys from the first on, and the keys."""
+    if "=" in config and not os.path.exists(config):
+        return None, [config, *(keys or ())]
+    return Path(config), list(keys or ())
 
 
 def _columns(words: Sequence[str] | None) -> dict[str, str | None]:

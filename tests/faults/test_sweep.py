@@ -210,12 +210,19 @@ def test_a_sweep_that_is_killed_comes_to_the_same(
 ) -> None:
     marker = str(tmp_path / "killed")
     kill = {called: partial(killed_once, called, at, "", marker)}
-    words = (config(place, tmp_path), BETAS, both(place))
-    assert sweep(tmp_path, *words, patches=kill).wait() == KILLED
-    until_free(tmp_path / "out")
-    child = sweep(tmp_path, *words)
+    comes_to_the_same(place, whole, tmp_path, kill)
+
+
+def comes_to_the_same(
+    place: Place, whole: dict[str, Any], folder: Path, kill: dict[str, Any]
+) -> None:
+    """A sweep is killed, and its command given again."""
+    words = (config(place, folder), BETAS, both(place))
+    assert sweep(folder, *words, patches=kill).wait() == KILLED
+    until_free(folder / "out")
+    child = sweep(folder, *words)
     assert child.wait() == 0, child.output
-    assert results(tmp_path / "out") == whole
+    assert results(folder / "out") == whole
 
 
 def test_a_sweep_that_is_killed_stops_its_run(
@@ -225,12 +232,7 @@ def test_a_sweep_that_is_killed_stops_its_run(
     marker = str(tmp_path / "killed")
     called = "likelier.run.metrics"
     kill = {called: partial(killed_once, called, 2, "beta=0.3", marker, parent=True)}
-    words = (config(place, tmp_path), BETAS, both(place))
-    assert sweep(tmp_path, *words, patches=kill).wait() == KILLED
-    until_free(tmp_path / "out")
-    child = sweep(tmp_path, *words)
-    assert child.wait() == 0, child.output
-    assert results(tmp_path / "out") == whole
+    comes_to_the_same(place, whole, tmp_path, kill)
 
 
 def test_one_run_that_fails_does_not_end_the_others(place: Place, tmp_path: Path) -> None:

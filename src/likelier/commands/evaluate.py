@@ -31,6 +31,7 @@ from likelier.config import Config
 from likelier.data.load import read_pairs
 from likelier.data.records import Pair, TokenPair
 from likelier.data.shapes import format_with
+from likelier.evaluation.compare import trained_prompts
 from likelier.evaluation.held_out import (
     PERCENTILES,
     PairLogps,
@@ -42,7 +43,7 @@ from likelier.evaluation.held_out import (
 )
 from likelier.evaluation.judges.endpoint import Budget
 from likelier.generation.sides import ModelSide, ask_in_turn, run_config, template_of
-from likelier.training.pair_log import prompt_name, trained_prompts
+from likelier.training.pair_log import prompt_name
 
 _ABOVE_LENGTH = "reward_accuracy_above_longer_wins"
 _NAMES = {  # in the order of the rows

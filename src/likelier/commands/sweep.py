@@ -23,7 +23,7 @@ from likelier.commands.compare import print_comparison
 from likelier.commands.launch import stop_with
 from likelier.commands.train import must_be_ready
 from likelier.config import Config, config_from, difference, dump, live
-from likelier.config.grid import GridRun, read_grid
+from likelier.config.grid import GridRun
 from likelier.evaluation.compare import (
     ERROR,
     STOP_SHARES,
@@ -71,13 +71,6 @@ class Sweep:
         """Whether nothing is left to do of a run, as far as is noted."""
         stopped = self.states.get(run.name, {}).get("status") == "stopped"
         return self.ended(run) and (self.stopping or not stopped)
-
-
-def read_words(config: str, keys: Sequence[str]) -> tuple[Path, list[GridRun]]:
-    """The grid that the words of a command line mean. Raises as `read_grid`."""
-    only_keys = "=" in config and not os.path.exists(config)
-    return read_grid(None if only_keys else Path(config).expanduser(),
-                     [config, *keys] if only_keys else keys)  # fmt: skip
 
 
 def run_sweep(out: Path, runs: Sequence[GridRun], stopping: bool, words: Sequence[str] = ()) -> int:

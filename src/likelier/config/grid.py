@@ -54,7 +54,7 @@ def read_grid(path: Path | None, words: Sequence[str]) -> tuple[Path, list[GridR
     for texts in product(*(values for _, values in choices)):
         named = dict(zip((key for key, _ in choices), texts, strict=True))
         values = {key: argument(named[key], key) for key in several}
-        tree = {} if path is None else read_keys(path)
+        tree = {} if path is None else read_keys(path.expanduser())
         override(tree, [f"{key}={text}" for (key, _), text in zip(choices, texts, strict=True)])
         name = _name(values)
         if isinstance(tree.get("out"), str):

@@ -331,7 +331,6 @@ class Config(Section):
     track: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="a tracker that shows the metrics, too; no part of what a run is"
     )
-
     lang: Literal["auto", "en", "ko"] = Field(
         "auto", description="language of the report; auto = the system's; no part of what a run is"
     )

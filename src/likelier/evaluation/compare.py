@@ -4,6 +4,7 @@ Imports no torch: the log of the held-out pairs has all that is needed.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -17,10 +18,8 @@ from likelier.base.files import open_regular, read_errors
 from likelier.evaluation.held_out import Figure, differences, figures_of, hits_of
 from likelier.evaluation.intervals import bounded_mean_of_clusters
 
-STOP_SHARES = (
-    0.5,
-    0.75,
-)  # of the steps: a run may be stopped at the first evaluation from there on
+# Of the steps: a run may be stopped at the first evaluation from there on.
+STOP_SHARES = (0.5, 0.75)
 ERROR = 0.01  # of a whole sweep: how likely it is to stop a run that is no worse
 # Nats a token, on average: what rounding makes of the same reference in other batches.
 SAME_REFERENCE = 1e-3
@@ -169,6 +168,16 @@ def _read(file: Path, schema: pa.Schema) -> pa.Table | None:
     for one in finite[1:]:
         whole = pc.and_(whole, one)
     return table.filter(whole)
+
+
+def trained_prompts(run: Path) -> set[str]:
+    """The names of all prompts that a run has visited, as far as its log can be read."""
+    found: set[str] = set()
+    for file in run.glob("pair_log/*.parquet"):
+        with suppress(OSError, KeyError, pa.ArrowException), open_regular(file) as stream:
+            column = pq.read_table(stream, columns=["prompt"])["prompt"]
+            found.update(column.unique().to_pylist())
+    return found
 
 
 # ---- pair by pair --------------------------------------------------------------------------

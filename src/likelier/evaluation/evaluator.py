@@ -36,7 +36,8 @@ class Evaluator:
         self.log = PairLog(folder.path / "held_out", batcher.loss.beta, folder.writes)
         self._batches = batcher(pairs)
         self._rows: list[dict[str, float]] = []
-        self._best: dict[str, float] = {}
+        self._best: dict[str, float] = {}  # stays empty where no model is to be kept
+        self._column = _COLUMNS.get(folder.config.train.best or "", "")
         self._is_lost = False  # the model of the best evaluation
 
     @property
@@ -107,24 +108,22 @@ class Evaluator:
 
     def _score(self, row: Mapping[str, float]) -> float:
         """By how much an evaluation is good: more is better."""
-        column = _COLUMNS[self.folder.config.train.best or ""]
-        return row[column] if column == _ACCURACY else -row[column]
+        return row[self._column] if self._column == _ACCURACY else -row[self._column]
 
     def _note_best(self) -> None:
         """Write down the best model, and delete those that were the best before it."""
-        column, step = _COLUMNS[self.folder.config.train.best or ""], int(self._best["step"])
-        self.folder.write_record(best={"step": step, column: self._best[column]})
+        step = int(self._best["step"])
+        self.folder.write_record(best={"step": step, self._column: self._best[self._column]})
         for other in (self.folder.path / FOLDER).glob("step-*") if self.folder.writes else ():
             if other.name != f"step-{step:08d}":
                 remove_folder(other)
 
     def say_best(self) -> None:
         """Say at the end of a run which model was the best, and where it lies."""
-        train = self.folder.config.train
-        if train.best is None or not self._best:
+        if not self._best:
             return
-        column, step = _COLUMNS[train.best], int(self._best["step"])
-        figure = f"{train.best} {self._best[column]:.4f}"
+        step = int(self._best["step"])
+        figure = f"{self.folder.config.train.best} {self._best[self._column]:.4f}"
         if self.is_over:
             last = int(self._rows[-1]["step"])
             say(f"ended after step {last}: {self._since} evaluations were no better than the best")

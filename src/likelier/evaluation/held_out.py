@@ -84,28 +84,29 @@ def columns_of(model: PairLogps, reference: PairLogps | None) -> dict[str, np.nd
         "ranking_accuracy": hits_of(model.chosen_P - model.rejected_P),
         "ranking_accuracy_per_token": hits_of(each_P, TIE / np.maximum(long_P, short_P)),
     }
-    found |= _by_length(model, "ranking_accuracy", found["ranking_accuracy"])
+    ranked = by_length(long_P - short_P, found["ranking_accuracy"])
+    found |= {f"ranking_accuracy_{which}": hits_P for which, hits_P in ranked.items()}
     if reference is None:
         return found
     ratio_P = model.chosen_P - reference.chosen_P
     other_P = model.rejected_P - reference.rejected_P
     hits_P = hits_of(ratio_P - other_P)
+    rewarded = by_length(long_P - short_P, hits_P)
     return found | {
         "reward_accuracy": hits_P,
-        **_by_length(model, "reward_accuracy", hits_P),
+        **{f"reward_accuracy_{which}": hits for which, hits in rewarded.items()},
         "margin": ratio_P - other_P,
         "chosen_drift": ratio_P / long_P,
         "rejected_drift": other_P / short_P,
     }
 
 
-def _by_length(model: PairLogps, name: str, hits_P: np.ndarray) -> dict[str, np.ndarray]:
-    """Hits of the pairs whose chosen completion is longer, shorter, or as long, in tokens."""
-    sign_P = np.sign(model.chosen_tokens_P - model.rejected_tokens_P)
-    return {
-        f"{name}_{which}": np.where(sign_P == sign, hits_P, np.nan)
-        for which, sign in LONGER.items()
-    }
+def by_length(longer_P: np.ndarray, hits_P: np.ndarray) -> dict[str, np.ndarray]:
+    """Hits of the pairs whose chosen completion is longer, shorter, or as long, and NaN of others;
+    ``longer_P`` is by how many tokens it is longer.
+    """
+    sign_P = np.sign(longer_P)
+    return {which: np.where(sign_P == sign, hits_P, np.nan) for which, sign in LONGER.items()}
 
 
 def longer_wins(model: PairLogps) -> np.ndarray:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from likelier.data.records import TokenPair
 from likelier.evaluation.held_out import (
-    PERCENTILES,
     TIE,
     PairLogps,
     columns_of,
     longer_wins,
+    percentiles,
 )
 from likelier.evaluation.intervals import wilson
 from likelier.losses.values import StepValues, sigma
@@ -156,8 +156,7 @@ def _of_many_pairs(values: StepValues, beta: float) -> dict[str, float]:
     }
     chosen, rejected = rewards(values, beta)
     margin_P = (chosen - rejected).numpy()
-    for at, value in zip(PERCENTILES, np.percentile(margin_P, PERCENTILES).tolist(), strict=True):
-        found[f"rewards/margins_p{at}"] = value
+    found |= {f"rewards/margins_{name}": at for name, at in percentiles(margin_P).items()}
     found["lengths/longer_wins"] = float(longer_wins(model).mean())
     longer_P = model.chosen_tokens_P - model.rejected_tokens_P
     if np.ptp(longer_P) > 0 and np.ptp(margin_P) > beta * TIE:

@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from likelier.base.errors import ConfigError
-from likelier.base.files import open_regular
 from likelier.config.strict_yaml import leaves
 from likelier.evaluation.compare import (
     HeldOut,
     HeldOutLog,
     common,
     paired,
-    read_held_out,
     same_reference,
+    trained_prompts,
 )
 from likelier.evaluation.held_out import Figure
 from likelier.pages.texts import percent, signed, text
@@ -32,14 +28,18 @@ COMPARED_FIGURES = ("accuracy", "margin", "chosen", "rejected", "drift", "loss")
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One of the runs: its ``name`` among them, its folder, its log of held-out pairs, and its last
-    ``figures``; of a run without that log, those that its ``metrics.jsonl`` has.
+    """One of the runs: its ``name`` among them, its folder, and its last ``figures``; of a run
+    without a log of held-out pairs, those that its ``metrics.jsonl`` has.
     """
 
     name: str
     files: RunFiles
-    log: HeldOutLog
     figures: dict[str, Figure]
+
+    @property
+    def log(self) -> HeldOutLog:
+        """Its log of held-out pairs."""
+        return self.files.held_out_log
 
     @property
     def status(self) -> str:
@@ -122,10 +122,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(path: Path, name: str) -> ComparedRun:
-    files, log = read_run(path), read_held_out(path)
-    last = log.last(reads_reference(files))
-    figures = _logged(files) if last is None else last.figures()
-    return ComparedRun(name, files, log, figures)
+    files = read_run(path)
+    last = files.held_out_log.last(reads_reference(files))
+    return ComparedRun(name, files, _logged(files) if last is None else last.figures())
 
 
 def _logged(files: RunFiles) -> dict[str, Figure]:
@@ -209,7 +208,7 @@ def _alike(runs: Sequence[ComparedRun]) -> tuple[list[HeldOut], str]:
             return [], text("compare.notes.no_log", name=run.name)
     without: set[str] = set()
     if not all(_same_data(runs[0], run) for run in runs):
-        without = set().union(*(_trained_on(run.files.path) for run in runs))
+        without = set().union(*(trained_prompts(run.files.path) for run in runs))
     own = [run.log.last() for run in runs if reads_reference(run.files)]
     initial = [run.log.last(reads_reference=False) for run in runs]
     for evaluations, note in ((own, ""), (initial, text("compare.notes.initial"))):
@@ -222,18 +221,6 @@ def _alike(runs: Sequence[ComparedRun]) -> tuple[list[HeldOut], str]:
         if all(same_reference(alike[0], one) for one in alike):
             return alike, note
     return [], text("compare.notes.references")
-
-
-def _trained_on(run: Path) -> set[str]:
-    """The prompts that a run trained on, as far as its pair log can be read."""
-    found: set[str] = set()
-    for file in run.glob("pair_log/*.parquet"):
-        try:
-            with open_regular(file) as stream:
-                found.update(pq.read_table(stream, columns=["prompt"])["prompt"].to_pylist())
-        except (OSError, KeyError, pa.ArrowException):  # said among the gaps
-            continue
-    return found
 
 
 def _against(first: ComparedRun, other: ComparedRun) -> Difference:

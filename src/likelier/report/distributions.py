@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from likelier.evaluation.compare import HeldOut, HeldOutLog, read_held_out
-from likelier.evaluation.held_out import FEWEST_PROMPTS, LONGER, figures_of, hits_of
+from likelier.evaluation.compare import HeldOut, HeldOutLog
+from likelier.evaluation.held_out import FEWEST_PROMPTS, by_length, figures_of, hits_of
 from likelier.pages.stills import Still, draw_histogram, draw_shares
 from likelier.pages.texts import percent, text
 from likelier.report.read import RunFiles, number, section
@@ -33,7 +33,7 @@ class ByLength:
 
 def draw_distributions(run: RunFiles) -> tuple[list[Still], list[ByLength]]:
     """The charts of the last evaluation, and its accuracies by which answer is longer."""
-    log = read_held_out(run.path)
+    log = run.held_out_log
     last = log.last(reads_reference(run))
     if last is None or last.step == 0 or not np.isfinite(last.policy_P2).all():
         return [], []  # nothing was trained, or examples stand alone
@@ -95,11 +95,9 @@ def _reliability(run: RunFiles, last: HeldOut) -> Still | None:
 
 
 def _by_length(last: HeldOut) -> list[ByLength]:
-    longer_P = np.sign(last.tokens_P2[:, 0] - last.tokens_P2[:, 1])
-    columns = {
-        f"accuracy {name}": np.where(longer_P == sign, last.columns["accuracy"], np.nan)
-        for name, sign in LONGER.items()
-    }
+    longer_P = last.tokens_P2[:, 0] - last.tokens_P2[:, 1]
+    split = by_length(longer_P, last.columns["accuracy"])
+    columns = {f"accuracy {name}": column for name, column in split.items()}
     columns["accuracy longer_wins"] = hits_of(longer_P)
     found = figures_of(columns, last.prompt_P.tolist())
     return [

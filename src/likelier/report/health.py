@@ -1,9 +1,9 @@
 """What a careful reader would look for in the rows of a run: each check, its reason and its fix."""
 
 import math
+from statistics import fmean
 from typing import Any
 
-from likelier.evaluation.compare import read_held_out
 from likelier.evaluation.intervals import Z95, wilson
 from likelier.evaluation.spikes import FACTOR, FEWEST, FLAT, WINDOW, Spikes
 from likelier.pages.texts import percent, points, short, signed, text
@@ -20,6 +20,7 @@ from likelier.report.read import (
     Proportion,
     RunFiles,
     held_out_accuracy,
+    last_quarter,
     newcombe,
     number,
     progress,
@@ -44,8 +45,7 @@ WIDE = 0.2
 
 def health(run: RunFiles) -> list[Check]:
     """All checks, warnings first."""
-    log = read_held_out(run.path)
-    last = log.last(reads_reference(run))
+    last = run.held_out_log.last(reads_reference(run))
     checks = [
         check_learning(run),
         check_moved(run, last),
@@ -56,7 +56,7 @@ def health(run: RunFiles) -> list[Check]:
         check_saturation(run),
         check_clipping(run),
         check_spikes(run),
-        check_overfitting(run, log),
+        check_overfitting(run),
         check_gap(run),
         check_answers(run),
         check_held_out(run),
@@ -88,7 +88,7 @@ def check_chosen(run: RunFiles) -> Check:
     if len(values) < 2:
         return unknown("chosen")
     quarter = max(1, len(values) // 4)
-    late, earlier = _mean(values[-quarter:]), _mean(values[-2 * quarter : -quarter])
+    late, earlier = fmean(values[-quarter:]), fmean(values[-2 * quarter : -quarter])
     scale = number(section(run.record, "loss").get("reward_scale")) or 1.0
     if late >= 0 or late >= earlier or abs(late) < LITTLE * scale:
         return fine("chosen", kept, reward=signed(late, 3))
@@ -110,7 +110,7 @@ def check_shortcut(run: RunFiles) -> Check:
     found = [s.value for row in early if (s := held_out_accuracy(row)) is not None]
     steps = [r for r in run.train if r["step"] <= EARLY * planned and "rewards/accuracies" in r]
     if len(steps) >= 4:  # one step's few pairs say little, and the first is before any update
-        found.append(_mean([row["rewards/accuracies"] for row in steps[len(steps) // 2 :]]))
+        found.append(fmean(row["rewards/accuracies"] for row in steps[len(steps) // 2 :]))
     if not found:
         return unknown("shortcut")
     result = fine if max(found) < TOO_EASY else warning
@@ -152,14 +152,14 @@ def check_gap(run: RunFiles) -> Check:
     before. A pair counts before its step's update, so that the first visit to it is honest.
     """
     rows = [row["rewards/accuracies"] for row in run.train if "rewards/accuracies" in row]
-    late = rows[-max(1, len(rows) // 4) :]
+    late = last_quarter(rows)
     a_step = number(section(run.config, "train").get("pairs_per_step"))
     pairs, (done, _) = number(run.record.get("pairs")), progress(run)
     held_out = _last_accuracy(run)
     if not late or not done or not a_step or not pairs or held_out is None:
         return unknown("gap")
     n = max(1, int(min(len(late) * a_step, pairs)))  # a pair seen twice is still one pair
-    value = min(1.0, max(0.0, _mean(late)))
+    value = min(1.0, max(0.0, fmean(late)))
     training = Proportion(value, *wilson(value, n), n)
     gap, low, high = newcombe(held_out, training)
     shares = {"training": percent(training.value), "held_out": percent(held_out.value)}
@@ -213,9 +213,4 @@ def _late_drift(run: RunFiles) -> float | None:
     """Mean change of the chosen answers in the last quarter of the steps, nats a token."""
     if run.pair_log is None or not run.pair_log.drift:
         return None
-    rows = run.pair_log.drift
-    return _mean([row["chosen_change_token"] for row in rows[-max(1, len(rows) // 4) :]])
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)
+    return fmean(row["chosen_change_token"] for row in last_quarter(run.pair_log.drift))

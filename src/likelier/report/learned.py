@@ -5,16 +5,25 @@ Axis letters: P pairs, C prompts, N answers.
 
 import math
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from likelier.evaluation.compare import HeldOut, HeldOutLog
+from likelier.evaluation.compare import HeldOut
 from likelier.evaluation.intervals import mean_of_clusters, wilson
 from likelier.pages.texts import percent, points, short, signed
 from likelier.report.check import Check, fine, unknown, warning
-from likelier.report.read import Proportion, RunFiles, count, newcombe, number, section
-from likelier.report.summary import reads_reference
+from likelier.report.read import (
+    Proportion,
+    RunFiles,
+    count,
+    last_quarter,
+    newcombe,
+    number,
+    section,
+)
+from likelier.report.summary import in_a_line, reads_reference
 
 RISES = 3  # evaluations in a row with a higher held-out loss than the one before
 # Nats a pair: the held-out loss at the end above its lowest, by the whole 99% interval of the
@@ -23,18 +32,15 @@ WORSE, SURE = 0.01, 0.99
 # Of the accuracies on pairs whose chosen answer is longer and is shorter, by the whole interval.
 BY_LENGTH = 0.2
 FEWEST_SHORTER = 10  # pairs, below which the accuracy on them says little
-MOST_SATURATED, LEAST_EFFECTIVE = (
-    0.5,
-    0.25,
-)  # of the training pairs, late in the run: `math.md`'s alarms
+MOST_SATURATED, LEAST_EFFECTIVE = 0.5, 0.25  # shares of the training pairs, late in the run
 MOVED = 1e-3  # nats a token, of answers on average: less is hardly a change
 NOISE = 3.0  # times what rounding does to an answer
 MUCH_LONGER, MUCH_SHORTER = 1.3, 0.7  # times as long as before, by the whole interval
 
 
-def check_overfitting(run: RunFiles, log: HeldOutLog) -> Check:
+def check_overfitting(run: RunFiles) -> Check:
     """A held-out loss that is surely above its lowest, or keeps rising: pairs known by heart."""
-    found = list(log.evaluations(reads_reference(run)))
+    found = list(run.held_out_log.evaluations(reads_reference(run)))
     if len(found) >= 3 and len({len(one.pair_P) for one in found}) == 1:
         losses = [float(one.loss_P.mean()) for one in found]
         best = found[int(np.argmin(losses))]
@@ -100,7 +106,7 @@ def check_moved(run: RunFiles, last: HeldOut | None) -> Check:
         "low": percent(everything.low),
         "high": percent(everything.high),
         "drift": short(drift),
-        "rate": _plain(section(run.config, "optim").get("lr")),
+        "rate": in_a_line(section(run.config, "optim").get("lr")),
         "steps": last.step,
     }
     if drift < MOVED:
@@ -125,11 +131,10 @@ def check_noise(run: RunFiles, last: HeldOut | None) -> Check:
 def check_saturation(run: RunFiles) -> Check:
     """Most training pairs have no weight left in the gradient."""
     rows = [row for row in run.train if "weights/saturated" in row]
-    late = rows[-max(1, len(rows) // 4) :]
-    if not late:
+    if not rows:
         return unknown("saturation")
-    saturated = _mean([row["weights/saturated"] for row in late])
-    effective = _mean([row["weights/effective"] for row in late])
+    saturated = fmean(row["weights/saturated"] for row in last_quarter(rows))
+    effective = fmean(row["weights/effective"] for row in last_quarter(rows))
     values = {"saturated": percent(saturated), "effective": percent(effective)}
     is_fine = saturated <= MOST_SATURATED and effective >= LEAST_EFFECTIVE
     return (fine if is_fine else warning)("saturation", **values)
@@ -158,11 +163,3 @@ def check_answers(run: RunFiles) -> Check:
     if high < MUCH_SHORTER:
         return warning("answers", "warning_shorter", **values)
     return fine("answers", **values)
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -7,7 +7,13 @@ from typing import Any
 from likelier.base.child import in_child
 from likelier.base.files import write_lines
 from likelier.data.records import TokenPair
-from likelier.report.read import PAIR_TEXTS, RunFiles, read_run
+from likelier.report.read import (
+    PAIR_TEXTS,
+    RunFiles,
+    pair_log_folder,
+    read_pair_log,
+    read_run,
+)
 
 MAX_PLACES = 20  # of findings in the data, whose pairs are kept
 TOKENS_OF_EACH = 4  # pairs of a kind that are kept token by token
@@ -30,7 +36,7 @@ def pairs_by_token(run: Path) -> list[str]:
     """The places of the pairs whose tokens are worth keeping, `TOKENS_OF_EACH` of each kind: of the
     largest and the smallest margin and those that changed most, as the pair log saw them last.
     """
-    log = read_run(run).pair_log
+    log = read_pair_log(pair_log_folder(run), [])
     kinds = (log.largest, log.smallest, log.most_changed) if log else ()
     sources = (row["source"] for kind in kinds for row in kind[:TOKENS_OF_EACH])
     return list(dict.fromkeys(sources))

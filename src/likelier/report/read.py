@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,7 @@ import yaml
 
 from likelier.base.errors import InputMissing
 from likelier.base.files import MAX_RECORD_BYTES, open_regular, read_bytes, read_errors, read_json
+from likelier.evaluation.compare import HeldOutLog, read_held_out
 from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import known_languages, text
 
@@ -27,6 +29,7 @@ PAIR_TEXTS = "pair_texts.jsonl"  # the file of the pairs' texts
 PAIR_TOKENS = "pair_tokens.jsonl"  # the file of some pairs token by token
 SHOWN_PAIRS = 6  # at either end of the margins
 LARGEST = 1e100  # beyond it nothing was measured, and sums and squares of it stay finite
+Element = TypeVar("Element")
 LogRow = dict[str, float]  # one line of a log: "step" and the finite numbers that came with it
 
 
@@ -97,6 +100,11 @@ class RunFiles:
     findings: tuple[FoundKind, ...]
     texts: dict[str, dict[str, str]]
     gaps: tuple[str, ...]
+
+    @cached_property
+    def held_out_log(self) -> HeldOutLog:
+        """The held-out pairs one by one, read when they are first asked for."""
+        return read_held_out(self.path)
 
 
 def read_run(path: Path) -> RunFiles:
@@ -222,6 +230,11 @@ def newcombe(before: Proportion, after: Proportion) -> tuple[float, float, float
     low = math.hypot(after.value - after.low, before.high - before.value)
     high = math.hypot(after.high - after.value, before.value - before.low)
     return change, change - low, change + high
+
+
+def last_quarter(rows: Sequence[Element]) -> Sequence[Element]:
+    """The end of some rows, at least one of them where there are any: late in the run."""
+    return rows[-max(1, len(rows) // 4) :]
 
 
 def held_out_accuracy(row: LogRow) -> Proportion | None:

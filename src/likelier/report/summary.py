@@ -144,8 +144,8 @@ def run_facts(run: RunFiles) -> list[tuple[str, str]]:
     pairs = {"train": record.get("pairs"), "held_out": record.get("eval_pairs")}
     answers, threads = count(reference.get("answers")), count(record.get("threads"))
     facts = {
-        "command": _plain(record.get("command")),
-        "model": _plain(section(run.config, "model").get("path")),
+        "command": in_a_line(record.get("command")),
+        "model": in_a_line(section(run.config, "model").get("path")),
         "size": _size(run),
         "steps": _steps(run),
         # The settings that most decide a run; config.yaml, shown below them, has all.
@@ -159,13 +159,13 @@ def run_facts(run: RunFiles) -> list[tuple[str, str]]:
         "findings": _listed(section(data, "findings"), ": "),
         "findings_held_out": _listed(section(held_out, "findings"), ": "),
         "reference": text("report.run.reference", n=answers) if answers is not None else "",
-        "reference_weights": _plain(reference.get("identity")),
-        "reference_log_probs": _plain(reference.get("column")),
+        "reference_weights": in_a_line(reference.get("identity")),
+        "reference_log_probs": in_a_line(reference.get("column")),
         "tokens": _sharing(run),
         "backend": _backend(run),
         "preflight": _preflight(run),
         "initial_policy": _initial_policy(run),
-        "device": _plain(record.get("device")),
+        "device": in_a_line(record.get("device")),
         "threads": f"{threads}" if threads else "",
         "versions": _versions(run),
     }
@@ -190,7 +190,7 @@ def _steps(run: RunFiles) -> str:
 
 def _options(options: dict[str, Any], bare: str, named: Iterable[str]) -> str:
     """``lora, r 16, alpha 32``: the value of ``bare``, then each key with its value."""
-    first = [_plain(options[bare])] if options.get(bare) is not None else []
+    first = [in_a_line(options[bare])] if options.get(bare) is not None else []
     rest = {key: options[key] for key in named if key in options and key != bare}
     return ", ".join([*first, _listed(rest, " ")] if rest else first)
 
@@ -201,7 +201,7 @@ def _counted(counts: dict[str, Any]) -> str:
 
 
 def _listed(values: dict[str, Any], between: str) -> str:
-    return ", ".join(f"{name}{between}{_plain(value)}" for name, value in values.items())
+    return ", ".join(f"{name}{between}{in_a_line(value)}" for name, value in values.items())
 
 
 def _sharing(run: RunFiles) -> str:
@@ -213,7 +213,7 @@ def _sharing(run: RunFiles) -> str:
 
 
 def _backend(run: RunFiles) -> str:
-    backend, reason = (_plain(run.record.get(key)) for key in ("backend", "backend_reason"))
+    backend, reason = (in_a_line(run.record.get(key)) for key in ("backend", "backend_reason"))
     if not backend or not reason:
         return backend
     return text("report.run.backend", backend=backend, reason=reason)
@@ -230,7 +230,7 @@ def _preflight(run: RunFiles) -> str:
     tolerance = number(found.get("tolerance"))
     if pairs is None or apart is None:
         return ""
-    unit = _plain(found.get("unit")) or "an answer"
+    unit = in_a_line(found.get("unit")) or "an answer"
     unit = text_or(f"report.run.units.{unit}", unit)
     key, allowed = ("paths", "") if tolerance is None else ("paths_allowed", short(tolerance))
     values = {"difference": short(apart), "unit": unit, "tolerance": allowed}
@@ -254,12 +254,12 @@ def _versions(run: RunFiles) -> str:
     return _listed({**likelier, **section(run.record, "versions")}, " ")
 
 
-def _plain(value: Any) -> str:
+def in_a_line(value: Any) -> str:
     """Any value of a config or record in a line; None and empty ones are left out."""
     if value is None:
         return ""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(item) for item in value)
+        return ", ".join(in_a_line(item) for item in value)
     return str(value)

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +43,6 @@ def arrow_table(rows: Sequence[dict[str, Any]]) -> Any:
 def prompt_name(prompt: tuple[int, ...]) -> str:
     """The hash by which both logs name a prompt, of its token ids."""
     return hashlib.sha256(np.asarray(prompt, np.int64).tobytes()).hexdigest()[:_DIGITS]
-
-
-def trained_prompts(run: Path) -> set[str]:
-    """The names of all prompts that a run has visited, as far as its log can be read."""
-    import pyarrow.parquet
-
-    found: set[str] = set()
-    for file in sorted((run / "pair_log").glob("steps-*.parquet")):
-        with suppress(OSError, KeyError, pyarrow.ArrowException):
-            column = pyarrow.parquet.read_table(file, columns=["prompt"])["prompt"]
-            found.update(column.unique().to_pylist())
-    return found
 
 
 def _visit(step: int, epoch: int | None, pair: TokenPair) -> dict[str, Any]:
