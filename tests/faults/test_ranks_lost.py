@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from tests.support.children import KILLED
 from tests.support.ranks import run_ranks, small_files, start_ranks
 from tests.support.runs import Place, bytes_of, differing, make_place
@@ -150,7 +151,7 @@ def _interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("damage", ["_nan", "_huge"])
+@pytest.mark.parametrize("damage", ["_nan", "_huge", "_huge_and_read_late"])
 def test_a_gradient_of_one_process_is_not_finite(place: Place, tmp_path: Path, damage: str) -> None:
     """All know which one, and the first says it."""
     config = _config(place, tmp_path / "out", mode="shard")
@@ -168,6 +169,18 @@ def _nan() -> None:
 
 def _huge() -> None:
     _damage_gradients(3e38)
+
+
+def _huge_and_read_late() -> None:
+    """This process looks a second late whether the first one says the error."""
+    check = dist.PrefixStore.check
+
+    def late(store: dist.PrefixStore, keys: list[str]) -> bool:
+        time.sleep(1.0)
+        return check(store, keys)
+
+    dist.PrefixStore.check = late  # type: ignore[method-assign]
+    _huge()
 
 
 def _damage_gradients(value: float) -> None:

@@ -279,6 +279,8 @@ def _last_phase(team: Team, rank: int) -> str:
 def _exchange(team: Team, reason: str | None, ranks: set[int]) -> dict[int, str | None]:
     """Say why this process ends, None where another is lost; give what ``ranks`` say of
     themselves, as far as they do in time.
+
+    The first process keeps what all of them say: it stays until those that answered have read it.
     """
     assert team.store is not None
     team.store.set_timeout(timedelta(seconds=_PATIENCE))
@@ -289,5 +291,10 @@ def _exchange(team: Team, reason: str | None, ranks: set[int]) -> dict[int, str 
         for rank in sorted(ranks - ends.keys()):
             if team.store.check([f"end/{rank}"]):
                 ends[rank] = json.loads(team.store.get(f"end/{rank}"))
+        time.sleep(0.05)
+    team.store.set(f"read/{team.rank}", "")
+    read = [f"read/{rank}" for rank in ends]
+    until += _PATIENCE / 2
+    while team.leads and not team.store.check(read) and time.monotonic() < until:
         time.sleep(0.05)
     return ends
