@@ -1,6 +1,7 @@
 """Canaries in everything that can be secret: none sings in any byte of what comes out."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support.runs import Place, make_place
 from tests.support.tiny import pair_rows, write_rows
 
+from likelier.base import foreign
 from likelier.base.errors import DataError
 from likelier.base.foreign import masked, without_secrets
 from likelier.cli import main
@@ -54,6 +58,21 @@ NO_SECRETS = [
 def test_forms(text: str) -> None:
     assert without_secrets(text) == FORMS[text]
     assert without_secrets(FORMS[text]) == FORMS[text]
+
+
+_PIECES = [
+    *"/:=@?&;,-_'\"<> \tħſ",
+    *(x for t in (*FORMS, *NO_SECRETS) for x in re.findall(r"\w+", t)),
+]
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=12).map("".join))
+def test_a_text_that_is_passed_over_holds_none(text: str) -> None:
+    """Texts without a colon and the like are not searched; as if they were."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foreign, "_MAY_HOLD", re.compile(""))
+        searched = without_secrets(text)
+    assert without_secrets(text) == searched
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)

@@ -110,7 +110,7 @@ def test_a_stopped_run_ends_with_the_answers_of_one_that_was_not(
     written = Path(settings["out"]) / "samples.jsonl"
     assert all("before" in row and "after" not in row for row in read_lines(written))
     asked = []
-    monkeypatch.setattr(answers, "sample_batch", _counted(asked, answers.sample_batch))
+    monkeypatch.setattr(answers, "generate_batch", _counted(asked, answers.generate_batch))
     resumed = train(settings)
     assert rows_of(resumed) == rows_of(whole)
     assert len(asked) == 2  # greedy and drawn, after the training only
@@ -142,7 +142,7 @@ def test_a_model_that_cannot_generate_is_trained_all_the_same(
 ) -> None:
     plain = train(place.config("answers_none"))
     calls: list[int] = []
-    original = answers.sample_batch
+    original = answers.generate_batch
 
     def refuses(*arguments: Any) -> Any:
         calls.append(1)
@@ -150,7 +150,7 @@ def test_a_model_that_cannot_generate_is_trained_all_the_same(
             raise ValueError("this cache is not supported")
         return original(*arguments)
 
-    monkeypatch.setattr(answers, "sample_batch", refuses)
+    monkeypatch.setattr(answers, "generate_batch", refuses)
     run = train(place.config(f"answers_fail_{when}", eval={"samples": 2}))
     assert differing(trained(run), trained(plain)) == []
     line = f"no answers from {when} the training: ValueError: this cache is not supported"

@@ -9,8 +9,9 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TextIO, cast
 
 STARS = "***"
@@ -34,6 +35,7 @@ _SECRETS = [
         rf"(\bbearer\s+)(?=\S*\d)[^,;{_END}]{{8,}}",
     )
 ]
+_MAY_HOLD = re.compile(r"[:=]|bearer\s", re.IGNORECASE)  # as what any of these finds does
 # A Hub token; a name such as hf_models is none.
 _HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,}")
 _SECRET_VARIABLE = re.compile(
@@ -49,26 +51,37 @@ def without_secrets(text: str) -> str:
     assignments whose names say so, headers, and tokens of the Hub; by their value those of the
     environment's variables whose names say so, such as ``HF_TOKEN``.
     """
-    return _starred(text, os.environ.items())
+    return starring()(text)
 
 
-def _starred(text: str, variables: Iterable[tuple[str, str]]) -> str:
-    for pattern, stars in _SECRETS:
+def starring() -> Callable[[str], str]:
+    """`without_secrets` for many texts: the environment is read once, which takes longer than most
+    texts.
+    """
+    values = [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST_VALUE and _SECRET_VARIABLE.search(name)
+    ]
+    return partial(_starred, values=values)
+
+
+def _starred(text: str, values: Sequence[str]) -> str:
+    for pattern, stars in _SECRETS if _MAY_HOLD.search(text) else ():
         text = pattern.sub(stars, text)
     text = _HUB_TOKEN.sub(STARS, text)
-    for name, value in variables:
-        if len(value) >= _SHORTEST_VALUE and value in text and _SECRET_VARIABLE.search(name):
-            text = text.replace(value, STARS)
+    for value in values:
+        text = text.replace(value, STARS)
     return text
 
 
 def masked(tree: Any) -> Any:
     """Plain data with every text in it `without_secrets`, keys too; the data stay as they are."""
-    variables = list(os.environ.items())  # once: each reading decodes all of them
+    starred = starring()
 
     def plain(tree: Any) -> Any:
         if isinstance(tree, str):
-            return _starred(tree, variables)
+            return starred(tree)
         if isinstance(tree, Mapping):
             return {plain(key): plain(value) for key, value in tree.items()}
         return [plain(item) for item in tree] if isinstance(tree, list | tuple) else tree

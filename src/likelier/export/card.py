@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import ModelCardData, hf_hub_download, metadata_load, try_to_load_from_cache
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from likelier.base.files import read_json
 from likelier.config import dump
@@ -15,7 +16,6 @@ from likelier.model.policy import Policy
 from likelier.pages.texts import percent, short
 from likelier.training.logs import held_out_rows
 
-_TEMPLATE = Path(__file__).with_name("card.md")
 _FIGURES = {
     "eval_loss": "loss",
     "eval_rewards/margins": "reward margin",
@@ -26,6 +26,14 @@ _LICENCE = ("license", "license_name", "license_link")
 
 
 Form = Literal["adapter", "model", "gguf"]
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(Path(__file__).with_name("card.md").read_text("utf-8"))
 
 
 def model_card(policy: Policy, run: Path, form: Form | None = None) -> str:
@@ -58,10 +66,7 @@ def model_card(policy: Policy, run: Path, form: Form | None = None) -> str:
         + ([method.lower()] if policy.has_adapter else []),
     }
     rows = held_out_rows(run)
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return _template().render(
         front_matter=ModelCardData(**front | licence).to_yaml(),
         base=_shown(base),
         revision=revision,

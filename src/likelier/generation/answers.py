@@ -19,7 +19,7 @@ from likelier.data.encode import decode
 from likelier.data.load import Dataset
 from likelier.data.records import TokenPair
 from likelier.generation.divergence import Drawn, divergences, initial_again, score_drawn
-from likelier.generation.sample import Sample, decoding, decoding_by, sample_batch
+from likelier.generation.sample import Sample, decoding, decoding_by, generate_batch, read_answers
 from likelier.model.limits import sizes
 from likelier.model.policy import Policy
 from likelier.model.quantise import bytes_of
@@ -92,10 +92,15 @@ def _answer(
     say(f"answering {len(pairs)} prompts {when} the training{behind}")
     ends = sorted(encoder.end_ids.values())
     ids = [pair.prompt for pair in pairs]
+    generated = [
+        answer
+        for temperature in TEMPERATURES
+        for answer in _generated(policy, encoder, ids, decoding(temperature, length, ends), seed)
+    ]
+    read: list[Sample] = in_child(read_answers, encoder, generated)
     for at, temperature in enumerate(TEMPERATURES):
-        settings = decoding(temperature, length, ends)
-        samples = _sampled(policy, encoder, ids, settings, seed)
-        some = rows[at * len(ids) :][: len(ids)]
+        own = slice(at * len(ids), (at + 1) * len(ids))
+        some, samples = rows[own], read[own]
         for row, one in zip(some, samples, strict=True):
             row |= {f"{name}_{when}" if name else when: value for name, value in _figures(one)}
         if temperature == 1 and (folder.writes or policy.in_parts):
@@ -130,25 +135,25 @@ def _add_divergence(
         row |= {"kl_k1": round(k1, 6), "kl_k3": round(k3, 6)}
 
 
-def _sampled(
+def _generated(
     policy: Policy,
     encoder: Encoder,
     ids: Sequence[tuple[int, ...]],
     settings: Mapping[str, Any],
     seed: int,
-) -> list[Sample]:
-    """An answer to each prompt, in their order. The processes of a team share the prompts; those
-    that hold the model in parts run it together, and all of them give all answers.
+) -> list[list[int]]:
+    """The tokens of an answer to each prompt, in their order. The processes of a team share the
+    prompts; those that hold the model in parts run it together, and all of them give all answers.
     """
     team = policy.team
     size, rank = (1, 0) if policy.in_parts else (team.size, team.rank)
-    own, samples = ids[rank::size], list[Sample]()
+    own, answers = ids[rank::size], list[list[int]]()
     with put_together(policy), decoding_by(policy, encoder, settings, seed + rank):
         for first in range(0, len(own), _AT_ONCE):
-            samples += sample_batch(policy, encoder, own[first : first + _AT_ONCE])
+            answers += generate_batch(policy, own[first : first + _AT_ONCE])
     if size == 1:
-        return samples
-    shares = team.gathered(samples)
+        return answers
+    shares = team.gathered(answers)
     return [shares[at % size][at // size] for at in range(len(ids))]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -102,11 +102,11 @@ def sample_batch(
     policy: Policy, encoder: Encoder, prompts: Sequence[tuple[int, ...]]
 ) -> list[Sample]:
     """One answer to each encoded prompt, all at once; inside `decoding_by`."""
-    return in_child(_read, encoder, _generate(policy, prompts).tolist())
+    return in_child(read_answers, encoder, generate_batch(policy, prompts))
 
 
-def _generate(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-    """New tokens after each prompt, shape (prompts, longest answer); padded behind their end."""
+def generate_batch(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """New tokens after each encoded prompt, padded behind their end; inside `decoding_by`."""
     longest = max(map(len, prompts))
     pad: Any = policy.causal_lm.generation_config.pad_token_id
     tokens_BL = torch.full((len(prompts), longest), pad)
@@ -116,15 +116,16 @@ def _generate(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         keep_BL[row, longest - len(prompt) :] = 1
     generate: Any = policy.causal_lm.generate  # with any adapters, which are inside its layers
     whole_BL = generate(tokens_BL.to(policy.device), attention_mask=keep_BL.to(policy.device))
-    new_BL: Tensor = whole_BL[:, longest:]
-    return new_BL
+    answers: list[list[int]] = whole_BL[:, longest:].tolist()
+    return answers
 
 
 def _encoded(encoder: Encoder, prompts: Sequence[str | Sequence[Message]]) -> list[tuple[int, ...]]:
     return [encode_prompt(encoder, prompt) for prompt in prompts]
 
 
-def _read(encoder: Encoder, answers: Sequence[list[int]]) -> list[Sample]:
+def read_answers(encoder: Encoder, answers: Sequence[list[int]]) -> list[Sample]:
+    """The answers that new tokens are; in a child, because tokenizers are strangers' code."""
     ends = set(encoder.end_ids.values())
     samples = []
     for tokens in answers:

@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from likelier.base.foreign import without_secrets
+from likelier.base.foreign import starring, without_secrets
 from likelier.pages.texts import language, signed, text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Marks that reorder the text around them: shown as numbers, so that no name can pose as another.
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+# One reading of the environment for a whole page.
+_starred: ContextVar[Callable[[str], str]] = ContextVar("_starred", default=without_secrets)
 
 
 def render_page(
@@ -44,7 +47,11 @@ def render_page(
     )
     page = _environment().get_template(template)
     ours = {"policy": policy, "style": Markup(style), "live": live, "asks": Markup(asks)}
-    return page.render(language=language(), **ours, **content)
+    before = _starred.set(starring())
+    try:
+        return page.render(language=language(), **ours, **content)
+    finally:
+        _starred.reset(before)
 
 
 @cache
@@ -80,7 +87,7 @@ def written_out(value: Any) -> Any:
         return ""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    value = without_secrets(value)
+    value = _starred.get()(value)
     return "".join(f"⟨U+{ord(c):04X}⟩" if _hidden(c) else c for c in value)
 
 
