@@ -44,6 +44,21 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts no writes on this system")
+def test_a_file_is_written_in_few_pieces(tmp_path: Path) -> None:
+    """On a network's file system each is a message."""
+    book = PairLog(tmp_path / "pair_log", beta=0.2)
+    book.add(3, [(0, pair(number)) for number in range(200)], values(*[0.25] * 200))
+    before = _writes()
+    book.write()
+    assert _writes() - before <= 2 and book.seal()["steps-00000003-00000003.parquet"]["rows"] == 200
+
+
+def _writes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["syscw"])
+
+
 def test_what_a_row_holds(tmp_path: Path) -> None:
     book = PairLog(tmp_path / "pair_log", beta=0.2)
     book.add(3, [(0, pair(1)), (1, pair(2))], values(0.25, 0.5))
