@@ -49,6 +49,10 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def _hang() -> None:
+    time.sleep(600)
+
+
 def _ask() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -97,6 +101,20 @@ def test_a_process_stands_still(place: Place, tmp_path: Path, mode: str) -> None
         assert "lost process 1 (last seen at step 3, gradients)" in left.output
     finally:
         still.send(signal.SIGKILL)
+
+
+def test_a_process_that_hangs_shows_where(place: Place, tmp_path: Path) -> None:
+    """One of those that are left asks it, once."""
+    config = _config(place, tmp_path / "out", timeout=4)
+    children = start_ranks(3, config, tmp_path / "logs", events={1: ("step 3, gradients", _hang)})
+    first, hanging, third = children
+    try:
+        assert (first.wait(), third.wait()) == (1, 1)
+        assert "lost process 1 (last seen at step 3, gradients)" in first.output
+        assert hanging.output.count("in _hang\n") == 1 and "in _take_steps" in hanging.output
+        assert "in _hang" not in first.output and third.output == ""
+    finally:
+        hanging.send(signal.SIGKILL)
 
 
 def test_one_process_is_asked_to_stop(place: Place, whole: Any, tmp_path: Path) -> None:

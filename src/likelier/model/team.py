@@ -4,17 +4,21 @@ A process alone is a team, too: to it nothing is sent, and each call gives what 
 processes run the same program; what the first one decides, or only it can see, it tells the others.
 """
 
+import faulthandler
 import itertools
 import json
 import os
 import re
+import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -198,6 +202,7 @@ def _join(timeout: float) -> Team:
         team = Team(rank, size, local_size, store)
         team.at(_START)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        _show_stack_when_asked(team)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=waits)
     except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
         raise RunFailed(
@@ -243,6 +248,7 @@ def _what_was_lost(team: Team, ends: dict[int, str | None] | None) -> str:
         if reason:
             return f"process {rank} ended: {reason}"
     lost = [rank for rank in range(team.size) if rank != team.rank and rank not in ends]
+    _within(partial(_ask_for_stacks, team, lost))
     seen = _within(lambda: {rank: _last_phase(team, rank) for rank in lost[:8]}) or {}
     named = ", ".join(f"process {rank} (last seen at {phase})" for rank, phase in seen.items())
     return f"lost {named or 'the connection between the processes'}"
@@ -274,6 +280,35 @@ def _is_of_the_connection(error: BaseException) -> bool:
 def _last_phase(team: Team, rank: int) -> str:
     assert team.store is not None
     return str(team.store.get(f"at/{rank}").decode())
+
+
+def _show_stack_when_asked(team: Team) -> None:
+    """Have this process print what its threads are at when another one gives it up: it may stand
+    still anywhere. Nothing is asked of it where this cannot be had, off Linux for one.
+    """
+    assert team.store is not None
+    with suppress(AttributeError, OSError, RuntimeError, ValueError):
+        faulthandler.register(signal.SIGUSR2, file=2)
+        team.store.set(f"process/{team.rank}", json.dumps(_process(os.getpid())))
+
+
+def _ask_for_stacks(team: Team, ranks: Sequence[int]) -> None:
+    """Each once, by one that runs on its machine."""
+    assert team.store is not None
+    for name in (f"process/{rank}" for rank in ranks):
+        if not team.store.check([name]):
+            continue
+        known = json.loads(team.store.get(name))
+        with suppress(OSError):
+            # To another process of this number the signal would be fatal.
+            if known == _process(known[1]) and team.store.add(f"asked/{name}", 1) == 1:
+                os.kill(known[1], signal.SIGUSR2)
+
+
+def _process(number: int) -> list[Any]:
+    """A process by its machine, its number and the time of its start."""
+    stat = Path(f"/proc/{number}/stat").read_text("utf-8")
+    return [socket.gethostname(), number, stat.rpartition(")")[2].split()[19]]
 
 
 def _exchange(team: Team, reason: str | None, ranks: set[int]) -> dict[int, str | None]:
