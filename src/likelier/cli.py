@@ -232,6 +232,7 @@ def show(
     row: Annotated[
         str | None, typer.Option(metavar="ROW", help="Show this row: its number, or FILE:NUMBER.")
     ] = None,
+    lang: LangOption = None,
 ) -> None:
     """Show what the model sees of a pair, token by token.
 
@@ -242,7 +243,8 @@ def show(
     _check_versions()
     from likelier.commands.show import show as show_pairs
 
-    code = show_pairs(data, model, number, _columns(columns), chat, _template(template), html, row)
+    columns_of, keywords = _columns(columns), _template(template)
+    code = show_pairs(data, model, number, columns_of, chat, keywords, html, row, lang)
     if code:
         raise typer.Exit(code)
 

@@ -199,7 +199,7 @@ def test_show_and_score(stand_in):
     assert main(["score", "a.jsonl", "--model", "m", *settings]) == 0
     assert main(["score", "a.jsonl", "--model", "m", "--dtype", "int8"]) == 2
     named = {"prompt": "질문", "chosen": "a=b"}
-    assert shown == [(Path("a.jsonl"), "m", 2, named, False, {}, None, None)]
+    assert shown == [(Path("a.jsonl"), "m", 2, named, False, {}, None, None, None)]
     assert scored == [
         (Path("a.jsonl"), "m", Path("o.jsonl"), {}, False, {}, "auto"),
         (Path("a.jsonl"), "m", None, {}, True, {"thinking": False}, "float32"),

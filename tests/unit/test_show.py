@@ -1,5 +1,6 @@
 """What `likelier show` prints: stops, spaces, rows that cannot be used. It needs no torch."""
 
+import html
 import json
 from pathlib import Path
 
@@ -146,3 +147,15 @@ def test_the_advice_to_look_can_be_followed(tmp_path: Path, capsys) -> None:
     assert main(["show", data, "--model", model, "--row", row]) == 65
     said = capsys.readouterr().out
     assert "pairs.jsonl:31" in said and "<|assistant|>\n나<|end|>" in said
+
+
+def test_both_forms_speak_korean(tmp_path: Path, model: str, capsys) -> None:
+    data = write(tmp_path, SYSTEM, {"prompt": "a"})
+    page = tmp_path / "show.html"
+    assert main(["show", data, "--model", model, "--lang", "ko"]) == 65
+    assert main(["show", data, "--model", model, "--lang", "ko", "--html", str(page)]) == 65
+    for said in (capsys.readouterr().out, html.unescape(page.read_text("utf-8"))):
+        assert "채팅 템플릿이 거부했어요: no system turns" in said
+        assert '"chosen" 열이 없어요' in said and "열의 이름을 바꾸거나" in said
+        assert "읽기만 함" in said and "read only" not in said
+        assert "cannot be used" not in said and "no column" not in said

@@ -21,6 +21,7 @@ from likelier.base.model_files import load_tokenizer
 from likelier.base.terminal import console, say
 from likelier.chat.render import render_chat
 from likelier.chat.tokenizer import BREAK, Encoder, build_encoder
+from likelier.checks.rules import cure
 from likelier.data.encode import encode_pairs, token_texts
 from likelier.data.formats import read_row
 from likelier.data.load import no_row
@@ -28,7 +29,7 @@ from likelier.data.records import Completion, Pair, Row, TokenPair, common_lengt
 from likelier.data.shapes import Format, format_with, recognised
 from likelier.data.sources import read_data
 from likelier.pages import render_page
-from likelier.pages.texts import text
+from likelier.pages.texts import choose_language, in_language, language, reworded, text
 
 STYLES = {"prompt": "dim", "scored": "green", "context": "dim", "stop": "bold magenta"}
 BRANCH = "┆"  # stands where the two answers part
@@ -44,9 +45,11 @@ def show(
     template: Mapping[str, Any] | None = None,
     html: Path | None = None,
     row: str | None = None,
+    lang: str | None = None,
 ) -> int:
     """Show the first ``number`` pairs, or those of ``row``: prompt, scored tokens, stops, context,
-    what is shared; of rows that cannot be used why, and how far the template renders them.
+    what is shared; of rows that cannot be used why, and how far the template renders them. ``lang``
+    is the language; None is what `choose_language` finds.
 
     Only the tokenizer is loaded, and no more rows are read than needed. Returns the exit code: 65
     where nothing shown can be used. Raises what reading and loading raise, and InputMissing where
@@ -55,16 +58,17 @@ def show(
     if html is not None:
         must_be_apart(html, f"--html {html}", [data, model])
     encoder = build_encoder(*load_tokenizer(model), template, foreign=True)
-    shown = in_child(_first, data, encoder, format_with(columns, chat), number, row)
-    if html is not None:
-        page = render_page("show.html", ["page.css"], name=str(data), pairs=shown)
-        write_text(html, page)
-        say(f"page: {html}")
-    else:
-        terminal = console()
-        terminal.print(_legend(), soft_wrap=True)
-        for one in shown:
-            terminal.print(_in_terminal(one), soft_wrap=True)
+    with in_language(choose_language(lang)):
+        shown = in_child(_first, data, encoder, format_with(columns, chat), number, row)
+        if html is not None:
+            page = render_page("show.html", ["page.css"], name=str(data), pairs=shown)
+            write_text(html, page)
+            say(f"page: {html}")
+        else:
+            terminal = console()
+            terminal.print(_legend(), soft_wrap=True)
+            for one in shown:
+                terminal.print(_in_terminal(one), soft_wrap=True)
     return 65 if all("refused" in one for one in shown) else 0
 
 
@@ -125,15 +129,15 @@ def _written(name: str, pair: Pair, side: Any, generate: bool, encoder: Encoder)
     try:
         written = render_chat(encoder, side, generate, pair.tools) if chat else side
     except Unfit as unfit:
-        return {"name": name, "lines": [], "refused": unfit.message}
+        return {"name": name, "lines": [], "refused": reworded(unfit.message)}
     return {"name": name, "lines": [visible(x) for x in written.replace(BREAK, "").split("\n")]}
 
 
 def _refused(finding: Finding, rendered: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "source": finding.where,
-        "refused": finding.message,
-        "hint": finding.hint,
+        "refused": reworded(finding.message),
+        "hint": finding.hint if language() == "en" else cure(finding.code),
         "rendered": rendered,
     }
 
@@ -199,25 +203,17 @@ def _runs(
 
 
 def _legend() -> Text:
-    return Text.assemble(
-        "prompt ",
-        (" read only ", "dim"),
-        "  answer ",
-        (" scored ", "green"),
-        " ",
-        (" shared by both ", "green underline"),
-        f" {BRANCH} here they part ",
-        (" stop, scored ", "bold magenta"),
-        " ",
-        (" context, not scored ", "dim"),
-    )
+    kinds = {"prompt": "dim", "scored": "green", "shared": "green underline"}
+    kinds |= {"stop": "bold magenta", "context": "dim"}
+    shown = ((f" {text(f'show.legend_{kind}')} ", style) for kind, style in kinds.items())
+    return Text.assemble(*shown, f" {BRANCH} {text('show.parts')}")
 
 
 def _in_terminal(shown: Mapping[str, Any]) -> Text:
     if "refused" in shown:
         return _refused_in_terminal(shown)
     line = Text.assemble(("\n" + visible(shown["source"]), "bold"))
-    line.append(f"  prompt {shown['prompt_count']}\n")
+    line.append(f"  {text('show.prompt')} {shown['prompt_count']}\n")
     _append_runs(line, shown["prompt"])
     for answer in shown["answers"]:
         line.append(f"{answer['name']}  {answer['count']}\n")

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from likelier.base.foreign import starring, without_secrets
-from likelier.pages.texts import language, signed, text
+from likelier.pages.texts import language, reworded, signed, text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Marks that reorder the text around them: shown as numbers, so that no name can pose as another.
@@ -65,7 +65,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["text"] = text
-    environment.filters["signed"] = signed
+    environment.filters |= {"signed": signed, "reworded": reworded}
     return environment
 
 

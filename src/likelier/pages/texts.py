@@ -1,6 +1,7 @@
 """The sentences of the pages by their keys, from one file a language, and numbers as text."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,8 +14,8 @@ import yaml
 from likelier.base.errors import ConfigError
 
 CATALOGUES = Path(__file__).parent / "texts"  # en.yaml, and one file for each further language
-
-
+_WORD = "{word}"
+_HOLE = re.compile(r"(\{(?:word)?\})")
 _CURRENT = ContextVar("language", default="en")
 
 
@@ -79,6 +80,36 @@ def text(key: str, **values: Any) -> str:
 def text_or(key: str, otherwise: str) -> str:
     """The sentence of ``key``, or ``otherwise`` where there is no such key."""
     return catalogue(language()).get(key, otherwise)
+
+
+def reworded(message: str) -> str:
+    """What a finding says, which is kept in English, in the language of the page; as it stands
+    where that has no such sentence.
+    """
+    words, sentences = _messages(language())
+    for english, pattern, own in sentences:
+        if found := pattern.fullmatch(message):
+            filled = zip(_HOLE.findall(english), found.groups(), strict=True)
+            return own.format(*(words[said] if hole == _WORD else said for hole, said in filled))
+    return message
+
+
+@cache
+def _messages(code: str) -> tuple[dict[str, str], list[tuple[str, re.Pattern[str], str]]]:
+    """The words of a language, and its sentences with the English ones, the longest first."""
+    path = CATALOGUES / "messages" / f"{code}.yaml"
+    if not path.is_file():
+        return {}, []
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    traits, own = "check.traits.", _catalogue(code)
+    words = {key[len(traits) :]: own[key] for key in own if key.startswith(traits)} | tree["words"]
+    holes = {"{}": "(.*)", _WORD: f"({'|'.join(map(re.escape, words))})"}
+    sentences = []
+    for english in sorted(tree["sentences"], key=len, reverse=True):
+        parts = (holes.get(part, re.escape(part)) for part in _HOLE.split(english))
+        pattern = re.compile("".join(parts), re.DOTALL)
+        sentences.append((english, pattern, tree["sentences"][english]))
+    return words, sentences
 
 
 def catalogue(code: str, where: str = "") -> dict[str, str]:
