@@ -136,7 +136,7 @@ def test_what_a_row_holds_stays_as_it_is() -> None:
     with in_language("ko"):
         said = reworded('unknown role "a list"')
         assert said == '모르는 역할이에요: "a list"'
-        assert reworded("text expected, found a list") == "텍스트가 와야 하는데 다음이 있어요: 목록"
+        assert reworded("text expected, found a list") == "글이 와야 하는데 다음이 있어요: 목록"
         assert reworded("what nobody wrote down") == "what nobody wrote down"
         assert reworded('unknown role "{0} {}"') == '모르는 역할이에요: "{0} {}"'
     assert reworded("empty") == "empty"
