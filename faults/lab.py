@@ -23,15 +23,16 @@ from likelier.base.terminal import bar
 
 Case = TypeVar("Case")
 _LORA = {"kind": "lora", "r": 4, "alpha": 8}
-KINDS: dict[str, dict[str, Any]] = {  # what of a config they change
-    "full": {"adapter": {"kind": "none"}},
-    "LoRA": {"adapter": _LORA, "train__best": "eval_loss"},
+ANSWERS = {"samples": 1, "max_new_tokens": 4}
+# What of a config they change. They share out what a run may do besides: each case is a whole run.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"adapter": {"kind": "none"}, "train__best": "eval_loss"},
+    "LoRA": {"adapter": _LORA, "eval": ANSWERS},
 }
 FEW_BITS: dict[str, dict[str, Any]] = {
     "full, eight bits": {"adapter": {"kind": "none"}, "optim__kind": "adamw8bit"},
     "LoRA, four bits": {"adapter": _LORA, "model__quantise": "nf4"},
 }
-ANSWERS = {"samples": 1, "max_new_tokens": 4}
 PATIENCE = 120  # seconds for a run that takes one: what takes longer hangs
 ROWS = 18
 
@@ -52,7 +53,7 @@ class Trial:
         self.work = self.folder / "work"  # all that the run may change
         self.out, self.cache = self.work / "out", self.work / "cache"
         self.config = self.folder / "run.json"
-        changes = {"train__steps": self.steps, "train__keep": self.keep, "eval": ANSWERS}
+        changes: dict[str, Any] = {"train__steps": self.steps, "train__keep": self.keep}
         changes |= (KINDS | FEW_BITS)[self.kind]
         self.config.write_text(json.dumps(self.lab.place.config(self.out, **changes)))
 

@@ -37,7 +37,8 @@ from likelier.base.terminal import bar
 STEPS, SAVE_EVERY = 5, 2
 OUT = "runs/out"  # two folders that the run makes itself
 RANDOM_STATES = 100  # of each recording, beside those that are listed
-FULL, LORA = {"adapter": {"kind": "none"}}, {"adapter": {"kind": "lora", "r": 4, "alpha": 8}}
+FULL = {"adapter": {"kind": "none"}}
+LORA = {"adapter": {"kind": "lora", "r": 4, "alpha": 8}, "eval": ANSWERS}
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,7 @@ class Recorded:
 
 def config(plan: Plan, place: Place, disk: Path) -> dict[str, Any]:
     """The config of a run whose folder and cache lie on a disk."""
-    short = {
-        "train__steps": STEPS, "train__save_every": SAVE_EVERY, "train__keep": 1, "eval": ANSWERS
-    }  # fmt: skip
+    short = {"train__steps": STEPS, "train__save_every": SAVE_EVERY, "train__keep": 1}
     return place.config(disk / OUT, **short, **plan.changes)
 
 
