@@ -6,6 +6,8 @@ same command must leave what a run leaves that nobody disturbed.
 
 import errno
 
+from tests.support.children import NO_HELPERS
+
 from faults import Options
 from faults.lab import Lab, at_every_call, make_lab
 from faults.shim import CHANGES, READS
@@ -29,7 +31,8 @@ ENDS = (0, 73)
 
 def run(options: Options) -> list[Row]:
     """Each kind of tuning, from an empty folder and an empty cache."""
-    return at_every_call(make_lab(options, CHANGES + READS), _fails_at, options)
+    lab = make_lab(options, CHANGES + READS, patches=NO_HELPERS)
+    return at_every_call(lab, _fails_at, options)
 
 
 def _fails_at(lab: Lab, kind: str, number: int) -> list[str]:

@@ -59,7 +59,7 @@ class Trial:
 
     def start(self, fault: Fault | None = None) -> Child:
         """The command in a process of its own."""
-        words = (children.command, "train", str(self.config))
+        words = (partial(children.command, patches=self.lab.patches), "train", str(self.config))
         work = (children.with_fault, fault, *words) if fault else words
         return children.start(*work, log=self._log(), cache=self.cache)
 
@@ -138,6 +138,7 @@ class Lab:
     kinds: dict[str, str] = field(default_factory=dict)  # of the file calls of that run
     seconds: float = 0.0  # that the slower of them took
     numbers: Iterator[int] = field(default_factory=count)
+    patches: dict[str, Any] = field(default_factory=dict)  # of every run, see `children.command`
 
     def trial(self, kind: str, keep: int = 1) -> Trial:
         """A new folder for a run that keeps some checkpoints."""
@@ -153,13 +154,19 @@ def bytes_that_stay(out: Path) -> dict[str, bytes]:
     return {**bytes_of(out), "run.json": json.dumps(record, sort_keys=True).encode()}
 
 
-def make_lab(options: Options, kinds: str = CHANGES, runs: Iterable[str] = tuple(KINDS)) -> Lab:
+def make_lab(
+    options: Options,
+    kinds: str = CHANGES,
+    runs: Iterable[str] = tuple(KINDS),
+    patches: Mapping[str, Any] | None = None,
+) -> Lab:
     """A lab for some kinds of runs, in which file calls of some kinds are counted.
 
     Raises NoCompiler where there is none to make the shim with.
     """
     os.environ.setdefault("LIKELIER_CACHE", str(options.folder / "cache"))
     lab = Lab(options.folder, make_place(options.folder / "place", ROWS))
+    lab.patches |= patches or {}
     lab.trial("full").train()  # starts the server, so that what is timed is not that
     for kind, keep in product(runs, (1, 2)):
         trial, began = lab.trial(kind, keep), time.monotonic()

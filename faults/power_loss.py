@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from tests.support.children import KILLED, Child, command, run_until_step, start
+from tests.support.children import KILLED, NO_HELPERS, Child, command, run_until_step, start
 from tests.support.runs import Place, bytes_of, differing, make_place
 
 from faults import Options
@@ -166,7 +166,7 @@ def _read(place: Place, plan: Plan, job: Job, before: Sequence[Event]) -> Record
 def resume(cache: str, settings: str, report: bool) -> None:
     """The same command again, in a process of its own."""
     os.environ["LIKELIER_CACHE"] = cache
-    command("train", settings, patches=reporting(report))
+    command("train", settings, patches=NO_HELPERS | reporting(report))
 
 
 @dataclass(frozen=True)
