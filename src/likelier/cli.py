@@ -877,6 +877,14 @@ def _print_end(message: str, code: int) -> int:
 
 def entry() -> None:
     """The command ``likelier``: escape what the terminal cannot show, and exit with the code."""
+    try:
+        code = _entered()
+    except KeyboardInterrupt:  # just before `main` hears of it, or just behind
+        code = _print_end("interrupted", INTERRUPTED)
+    sys.exit(code)
+
+
+def _entered() -> int:
     if sys.argv[1:2] in (["train"], ["sweep"], ["plan"]):  # a plan measures what a run will hold
         without_small_caches()
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # other interpreters run nothing of this folder
@@ -891,7 +899,7 @@ def entry() -> None:
         print(end="", flush=True)
     except OSError:  # main has reported it; the interpreter must not try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    return code
 
 
 def _open_streams() -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
 from likelier.base.environment import needs_extra
-from likelier.base.errors import ConfigError, LikelierError
+from likelier.base.errors import ConfigError, LikelierError, OutputError
 from likelier.base.files import read_errors, read_lines, sha256
 from likelier.base.terminal import bar, say
 from likelier.batching.batch import Batch
@@ -498,7 +498,8 @@ def _keep_pairs(folder: RunFolder, data: Dataset, batcher: Batcher, encoder: Enc
 def _keep_tokens(folder: RunFolder, data: Dataset, batcher: Batcher, encoder: Encoder) -> None:
     """Some pairs token by token, by the policy as it is now; where it fails, the report is without.
 
-    Processes that hold the model in parts run it together.
+    Processes that hold the model in parts run it together. Raises OutputError where the disk
+    refuses.
     """
     policy, loss = batcher.policy, batcher.loss
     if not (folder.writes or policy.in_parts):
@@ -514,6 +515,8 @@ def _keep_tokens(folder: RunFolder, data: Dataset, batcher: Batcher, encoder: En
         scored = list(scored_pairs(policy, pairs, loss, batcher.reference))
         if folder.writes:
             keep_pair_tokens(folder.path / PAIR_TOKENS, scored, loss, encoder, MAX_TOKENS_KEPT)
+    except OutputError:  # once the run is finished nothing could make the file again
+        raise
     except Exception as error:
         say(f"the report will show no tokens of pairs: {_reason(error)}")
 

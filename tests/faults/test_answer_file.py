@@ -4,12 +4,21 @@ import fcntl
 import json
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from faults.native import NO_COMPILER, has_compiler
 from faults.shim import Fault
-from tests.support.children import KILLED, PATIENCE, command, limited, start, with_fault
+from tests.support.children import (
+    KILLED,
+    NO_HELPERS,
+    PATIENCE,
+    command,
+    limited,
+    start,
+    with_fault,
+)
 from tests.support.runs import Place
 
 from likelier.cli import main
@@ -52,7 +61,8 @@ def test_killed_at_every_file_call(place: Place, whole: Path, tmp_path: Path) ->
         out.parent.mkdir()
         fault = Fault(out.parent, tmp_path / "tally", number)
         log = tmp_path / "log"
-        child = start(with_fault, fault, command, *words(place, out), log=log)
+        alone = partial(command, patches=NO_HELPERS)
+        child = start(with_fault, fault, alone, *words(place, out), log=log)
         code = child.wait()
         sizes.add(out.stat().st_size if out.exists() else -1)
         if code == 0:

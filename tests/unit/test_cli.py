@@ -14,6 +14,7 @@ import pytest
 import yaml
 from tests.support.tiny import tiny_tokenizer
 
+from likelier import cli
 from likelier.base import errors
 from likelier.base.findings import Finding
 from likelier.base.foreign import visible, without_secrets
@@ -426,6 +427,19 @@ def test_secrets_are_starred_out(stand_in, capsys):
 def test_an_interrupt_is_130_without_a_traceback(stand_in, capsys):
     stand_in("likelier.demo", "demo", KeyboardInterrupt())
     assert main(["demo"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("where", ["_open_streams", "harmless_streams"])
+def test_an_interrupt_before_main_hears_of_it_is_130_too(where, monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, where, interrupted)
+    monkeypatch.setattr(sys, "argv", ["likelier", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        cli.entry()
+    assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 

@@ -52,7 +52,7 @@ def test_estimates_are_unbiased_and_zero_where_nothing_moved(two: tuple[Policy, 
     policy, initial = two
     encoder = policy.encoder()
     with decoding_by(policy, encoder, decoding(1.0, 1, [1]), 0):
-        samples = sample_batch(policy, encoder, [PROMPT] * 3000)
+        samples = sample_batch(policy, encoder, [PROMPT] * 800)
     drawn = score_drawn(policy, [PROMPT] * len(samples), samples)
     p, q = (probabilities(one, PROMPT)[-1] for one in two)
     truth = float((p * (p.log() - q.log())).sum())

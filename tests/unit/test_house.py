@@ -34,7 +34,7 @@ LINES = {
     "batching": 530,
     "chat": 1_900,
     "checks": 2_170,
-    "cli": 930,
+    "cli": 940,
     "commands": 4_600,
     "config": 2_380,
     "data": 4_500,

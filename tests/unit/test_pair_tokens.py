@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.runs import Place, bytes_of, differing, make_place, token_pairs
 
+from likelier.base.errors import OutputError
 from likelier.base.files import read_json, read_lines
 from likelier.batching.batch import completions_of
 from likelier.chat.tokenizer import build_encoder
@@ -182,12 +183,30 @@ def test_a_run_is_finished_without_the_tokens(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def fail(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise RuntimeError("no such kernel")
 
     monkeypatch.setattr("likelier.evaluation.pair_tokens.keep_pair_tokens", fail)
     run = train(place.config("failed", train={"steps": 1, "pairs_per_step": 2}))
     assert read_json(run.folder / "run.json")["status"] == "finished"
-    assert "the report will show no tokens of pairs: OSError" in capsys.readouterr().err
+    assert "the report will show no tokens of pairs: RuntimeError" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_the_tokens_leaves_a_run_to_resume(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is finished, nothing could make them again."""
+
+    def full(*_: Any) -> None:
+        raise OutputError("pair_tokens.jsonl: No space left on device")
+
+    config = place.config("full_disk", train={"steps": 1, "pairs_per_step": 2})
+    with monkeypatch.context() as patch, pytest.raises(OutputError):
+        patch.setattr("likelier.evaluation.pair_tokens.write_lines", full)
+        train(config)
+    run = train(config)
+    whole = train(place.config("roomy_disk", train={"steps": 1, "pairs_per_step": 2}))
+    written, expected = ((one.folder / "pair_tokens.jsonl").read_bytes() for one in (run, whole))
+    assert written == expected
 
 
 def test_a_long_side_is_cut_in_its_middle_and_no_figure_is(place: Place, policy: Policy) -> None:
