@@ -97,7 +97,8 @@ class _Commands:
             child.wait_for(child.log)
             child.send(signal.SIGINT)
             code = child.code_within(60)
-        wrong = [] if code in (0, 130) else [f"exit {code}: {child.output[-200:]}"]
+        last = [line for line in child.output.splitlines() if line.strip()][-1:]  # no paths
+        wrong = [] if code in (0, 130) else [f"exit {code}: {''.join(last)[:200]}"]
         wrong += ["a traceback"] if "Traceback" in child.output else []
         if words[0] != "demo" and os.path.exists(out) and code != 0:
             wrong += ["a file is there all the same"]
