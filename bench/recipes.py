@@ -66,27 +66,11 @@ def main() -> None:
 
 
 def compare(config: Path, work: Path, python: Path) -> tuple[dict[str, Any], list[str]]:
-    """The losses of both, step by step; and the keys that TRL's parser knows.
-
-    A warm-up is one step ahead here, so that a config with one is also compared without.
-    """
+    """The losses of both, step by step; and the keys that TRL's parser knows."""
     theirs = yaml.safe_load(config.read_text("utf-8"))
-    plain = {key: value for key, value in theirs.items() if key != "warmup_steps"}
-    row, keys = _compare(config.stem, plain, work, python)
-    if plain != theirs:
-        row["apart_with_warmup"] = _compare(f"{config.stem}-warmup", theirs, work, python)[0][
-            "apart"
-        ]
-    return {"config": config.name, **row}, keys
-
-
-def _compare(
-    name: str, theirs: dict[str, Any], work: Path, python: Path
-) -> tuple[dict[str, Any], list[str]]:
-    folder, model = work / name, work / "model"
+    folder, model = work / config.stem, work / "model"
     folder.mkdir()
-    config, ours = folder / "recipe.yaml", folder / "config.yaml"
-    config.write_text(yaml.safe_dump(theirs), encoding="utf-8")
+    ours = folder / "config.yaml"
     rows = workloads.draw(workloads.WORKLOADS["chat"], PAIRS, 512, shrink=16)
     workloads.write_rows(folder / "pairs.jsonl", rows)
     words = [f"model.path={model}", f"data.train={folder / 'pairs.jsonl'}", "data.eval=null",
@@ -121,7 +105,8 @@ def _compare(
     }
     apart = [abs(a - b) for a, b in zip(losses["likelier"], losses["trl"], strict=True)]
     moved = max(losses["trl"]) - min(losses["trl"])
-    row = {"trl": trains["trl"], "steps": len(apart), "apart": max(apart), "range": moved,
+    row = {"config": config.name, "trl": trains["trl"], "steps": len(apart),
+           "apart": max(apart), "range": moved,
            "void": max(apart) > ALLOWED or moved < 100 * ALLOWED, "loss": asked["loss"],
            "replaced": sorted(set(NOT_THERE) & theirs.keys()), "losses": losses}  # fmt: skip
     return row, trains["keys"]

@@ -1,7 +1,9 @@
 """Memory counted without computing, against what is really allocated; and advice that is true."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,25 @@ def test_what_is_counted_on_fake_tensors_is_what_is_allocated(
     assert counted[2]["most"] < counted[0]["most"]
     after = list(policy.model.parameters())
     assert all(torch.equal(a, b) and a.grad is None for a, b in zip(after, weights, strict=True))
+
+
+def test_an_interrupt_waits_until_all_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised inside, where C++ calls Python, it ended the process: `terminate called`, exit -6."""
+    policy = policy_of(save_tiny(tmp_path / "m"), "lora", "float32", layers=False)
+    add, sizes = memory._Alive._add, []
+
+    def interrupted(alive: Any, size: int) -> None:
+        if not sizes:
+            os.kill(os.getpid(), signal.SIGINT)
+        sizes.append(size)
+        add(alive, size)
+
+    monkeypatch.setattr(memory._Alive, "_add", interrupted)
+    with for_training(policy), pytest.raises(KeyboardInterrupt):
+        memory.most_alive(policy, batch_of(policy))
+    assert len(sizes) > 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

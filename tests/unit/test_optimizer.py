@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainingArguments, get_scheduler
 
 from likelier.base.errors import RunFailed
 from likelier.config.schema import OptimConfig
@@ -43,11 +44,31 @@ def test_no_step_is_without_a_rate_and_none_is_over_the_peak(
     rate = schedule(OptimConfig(schedule=kind, warmup=warmup), peak=3.0, num_steps=steps)
     rates = [rate(step) for step in range(1, steps + 1)]
     assert all(0 < value <= 3.0 for value in rates)
-    rising = warmup if isinstance(warmup, int) else round(warmup * steps)
+    rising = warmup if isinstance(warmup, int) else math.ceil(warmup * steps)
     assert rates[: min(rising, steps)] == sorted(rates[: min(rising, steps)])
     assert rates[rising:] == sorted(rates[rising:], reverse=True)
     if rising < steps:
         assert rates[rising] == 3.0
+
+
+@given(
+    kind=st.sampled_from(["cosine", "linear", "constant"]),
+    warmup=st.floats(0.001, 0.99) | st.integers(1, 60),
+    steps=st.integers(1, 60),
+)
+def test_from_zero_the_rates_are_those_of_transformers(
+    kind: str, warmup: float, steps: int
+) -> None:
+    ours = OptimConfig(schedule=kind, warmup=warmup, warmup_from_zero=True)
+    rate = schedule(ours, peak=3.0, num_steps=steps)
+    theirs = TrainingArguments(warmup_steps=warmup).get_warmup_steps(steps)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3.0)
+    name = {"constant": "constant_with_warmup"}.get(kind, kind)
+    scheduler = get_scheduler(name, optimizer, theirs, steps)
+    for step in range(1, steps + 1):
+        assert rate(step) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12, abs=1e-15)
+        optimizer.step()
+        scheduler.step()
 
 
 def test_a_whole_number_is_steps_and_a_share_is_a_share() -> None:

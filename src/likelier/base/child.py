@@ -32,7 +32,7 @@ class Child:
         self._board = mmap(-1, PAGESIZE)  # shared: what it does is known when it is dead
         inbox, to_child = os.pipe()
         from_child, outbox = os.pipe()
-        with warnings.catch_warnings(), _signals_wait():
+        with warnings.catch_warnings(), signals_wait():
             # Python warns of threads: nothing here waits for one of theirs, or for a lock of it.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()
@@ -81,8 +81,11 @@ class Child:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    """What signals raise is raised after a fork: in a hook that runs at it, it would be lost."""
+def signals_wait() -> Iterator[None]:
+    """What signals raise is raised behind this, not inside.
+
+    A hook that runs at a fork would lose it, and C++ that calls Python back may end the process.
+    """
     heard: list[tuple[int, FrameType | None]] = []
     here = threading.current_thread() is threading.main_thread()  # others hear no signals
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if here else ()

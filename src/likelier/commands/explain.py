@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from likelier.data.load import Dataset
 from likelier.data.load import load as load_data
 from likelier.data.records import TokenPair, content_hash
 from likelier.evaluation.pair_tokens import pair_rows, scored_pairs
+from likelier.generation.divergence import initial_again
 from likelier.generation.sides import open_sides
 from likelier.losses.registry import BoundLoss, bind
-from likelier.model.adapters import adapters_off
-from likelier.model.load import load, load_encoder
+from likelier.model.load import load_encoder
 from likelier.model.policy import Policy, score_sequences
 from likelier.pages import render_page
 from likelier.pages.excerpts import excerpt
@@ -192,21 +191,15 @@ def _reference(
     if kept is not None and all(completion_key(one) in kept.values for one in sequences):
         return kept
     say("the run's reference.safetensors lacks this pair: its reference is computed again")
-    config = trained.config
-    first = config.reference.path or config.model.path
-    continued = (Path(first).expanduser() / "adapter_config.json").is_file()
-    bare: AbstractContextManager[None] = nullcontext()
-    if config.reference.path is None and trained.is_adapter and not continued:
-        bare = adapters_off(policy.model)  # it is what lies under the adapter
-    else:
-        model = config.model
-        other = config.reference.path is not None
-        policy = load(
-            first, dtype=model.dtype, revision=None if other else model.revision, frozen=True,
-            quantise="none" if other else model.quantise, stream=model.stream,
-        )  # fmt: skip
-
-    with bare:
-        logps = {i: logp for i, logp in score_sequences(policy, sequences)}
+    config, other = trained.config, trained.config.reference.path
+    if other is not None:
+        as_it_is = {"path": other, "revision": None, "quantise": "none"}
+        model = config.model.model_copy(update=as_it_is)
+        config = config.model_copy(update={"model": model})
+    continued = (Path(config.model.path).expanduser() / "adapter_config.json").is_file()
+    with initial_again(policy, config, trained.is_adapter and not (other or continued)) as first:
+        if first is None:
+            raise InputMissing("what the run began with was in memory only", where="model.path")
+        logps = dict(score_sequences(first, sequences))
     values = {completion_key(one): logps[i] for i, one in enumerate(sequences)}
     return StoredReference("computed", values)

@@ -299,6 +299,8 @@ def _optimizer(draft: "Draft", facts: Mapping[str, Any]) -> None:
         draft.say(given, "taken", "a constant rate has no warm-up there, nor here")
         warmup = 0
     draft.put("optim.warmup", int(warmup) if warmup >= 1 or not warmup else float(warmup), given)
+    if warmup:
+        draft.put("optim.warmup_from_zero", True, given)
 
 
 def _batch_and_rhythm(draft: "Draft") -> None:

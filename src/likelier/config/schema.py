@@ -216,6 +216,9 @@ class OptimConfig(Section):
     warmup: BelowOne | Annotated[int, Field(ge=0, le=10**9)] = Field(
         0.1, description="a share of the steps, or a whole number of steps"
     )
+    warmup_from_zero: bool = Field(
+        False, description="its first step has rate 0 and trains nothing, as in transformers"
+    )
     betas: Annotated[tuple[BelowOne, BelowOne], TUPLE_FROM_LIST] = Field(
         (0.9, 0.999), description="decay of AdamW's two averages"
     )
@@ -352,6 +355,8 @@ class Config(Section):
                 raise _not_read("train.patience", "train.eval_every is null")
         if self.train.save_every is None and "keep" in train:
             raise _not_read("train.keep", "train.save_every is null")
+        if self.optim.warmup_from_zero and not self.optim.warmup:
+            raise _not_read("optim.warmup_from_zero", "optim.warmup is 0")
         if self.eval.samples == 0 and "max_new_tokens" in self.eval.model_fields_set:
             raise _not_read("eval.max_new_tokens", "eval.samples is 0")
         if self.reference.update_every is None and "update_mix" in reference:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from likelier.base.child import signals_wait
 from likelier.base.environment import multiplies_bfloat16
 from likelier.base.errors import ConfigError
 from likelier.base.model_folder import numbers_in
@@ -396,6 +397,7 @@ def most_alive(
         return lambda grad: alive.hand_over(grad, size)
 
     with ExitStack() as stack:
+        stack.enter_context(signals_wait())  # torch aborts where Ctrl-C comes inside what it calls
         for parameter in trained:
             stack.callback(parameter.register_hook(handed_over(parameter)).remove)
         scorer = stack.enter_context(policy.running())

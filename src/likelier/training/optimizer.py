@@ -22,15 +22,15 @@ from likelier.training.adamw8bit import AdamW8bit, packs
 def schedule(config: OptimConfig, peak: float, num_steps: int) -> Callable[[int], float]:
     """Learning rate of each step (from 1): linear warm-up, then cosine, linear or constant.
 
-    ``warmup`` is a share of the steps, or a whole number of them. The first step of a warm-up of
-    w steps has 1/w of the peak: none is spent on a rate of 0.
+    ``warmup`` is a share of the steps, rounded up, or a whole number of them. The first of w has
+    1/w of the peak, and with ``warmup_from_zero`` 0, as in transformers.
     """
     whole = isinstance(config.warmup, int)
-    rising = config.warmup if whole else round(config.warmup * num_steps)
+    rising = config.warmup if whole else math.ceil(config.warmup * num_steps)
 
     def rate(step: int) -> float:
         if step <= rising:
-            return peak * step / rising
+            return peak * (step - config.warmup_from_zero) / rising
         done = (step - 1 - rising) / max(1, num_steps - rising)
         if config.schedule == "cosine":
             return peak * 0.5 * (1 + math.cos(math.pi * done))
