@@ -87,7 +87,7 @@ def add_evidence(run: Path, said: str = "바다는 짠물입니다.") -> Path:
 def write_table(run: Path, rows: list[dict[str, Any]], step: int) -> None:
     (run / "held_out").mkdir(exist_ok=True)
     file = run / "held_out" / f"steps-{step:08d}-{step:08d}.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), file)
+    pq.write_table(pa.Table.from_pylist(rows), file, write_page_checksum=True)
 
 
 def made_run(path: Path, *, status: str = "finished", **more: Any) -> Path:

@@ -208,7 +208,7 @@ def write_pair_texts(path: Path, steps: int, pairs_per_step: int = 32) -> None:
 
 def write_part(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
     (path / "pair_log").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path / "pair_log" / name)
+    pq.write_table(pa.Table.from_pylist(rows), path / "pair_log" / name, write_page_checksum=True)
 
 
 def samples() -> list[dict[str, Any]]:

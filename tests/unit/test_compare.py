@@ -15,6 +15,7 @@ from likelier.cli import main
 from likelier.evaluation.compare import common, paired, read_held_out
 from likelier.report.compare import compare_runs
 from likelier.report.compare_page import render_comparison
+from likelier.report.read import read_pair_log
 
 GOOD, BAD = 6.0, -6.0  # nats of log-ratio margin
 
@@ -209,6 +210,28 @@ def test_damaged_files_are_named_and_the_rest_is_compared(tmp_path: Path) -> Non
     said = "\n".join(found.facts)
     assert "`held_out/steps-00000060-00000060.parquet` cannot be read" in said
     assert "metrics.jsonl" in said
+
+
+@pytest.mark.parametrize("folder", ["held_out", "pair_log"])
+def test_whatever_bit_of_a_log_is_wrong_its_file_is_named_or_read(
+    folder: str, tmp_path: Path
+) -> None:
+    """Arrow raises an OSError for some: those are of what it read, and none of the disk."""
+    run = add_held_out(made_run(tmp_path / "run"), [GOOD] * 4)
+    (run / "pair_log").mkdir(exist_ok=True)
+    file = run / "held_out" / "steps-00000060-00000060.parquet"
+    if folder == "pair_log":
+        file = file.rename(run / folder / file.name)
+    whole, said = file.read_bytes(), []
+    for at in range(0, len(whole), 7):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        if folder == "held_out":
+            said += [read_held_out(run).damaged]
+        else:
+            gaps: list[str] = []
+            read_pair_log(run / folder, gaps)
+            said += [tuple(gaps)]
+    assert 10 < sum(map(bool, said)) < len(said) - 10
 
 
 @pytest.mark.parametrize(

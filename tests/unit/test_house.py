@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "likelier"
 # ---- ceilings: to be raised only on purpose, in the commit that says why -----------------------
 
 ROAD = ("chat", "data", "batching", "losses", "model", "reference", "training", "run")
-MOST_LINES_ON_THE_ROAD = 16_130  # to come down to 8_000
-MOST_LINES = 37_025  # to come down to 14_000
+MOST_LINES_ON_THE_ROAD = 16_135  # to come down to 8_000
+MOST_LINES = 37_040  # to come down to 14_000
 MOST_MODULES = 190  # with code; packages whose __init__.py holds a docstring only are not counted
 MOST_DATACLASSES = 100
 MOST_FILES_IN_A_FOLDER = 12
@@ -30,7 +30,7 @@ LINES = {
     "__init__": 50,
     "__main__": 12,
     "api": 200,
-    "base": 1_880,
+    "base": 1_900,
     "batching": 530,
     "chat": 1_900,
     "checks": 2_170,

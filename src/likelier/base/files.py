@@ -360,15 +360,34 @@ def read_errors(path: Path) -> Iterator[None]:
     """Tell what cannot be read now from what is not there: a disk that fails once must not have a
     whole file taken for a missing one, and then replaced.
 
-    Raises OutputError for the first. The OSError of a file that is missing, or none of ours, stays.
+    Raises OutputError for the first. The OSError of a file that is missing, damaged, or none of
+    ours stays.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _NOT_OURS or isinstance(error, FileNotFoundError):  # Rust gives no errno
+        if error.errno in _NOT_OURS or isinstance(error, FileNotFoundError):
             raise
+        if error.errno is None and not _RUST_OS_ERROR.search(str(error)):
+            raise  # Arrow's own: what it read is damaged
         what = f"cannot be read: {error.strerror or error}"
         raise OutputError(what, where=str(path), hint=_UNREADABLE_HINT) from error
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> Any:
+    """The rows of a Parquet file of ours, whose pages have checksums, as a table of Arrow.
+
+    Raises OSError where it is missing or damaged. Raises OutputError: see `read_errors`.
+    """
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    with read_errors(path), open_regular(path) as stream:
+        try:
+            with ParquetFile(stream, page_checksum_verification=True) as file:
+                return file.read(columns)
+        except (ArrowException, ValueError) as error:
+            raise OSError(f"damaged: {error}") from error
 
 
 def sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache, partial
@@ -26,7 +26,7 @@ from rich.cells import cell_len
 
 from likelier.base.environment import needs_extra
 from likelier.base.errors import ConfigError, DataError
-from likelier.base.files import must_be_apart, open_regular, write_file, write_text
+from likelier.base.files import must_be_apart, open_regular, read_table, write_file, write_text
 from likelier.base.foreign import visible
 from likelier.base.terminal import say
 from likelier.evaluation.held_out import TIE
@@ -122,25 +122,18 @@ class _Views:
     def must_be_whole(self) -> None:
         """Raise DataError for the first file that cannot be read to its end."""
         for file in (file for files in self.files.values() for file in files):
-            with _damage(file), open_regular(file) as stream, pq.ParquetFile(stream) as parquet:
-                for _ in parquet.iter_batches():
-                    pass
+            with _damage(file):
+                read_table(file)
 
 
-class _damage:
-    """Turns what reading a Parquet file raises into a DataError that names it."""
-
-    def __init__(self, file: Path):
-        self.file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, pa.ArrowException)):
-            hint = "move it out of the run folder, and the rest is asked"
-            raise DataError("damaged: not all of it can be read", where=str(self.file),
-                            hint=hint) from error  # fmt: skip
+@contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Turn what reading a Parquet file raises into a DataError that names it."""
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        what, hint = "damaged: not all of it can be read", "move it away, and the rest is asked"
+        raise DataError(what, where=str(file), hint=hint) from error
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -161,7 +154,9 @@ def _dataset(name: str, files: Sequence[Path]) -> Any:
             schemas = [pa.unify_schemas(schemas, promote_options="permissive")]
     if not files:
         return schemas[0].empty_table()
-    return pyarrow.dataset.dataset([str(file) for file in files], schema=schemas[0])
+    checked = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    form = pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=checked)
+    return pyarrow.dataset.dataset([str(file) for file in files], schemas[0], form)
 
 
 def _rows_as_table(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from likelier.base.files import open_regular, read_errors
+from likelier.base.files import read_table
 from likelier.evaluation.held_out import Figure, differences, figures_of, hits_of
 from likelier.evaluation.intervals import bounded_mean_of_clusters
 
@@ -156,11 +155,10 @@ def read_held_out(run: Path) -> HeldOutLog:
 def _read(file: Path, schema: pa.Schema) -> pa.Table | None:
     """The rows of a file whose numbers are finite; None where it cannot be read, or lacks some."""
     try:
-        with read_errors(file), open_regular(file) as stream, pq.ParquetFile(stream) as parquet:
-            table = parquet.read()
-            if "label" not in table.column_names:
-                table = table.append_column("label", pa.nulls(len(table), pa.float64()))
-            table = table.select(schema.names).cast(schema, safe=False)
+        table = read_table(file)
+        if "label" not in table.column_names:
+            table = table.append_column("label", pa.nulls(len(table), pa.float64()))
+        table = table.select(schema.names).cast(schema, safe=False)
     except (OSError, KeyError, pa.ArrowException):
         return None
     finite = [pc.is_finite(table[name]) for name in _NUMBERS]
@@ -174,9 +172,8 @@ def trained_prompts(run: Path) -> set[str]:
     """The names of all prompts that a run has visited, as far as its log can be read."""
     found: set[str] = set()
     for file in run.glob("pair_log/*.parquet"):
-        with suppress(OSError, KeyError, pa.ArrowException), open_regular(file) as stream:
-            column = pq.read_table(stream, columns=["prompt"])["prompt"]
-            found.update(column.unique().to_pylist())
+        with suppress(OSError, KeyError):
+            found.update(read_table(file, ["prompt"])["prompt"].unique().to_pylist())
     return found
 
 

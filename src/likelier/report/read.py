@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from likelier.base.errors import InputMissing
-from likelier.base.files import MAX_RECORD_BYTES, open_regular, read_bytes, read_errors, read_json
+from likelier.base.files import MAX_RECORD_BYTES, read_bytes, read_json, read_table
 from likelier.evaluation.compare import HeldOutLog, read_held_out
 from likelier.evaluation.intervals import wilson
 from likelier.pages.texts import known_languages, text
@@ -360,12 +359,12 @@ def read_pair_log(folder: Path, gaps: list[str]) -> ExtremePairs | None:
 def _read_visits(file: Path, gaps: list[str]) -> pa.Table | None:
     name = f"{file.parent.name}/{file.name}"
     try:
-        with read_errors(file), open_regular(file) as stream, pq.ParquetFile(stream) as parquet:
-            lacking = [name for name in VISIT.names if name not in parquet.schema_arrow.names]
-            if lacking:
-                gaps.append(text("report.gaps.pair_log_column", file=name, column=lacking[0]))
-                return None
-            return parquet.read(VISIT.names).select(VISIT.names).cast(VISIT, safe=False)
+        found = read_table(file, VISIT.names)
+        lacking = [name for name in VISIT.names if name not in found.column_names]
+        if lacking:
+            gaps.append(text("report.gaps.pair_log_column", file=name, column=lacking[0]))
+            return None
+        return found.select(VISIT.names).cast(VISIT, safe=False)
     except (OSError, pa.ArrowException):
         gaps.append(text("report.gaps.pair_log", file=name))
         return None
