@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from likelier.base.files import read_table
 from likelier.data.records import Completion, TokenPair
 from likelier.losses.values import StepValues
 from likelier.training import pair_log
@@ -81,6 +82,19 @@ def test_what_a_row_holds(tmp_path: Path) -> None:
         "loss": 0.5,
     }
     assert [row["source"] for row in rows] == ["자료.jsonl:1", "자료.jsonl:2"]
+
+
+def test_a_number_that_is_not_as_it_was_written_is_not_read(tmp_path: Path) -> None:
+    """By whoever reads the file, without the seal of run.json."""
+    book = PairLog(tmp_path / "pair_log", beta=0.2)
+    book.add(3, [(0, pair(1))], values(0.25))
+    book.write()
+    file = tmp_path / "pair_log" / "steps-00000003-00000003.parquet"
+    assert read_table(file)["chosen_logp"].to_pylist() == [-9.0]
+    written = file.read_bytes()
+    file.write_bytes(written.replace(struct.pack("<d", -9.0), struct.pack("<d", -1.0)))
+    with pytest.raises(OSError, match="CRC checksum"):
+        read_table(file)
 
 
 def test_the_same_content_has_the_same_name_wherever_it_stands(tmp_path: Path) -> None:
