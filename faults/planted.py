@@ -46,7 +46,7 @@ _SLOW_TO_IMPORT = (
     "typer",
     "transformers.models.exaone4.modeling_exaone4", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-    "plotly.graph_objects", "pydantic", "jinja2", "mpmath", "hypothesis",
+    "pydantic", "jinja2", "mpmath", "hypothesis",
 )  # fmt: skip
 
 

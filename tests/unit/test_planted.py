@@ -1,5 +1,9 @@
 """The list of planted bugs fits the present source and tests; `make faults` plants them."""
 
+import subprocess
+import sys
+
+import pytest
 from faults.planted import is_of_the_catalogue, planted, without_a_place, wrong_with
 
 BUGS = planted()
@@ -8,6 +12,13 @@ BUGS = planted()
 def test_every_bug_can_be_planted_and_names_a_test() -> None:
     wrong = [f"{bug.id}: {why}" for bug in BUGS if (why := wrong_with(bug))]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_a_bug_is_planted_and_caught() -> None:
+    words = [sys.executable, "-m", "faults.planted", "--only", "warmup-zero"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert said.returncode == 0 and said.stdout.endswith("1 of 1 caught\n"), said.stderr
 
 
 def test_the_catalogue_is_whole_and_forty_more() -> None:
