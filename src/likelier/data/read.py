@@ -56,14 +56,13 @@ _PIECE = re.compile(rb"[^\r\n]*(\r\n|\r|\n)|[^\r\n]+")  # a line, ended as any s
 def read_json_lines(file: BinaryIO, name: str) -> Iterator[Row | Finding]:
     """JSON Lines; blank lines are skipped but counted."""
     for number, line in enumerate(_byte_lines(file), start=1):
-        source = f"{name}:{number}"
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) > MAX_LINE_BYTES:
             message = f"a line longer than {MAX_LINE_BYTES // 2**20} MiB"
-            yield Finding("json", "error", source, None, message, ONE_OBJECT)
-        elif line.strip():
-            yield parse_line(line, source)
+            yield Finding("json", "error", f"{name}:{number}", None, message, ONE_OBJECT)
+        elif line and not line.isspace():
+            yield parse_line(line, f"{name}:{number}")
 
 
 def _byte_lines(file: BinaryIO) -> Iterator[bytes]:
