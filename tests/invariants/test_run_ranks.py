@@ -89,6 +89,8 @@ def test_a_team_trains_as_one_process_does(
     assert _apart(_weights(best), _weights(best_alone)) < LATER_WEIGHTS
     for row, plain in zip(_rows(out), _rows(alone[kind]), strict=True):
         assert row == pytest.approx(plain, rel=1e-7, abs=1e-9)
+    for ours, theirs in zip(_by_token(out), _by_token(alone[kind]), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["replicate", "shard"])
@@ -278,6 +280,16 @@ def _visits(run: Path) -> list[tuple[Any, ...]]:
 
 def _rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _by_token(run: Path) -> list[list[float]]:
+    """Of the pairs that are kept by their tokens: the log-probs of policy and reference."""
+    rows = [json.loads(line) for line in (run / "pair_tokens.jsonl").read_text().splitlines()]
+    return [
+        [*side["logps"], *(side.get("reference_logps") or ())]
+        for row in rows
+        for side in row["sides"].values()
+    ]
 
 
 def _count(file: Path) -> int:
