@@ -106,8 +106,10 @@ def test_search_finds_words_with_their_endings(site: Path, tab: Tab, words: str,
     tab.renew()
     found = "[...document.querySelectorAll('#search-results li a')].map(one => one.textContent)"
     tab.call("Page.navigate", url=f"{(site / 'search.html').as_uri()}?q={quote(words)}")
-    # It says how many it found behind the last of them.
+    # Its title changes behind the last of them; how many there are it says in English alone.
     tab.evaluate("""new Promise(done => { const wait = () =>
-        document.querySelector('.search-summary')?.innerText ? done() : setTimeout(wait, 50);
+        typeof _ === 'function'
+            && document.querySelector('#search-results h2')?.innerText === _('Search Results')
+            ? done() : setTimeout(wait, 50);
         setTimeout(done, 30000); wait(); })""")
     assert page in tab.evaluate(found) and tab.complaints == []
