@@ -14,6 +14,7 @@ import argparse
 import ast
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -183,20 +184,26 @@ def outcomes(
         if bug not in ready:
             yield Outcome(bug, "its test fails without it", 0.0)
     jobs = [((bug.test,), bug, TEST_SECONDS) for bug in ready]
-    for bug, code, seconds, _ in _in_turns(jobs, copies):
+    for bug, code, seconds, output in _in_turns(jobs, copies):
         assert bug is not None
         if code == 0 and suite:
             (whole,) = _in_turns([((), bug, SUITE_SECONDS)], [_copy_of_tree(folder / "whole")])
-            code, seconds = whole[1], seconds + whole[2]
-        yield Outcome(bug, _in_words(code), seconds)
+            code, seconds, output = whole[1], seconds + whole[2], whole[3]
+        yield Outcome(bug, in_words(code, output), seconds)
 
 
-def _in_words(code: int | None) -> str:
-    if code == 1:
-        return "caught"
-    if code == 0:
-        return "survived"
-    return "ran out of time" if code is None else f"the test did not run (exit code {code})"
+def in_words(code: int | None, output: str) -> str:
+    """What became of a bug, from the exit code of pytest (None: it was ended) and its output."""
+    last = (output.splitlines() or ["it printed nothing"])[-1]
+    match code:
+        case 1:
+            return "caught"
+        case 0:
+            ran = re.search(r"\d passed", output)
+            return "survived" if ran else f"the test was not run: {last}"
+        case None:
+            return "ran out of time"
+    return f"the test did not run (exit code {code}): {last}"
 
 
 def _failing_already(bugs: Sequence[Bug], copies: Sequence[Path]) -> set[str]:

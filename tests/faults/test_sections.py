@@ -13,7 +13,7 @@ from faults import Options
 @pytest.mark.skipif(not has_compiler(), reason=NO_COMPILER)
 @pytest.mark.parametrize(
     ("section", "stride"),
-    [("kills", 90), ("errors", 140), ("random_kills", 40), ("corrupt", 100), ("ranks", 54)],
+    [("kills", 150), ("errors", 250), ("random_kills", 40), ("corrupt", 250), ("ranks", 100)],
 )
 def test_some_cases_of_a_section_hold(section: str, stride: int, tmp_path: Path) -> None:
     rows = import_module(f"faults.{section}").run(Options(tmp_path, stride))

@@ -88,13 +88,15 @@ def test_torchrun_starts_them(place: Place, tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import os, sys, time
 import likelier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base, data, out = sys.argv[1:]
 for name in ("first", "second"):
     heard = []
+    if name == "second" and os.environ["RANK"] == "0":
+        time.sleep(3)  # who comes first finds what the other left, if anything
     model, tokenizer = (a.from_pretrained(base) for a in (AutoModelForCausalLM, AutoTokenizer))
     config = {"data": {"train": data}, "adapter": {"kind": "none"}, "eval": {"samples": 0},
               "train": {"steps": 1}, "parallel": {"timeout": 20}, "out": f"{out}/{name}"}
@@ -104,7 +106,7 @@ for name in ("first", "second"):
 
 
 def test_a_script_that_torchrun_starts_trains_twice(place: Place, tmp_path: Path) -> None:
-    """The second time its processes meet at a store that holds what the first left there."""
+    """The second time its processes meet at a store that holds what the first time left there."""
     (tmp_path / "script.py").write_text(SCRIPT)
     run = _start(HERE / "torchrun", "--nproc-per-node", "2", tmp_path / "script.py",
                  place.base, place.data, tmp_path / "out")  # fmt: skip
