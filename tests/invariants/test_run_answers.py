@@ -18,7 +18,13 @@ from likelier.config import config_from
 from likelier.data.encode import decode
 from likelier.data.records import Completion, TokenPair
 from likelier.generation import answers
-from likelier.generation.sample import decoding, decoding_by, sample_batch
+from likelier.generation.sample import (
+    decoding,
+    decoding_by,
+    generate_batch,
+    read_answers,
+    sample_batch,
+)
 from likelier.model.load import load
 from likelier.model.policy import Policy
 from likelier.run import train
@@ -57,16 +63,18 @@ def test_both_models_said_what_stands_there(place: Place, tmp_path: Path, adapte
         prompts = [row["prompt"] for row in rows[:3]]
         ids = [tuple(policy.tokenizer(prompt)["input_ids"]) for prompt in prompts]
         assert [decode(policy.tokenizer, prompt) for prompt in ids] == prompts
-        for temperature, some in ((0.0, rows[:3]), (1.0, rows[3:])):
-            ways = decoding(temperature, 128, sorted(encoder.end_ids.values()))
-            assert ways["max_new_tokens"] == some[0]["max_new_tokens"]
-            with decoding_by(policy, encoder, ways, some[0]["seed"]):
-                found = sample_batch(policy, encoder, ids)
-            for row, said in zip(some, found, strict=True):
-                assert row[when] == said.text
-                assert row[f"stopped_{when}"] == said.stopped
-                assert row[f"tokens_{when}"] == len(said.tokens)
-                assert row[f"repetition_{when}"] == pytest.approx(said.repetition, abs=1e-4)
+        length, ends = rows[0]["max_new_tokens"], sorted(encoder.end_ids.values())
+        assert length == 128
+        with decoding_by(policy, encoder, decoding(0, length, ends), 0):
+            found = sample_batch(policy, encoder, ids)
+        with decoding_by(policy, encoder, decoding(1, length, ends), rows[0]["seed"]):
+            both = generate_batch(policy, ids + ids, likeliest=len(ids))
+        found += read_answers(encoder, both)[len(ids) :]
+        for row, said in zip(rows, found, strict=True):
+            assert row[when] == said.text
+            assert row[f"stopped_{when}"] == said.stopped
+            assert row[f"tokens_{when}"] == len(said.tokens)
+            assert row[f"repetition_{when}"] == pytest.approx(said.repetition, abs=1e-4)
     assert any(row["before"] != row["after"] for row in rows)
 
 
@@ -113,13 +121,13 @@ def test_a_stopped_run_ends_with_the_answers_of_one_that_was_not(
     monkeypatch.setattr(answers, "generate_batch", _counted(asked, answers.generate_batch))
     resumed = train(settings)
     assert rows_of(resumed) == rows_of(whole)
-    assert len(asked) == 2  # greedy and drawn, after the training only
+    assert len(asked) == 1  # greedy and drawn at once, after the training only
 
 
 def _counted(asked: list, original: Any) -> Any:
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **named: Any) -> Any:
         asked.append(arguments)
-        return original(*arguments)
+        return original(*arguments, **named)
 
     return counted
 
@@ -144,11 +152,11 @@ def test_a_model_that_cannot_generate_is_trained_all_the_same(
     calls: list[int] = []
     original = answers.generate_batch
 
-    def refuses(*arguments: Any) -> Any:
+    def refuses(*arguments: Any, **named: Any) -> Any:
         calls.append(1)
-        if when == "before" or len(calls) > 2:
+        if when == "before" or len(calls) > 1:
             raise ValueError("this cache is not supported")
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(answers, "generate_batch", refuses)
     run = train(place.config(f"answers_fail_{when}", eval={"samples": 2}))

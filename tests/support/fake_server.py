@@ -33,9 +33,9 @@ class Model:
         return [None, None, *found[1:-1]] if self.lie == "shifted" else found
 
     def answer(self, ids: list[int], most: int) -> Sample:
-        said = of_policy(self.policy, self.encoder, "").answer
-        assert said is not None
-        found = said(None, tuple(ids), most)
+        answers = of_policy(self.policy, self.encoder, "").answers
+        assert answers is not None
+        (found,) = answers([(None, tuple(ids))], most)
         if self.lie == "never stops":
             return Sample(found.text + " 하늘 하늘", stopped=False)
         return found

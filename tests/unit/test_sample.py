@@ -1,6 +1,7 @@
 """Sampling: the right distribution, explicit settings, and nothing left changed."""
 
 from collections import Counter
+from operator import ne
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,14 @@ from likelier.base.errors import ConfigError, DataError
 from likelier.chat.tokenizer import build_encoder
 from likelier.data.encode import encode_prompt
 from likelier.data.records import Pair
-from likelier.generation.sample import Sample, decoding, sample
+from likelier.generation.sample import (
+    Sample,
+    decoding,
+    decoding_by,
+    generate_batch,
+    read_answers,
+    sample,
+)
 from likelier.model.adapters import attach_lora
 from likelier.model.load import load
 from likelier.model.policy import Policy
@@ -65,6 +73,18 @@ def test_greedy_is_the_argmax_for_prompts_of_any_length_together(policy: Policy)
             batch_size=size,
         )
         assert again == found
+
+
+def test_the_first_prompts_of_a_batch_can_be_answered_greedily(policy: Policy) -> None:
+    encoder = policy.encoder()
+    ids = [tuple(policy.tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
+    ends = sorted(encoder.end_ids.values())
+    with decoding_by(policy, encoder, decoding(1, 12, ends), seed=0):
+        both = generate_batch(policy, ids + ids, likeliest=len(ids))
+    found = [one.text for one in read_answers(encoder, both)]
+    greedy = [greedy_by_hand(policy, prompt, 12) for prompt in PROMPTS]
+    assert found[: len(ids)] == greedy
+    assert all(map(ne, found[len(ids) :], greedy))
 
 
 def test_an_adapter_is_asked_with_its_base(policy: Policy) -> None:

@@ -17,6 +17,7 @@ from likelier.reference.cache import cached_reference, completion_key
 from likelier.training.memory import memory_of, tokens_per_batch
 
 Prompt = str | Sequence[Message]
+Asked = tuple[Prompt | None, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,16 @@ class Artefact:
 
     ``kind`` is what it is, in words. ``logps`` gives the log-probs, in nats, of the scored tokens
     of a sequence of ids. ``prompt_ids`` are the ids that it makes of prompts by its own template
-    and tokenizer. ``ends_at`` says whether a token ends its answers. ``answer`` is greedy: it takes
-    a prompt as it was read (None: not known), its ids, and the most tokens; where it tells no ids,
-    its sample has none. ``most_tokens`` it scores in a reasonable time; None: all.
+    and tokenizer. ``ends_at`` says whether a token ends its answers. ``answers`` are greedy, to
+    prompts as they were read (None: not known) with their ids, of so many tokens at most; where it
+    tells no ids, its samples have none. ``most_tokens`` it scores in a reasonable time; None: all.
     """
 
     kind: str
     logps: Callable[[Sequence[Scored]], list[np.ndarray]] | None = None
     prompt_ids: Callable[[Sequence[Prompt]], list[tuple[int, ...]]] | None = None
     ends_at: Callable[[int], bool] | None = None
-    answer: Callable[[Prompt | None, tuple[int, ...], int], Sample] | None = None
+    answers: Callable[[Sequence[Asked], int], list[Sample]] | None = None
     most_tokens: int | None = None
 
 
@@ -52,17 +53,17 @@ def of_policy(policy: Policy, encoder: Encoder, kind: str) -> Artefact:
         except DataError:  # a template that kills: which prompts it does so at is not told
             return [()] * len(prompts)
 
-    def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
+    def answers(asked: Sequence[Asked], most: int) -> list[Sample]:
         settings = decoding(0, most, sorted(encoder.end_ids.values()))
         with decoding_by(policy, encoder, settings, seed=0):
-            return sample_batch(policy, encoder, [ids])[0]
+            return sample_batch(policy, encoder, [ids for _, ids in asked])
 
     return Artefact(
         kind,
         logps,
         prompt_ids,
         ends_at=lambda token: token in encoder.end_ids.values(),
-        answer=answer,
+        answers=answers,
     )
 
 

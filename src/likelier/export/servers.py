@@ -7,7 +7,7 @@
 - any other that speaks OpenAI's protocol: greedy answers to chats.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,13 @@ import numpy as np
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.batching.batch import Scored
-from likelier.export.artefact import Artefact, Prompt
+from likelier.export.artefact import Artefact, Asked, Prompt
 from likelier.generation.sample import Sample
 
 MOST_POSITIONS = 512  # that are asked for one by one
 _SECONDS = 120.0  # of one request
 _FORCED = 1000.0  # more than logits differ by
+_Answers = Callable[[Sequence[Asked], int], list[Sample]]
 _OWNERS = {"vllm": "a vLLM server", "sglang": "an SGLang server", "llamacpp": "a llama.cpp server"}
 
 
@@ -44,7 +45,7 @@ def open_server(url: str, vocabulary: int, plain_token: int) -> Iterator[Artefac
         elif owner == "llamacpp":
             yield _llama_cpp(client, vocabulary, plain_token)
         else:
-            yield Artefact("a server that gives answers only", answer=_answering(client, name))
+            yield Artefact("a server that gives answers only", answers=_answering(client, name))
 
 
 def _call(client: httpx.Client, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -81,6 +82,11 @@ def _scored_of(sequence: Scored, logps: Sequence[Any]) -> np.ndarray:
         raise ValueError(f"{len(logps)} log-probs of {len(sequence.tokens)} tokens")
     pairs = zip(logps, sequence.scored, strict=False)
     return np.array([float(logp) for logp, wanted in pairs if wanted], dtype=np.float64)
+
+
+def _each(answer: Callable[[Prompt | None, tuple[int, ...], int], Sample]) -> _Answers:
+    """Answers to many prompts, one request after the other."""
+    return lambda asked, most: [answer(prompt, ids, most) for prompt, ids in asked]
 
 
 # ---- vLLM --------------------------------------------------------------------------------------
@@ -142,7 +148,7 @@ def _sglang(client: httpx.Client, name: str) -> Artefact:
                 found.append(_scored_of(one, [row[0] for row in rows]))
         return found
 
-    return Artefact(_OWNERS["sglang"], logps, answer=_continuing(client, name))
+    return Artefact(_OWNERS["sglang"], logps, answers=_continuing(client, name))
 
 
 # ---- llama.cpp ---------------------------------------------------------------------------------
@@ -193,23 +199,23 @@ def _llama_cpp(client: httpx.Client, vocabulary: int, plain_token: int) -> Artef
             stopped = said["stop_type"] != "limit"
             return Sample(said["content"], stopped, tuple(map(int, said["tokens"])))
 
-    return Artefact(_OWNERS["llamacpp"], logps, prompt_ids, ends_at, answer, MOST_POSITIONS)
+    return Artefact(_OWNERS["llamacpp"], logps, prompt_ids, ends_at, _each(answer), MOST_POSITIONS)
 
 
 # ---- OpenAI's protocol -------------------------------------------------------------------------
 
 
-def _continuing(client: httpx.Client, name: str) -> Any:
+def _continuing(client: httpx.Client, name: str) -> _Answers:
     """Greedy answers to token ids."""
 
     def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
         body = {"model": name, "prompt": list(ids), "max_tokens": most, "temperature": 0}
         return _first_choice(_call(client, "POST", "/v1/completions", body), "text")
 
-    return answer
+    return _each(answer)
 
 
-def _answering(client: httpx.Client, name: str) -> Any:
+def _answering(client: httpx.Client, name: str) -> _Answers:
     """Greedy answers to chats, and to texts where the prompt is one."""
 
     def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
@@ -222,7 +228,7 @@ def _answering(client: httpx.Client, name: str) -> Any:
         body = {**settings, "messages": list(prompt)}
         return _first_choice(_call(client, "POST", "/v1/chat/completions", body), "message")
 
-    return answer
+    return _each(answer)
 
 
 def _first_choice(answer: dict[str, Any], key: str) -> Sample:

@@ -72,10 +72,10 @@ def ask(artefact: Artefact, questions: Questions) -> Replies:
         prompt_ids = [None if prompt is None else next(known) for prompt in questions.prompts]
     if artefact.ends_at is not None:
         ends = artefact.ends_at(questions.stop)
-    if artefact.answer is not None:
+    if artefact.answers is not None:
         as_read = {p.prompt: one for p, one in zip(questions.pairs, questions.prompts, strict=True)}
-        first = list(as_read.items())[:MOST_ANSWERS]
-        answers = [artefact.answer(prompt, ids, MOST_NEW_TOKENS) for ids, prompt in first]
+        first = [(prompt, ids) for ids, prompt in as_read.items()][:MOST_ANSWERS]
+        answers = artefact.answers(first, MOST_NEW_TOKENS)
     return Replies(artefact.kind, logps, prompt_ids, ends, answers)
 
 

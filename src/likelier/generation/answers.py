@@ -28,7 +28,7 @@ from likelier.training.run_folder import RunFolder
 
 FILE = "samples.jsonl"
 TEMPERATURES = 0.0, 1.0  # the likeliest answer, and one that is drawn
-_AT_ONCE = 8
+_AT_ONCE = 8  # prompts, each with both of its answers
 _SHOWN = 2  # in the terminal
 _LONGEST_SHOWN = 300  # characters
 _MOST_TOKENS, _FEWEST_TOKENS = 128, 16
@@ -92,12 +92,8 @@ def _answer(
     say(f"answering {len(pairs)} prompts {when} the training{behind}")
     ends = sorted(encoder.end_ids.values())
     ids = [pair.prompt for pair in pairs]
-    generated = [
-        answer
-        for temperature in TEMPERATURES
-        for answer in _generated(policy, encoder, ids, decoding(temperature, length, ends), seed)
-    ]
-    read: list[Sample] = in_child(read_answers, encoder, generated)
+    likeliest, drawn = _generated(policy, encoder, ids, decoding(1, length, ends), seed)
+    read: list[Sample] = in_child(read_answers, encoder, likeliest + drawn)
     for at, temperature in enumerate(TEMPERATURES):
         own = slice(at * len(ids), (at + 1) * len(ids))
         some, samples = rows[own], read[own]
@@ -141,20 +137,22 @@ def _generated(
     ids: Sequence[tuple[int, ...]],
     settings: Mapping[str, Any],
     seed: int,
-) -> list[list[int]]:
-    """The tokens of an answer to each prompt, in their order. The processes of a team share the
-    prompts; those that hold the model in parts run it together, and all of them give all answers.
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens of two answers to each prompt, in their order: the likeliest, and one drawn by
+    ``settings``. The processes of a team share the prompts; those that hold the model in parts run
+    it together, and all of them give all answers.
     """
     team = policy.team
     size, rank = (1, 0) if policy.in_parts else (team.size, team.rank)
-    own, answers = ids[rank::size], list[list[int]]()
+    own, answers = ids[rank::size], list[tuple[list[int], list[int]]]()
     with put_together(policy), decoding_by(policy, encoder, settings, seed + rank):
         for first in range(0, len(own), _AT_ONCE):
-            answers += generate_batch(policy, own[first : first + _AT_ONCE])
-    if size == 1:
-        return answers
-    shares = team.gathered(answers)
-    return [shares[at % size][at // size] for at in range(len(ids))]
+            some = own[first : first + _AT_ONCE]
+            both = generate_batch(policy, [*some, *some], likeliest=len(some))
+            answers += zip(both[: len(some)], both[len(some) :], strict=True)
+    shares = [answers] if size == 1 else team.gathered(answers)
+    in_order = [shares[at % size][at // size] for at in range(len(ids))]
+    return [one for one, _ in in_order], [one for _, one in in_order]
 
 
 def _asked(pairs: Sequence[TokenPair], most: int) -> list[TokenPair]:

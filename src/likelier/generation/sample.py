@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
@@ -105,8 +105,25 @@ def sample_batch(
     return in_child(read_answers, encoder, generate_batch(policy, prompts))
 
 
-def generate_batch(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """New tokens after each encoded prompt, padded behind their end; inside `decoding_by`."""
+class _Likeliest(LogitsProcessor):
+    """Of the first ``rows`` only the likeliest token is left to draw."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def __call__(self, tokens_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        best_R1 = logits_BV[: self.rows].argmax(dim=-1, keepdim=True)
+        only_RV = torch.full_like(logits_BV[: self.rows], -torch.inf).scatter_(1, best_R1, 0.0)
+        return torch.cat([only_RV, logits_BV[self.rows :]])
+
+
+def generate_batch(
+    policy: Policy, prompts: Sequence[tuple[int, ...]], likeliest: int = 0
+) -> list[list[int]]:
+    """New tokens after each encoded prompt, padded behind their end; inside `decoding_by`.
+
+    The first ``likeliest`` prompts are answered greedily, whatever those settings draw.
+    """
     longest = max(map(len, prompts))
     pad: Any = policy.causal_lm.generation_config.pad_token_id
     tokens_BL = torch.full((len(prompts), longest), pad)
@@ -115,7 +132,11 @@ def generate_batch(policy: Policy, prompts: Sequence[tuple[int, ...]]) -> list[l
         tokens_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
         keep_BL[row, longest - len(prompt) :] = 1
     generate: Any = policy.causal_lm.generate  # with any adapters, which are inside its layers
-    whole_BL = generate(tokens_BL.to(policy.device), attention_mask=keep_BL.to(policy.device))
+    whole_BL = generate(
+        tokens_BL.to(policy.device),
+        attention_mask=keep_BL.to(policy.device),
+        logits_processor=LogitsProcessorList([_Likeliest(likeliest)] if likeliest else []),
+    )
     answers: list[list[int]] = whole_BL[:, longest:].tolist()
     return answers
 
