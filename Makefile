@@ -23,10 +23,10 @@ help:
 demo: environment
 	@$(BIN)/python -m likelier demo
 
-# More workers than cores only wait for each other, and so do torch's threads. The slow tests come
-# first: who has fewer of them takes from the other.
+# One worker more than cores, because some tests wait for what they have started; torch's threads
+# would only wait for each other. The slow tests come first: who has fewer of them takes from another.
 test: environment-dev
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist worksteal $(ARGS)
 
 # A link that leads nowhere is an error.
 docs: environment-docs

@@ -35,7 +35,7 @@ class Model:
     def answer(self, ids: list[int], most: int) -> Sample:
         answers = of_policy(self.policy, self.encoder, "").answers
         assert answers is not None
-        (found,) = answers([(None, tuple(ids))], most)
+        (found,) = answers([None], [tuple(ids)], most)
         if self.lie == "never stops":
             return Sample(found.text + " 하늘 하늘", stopped=False)
         return found

@@ -17,7 +17,7 @@ from likelier.reference.cache import cached_reference, completion_key
 from likelier.training.memory import memory_of, tokens_per_batch
 
 Prompt = str | Sequence[Message]
-Asked = tuple[Prompt | None, tuple[int, ...]]
+Answers = Callable[[Sequence[Prompt | None], Sequence[tuple[int, ...]], int], list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Artefact:
     ``kind`` is what it is, in words. ``logps`` gives the log-probs, in nats, of the scored tokens
     of a sequence of ids. ``prompt_ids`` are the ids that it makes of prompts by its own template
     and tokenizer. ``ends_at`` says whether a token ends its answers. ``answers`` are greedy, to
-    prompts as they were read (None: not known) with their ids, of so many tokens at most; where it
+    prompts as they were read (None: not known), their ids, of so many tokens at most; where it
     tells no ids, its samples have none. ``most_tokens`` it scores in a reasonable time; None: all.
     """
 
@@ -35,7 +35,7 @@ class Artefact:
     logps: Callable[[Sequence[Scored]], list[np.ndarray]] | None = None
     prompt_ids: Callable[[Sequence[Prompt]], list[tuple[int, ...]]] | None = None
     ends_at: Callable[[int], bool] | None = None
-    answers: Callable[[Sequence[Asked], int], list[Sample]] | None = None
+    answers: Answers | None = None
     most_tokens: int | None = None
 
 
@@ -53,10 +53,10 @@ def of_policy(policy: Policy, encoder: Encoder, kind: str) -> Artefact:
         except DataError:  # a template that kills: which prompts it does so at is not told
             return [()] * len(prompts)
 
-    def answers(asked: Sequence[Asked], most: int) -> list[Sample]:
+    def answers(_: object, prompts: Sequence[tuple[int, ...]], most: int) -> list[Sample]:
         settings = decoding(0, most, sorted(encoder.end_ids.values()))
         with decoding_by(policy, encoder, settings, seed=0):
-            return sample_batch(policy, encoder, [ids for _, ids in asked])
+            return sample_batch(policy, encoder, prompts)
 
     return Artefact(
         kind,

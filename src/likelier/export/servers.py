@@ -9,6 +9,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import httpx2 as httpx
@@ -16,13 +17,12 @@ import numpy as np
 
 from likelier.base.errors import DataError, InputMissing
 from likelier.batching.batch import Scored
-from likelier.export.artefact import Artefact, Asked, Prompt
+from likelier.export.artefact import Answers, Artefact, Prompt
 from likelier.generation.sample import Sample
 
 MOST_POSITIONS = 512  # that are asked for one by one
 _SECONDS = 120.0  # of one request
 _FORCED = 1000.0  # more than logits differ by
-_Answers = Callable[[Sequence[Asked], int], list[Sample]]
 _OWNERS = {"vllm": "a vLLM server", "sglang": "an SGLang server", "llamacpp": "a llama.cpp server"}
 
 
@@ -84,9 +84,8 @@ def _scored_of(sequence: Scored, logps: Sequence[Any]) -> np.ndarray:
     return np.array([float(logp) for logp, wanted in pairs if wanted], dtype=np.float64)
 
 
-def _each(answer: Callable[[Prompt | None, tuple[int, ...], int], Sample]) -> _Answers:
-    """Answers to many prompts, one request after the other."""
-    return lambda asked, most: [answer(prompt, ids, most) for prompt, ids in asked]
+def _each(answer: Callable[[Prompt | None, tuple[int, ...], int], Sample]) -> Answers:
+    return lambda prompts, ids, most: list(map(answer, prompts, ids, repeat(most)))
 
 
 # ---- vLLM --------------------------------------------------------------------------------------
@@ -205,7 +204,7 @@ def _llama_cpp(client: httpx.Client, vocabulary: int, plain_token: int) -> Artef
 # ---- OpenAI's protocol -------------------------------------------------------------------------
 
 
-def _continuing(client: httpx.Client, name: str) -> _Answers:
+def _continuing(client: httpx.Client, name: str) -> Answers:
     """Greedy answers to token ids."""
 
     def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:
@@ -215,7 +214,7 @@ def _continuing(client: httpx.Client, name: str) -> _Answers:
     return _each(answer)
 
 
-def _answering(client: httpx.Client, name: str) -> _Answers:
+def _answering(client: httpx.Client, name: str) -> Answers:
     """Greedy answers to chats, and to texts where the prompt is one."""
 
     def answer(prompt: Prompt | None, ids: tuple[int, ...], most: int) -> Sample:

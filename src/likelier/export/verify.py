@@ -74,8 +74,8 @@ def ask(artefact: Artefact, questions: Questions) -> Replies:
         ends = artefact.ends_at(questions.stop)
     if artefact.answers is not None:
         as_read = {p.prompt: one for p, one in zip(questions.pairs, questions.prompts, strict=True)}
-        first = [(prompt, ids) for ids, prompt in as_read.items()][:MOST_ANSWERS]
-        answers = artefact.answers(first, MOST_NEW_TOKENS)
+        ids, prompts = list(as_read)[:MOST_ANSWERS], list(as_read.values())[:MOST_ANSWERS]
+        answers = artefact.answers(prompts, ids, MOST_NEW_TOKENS)
     return Replies(artefact.kind, logps, prompt_ids, ends, answers)
 
 

@@ -90,18 +90,14 @@ def _answer(
         return
     behind = "" if held_out else ", which are trained on: none is held out"
     say(f"answering {len(pairs)} prompts {when} the training{behind}")
-    ends = sorted(encoder.end_ids.values())
     ids = [pair.prompt for pair in pairs]
-    likeliest, drawn = _generated(policy, encoder, ids, decoding(1, length, ends), seed)
-    read: list[Sample] = in_child(read_answers, encoder, likeliest + drawn)
-    for at, temperature in enumerate(TEMPERATURES):
-        own = slice(at * len(ids), (at + 1) * len(ids))
-        some, samples = rows[own], read[own]
-        for row, one in zip(some, samples, strict=True):
-            row |= {f"{name}_{when}" if name else when: value for name, value in _figures(one)}
-        if temperature == 1 and (folder.writes or policy.in_parts):
-            _add_divergence(some, policy, config, score_drawn(policy, ids, samples),
-                            fresh_adapter, when)  # fmt: skip
+    generated = _generated(policy, encoder, ids, length, seed)
+    read: list[Sample] = in_child(read_answers, encoder, generated)
+    for row, one in zip(rows, read, strict=True):
+        row |= {f"{name}_{when}" if name else when: value for name, value in _figures(one)}
+    if folder.writes or policy.in_parts:
+        drawn = score_drawn(policy, ids, read[len(ids) :])
+        _add_divergence(rows[len(ids) :], policy, config, drawn, fresh_adapter, when)
     if not folder.writes:
         return
     write_lines(path, rows)
@@ -132,17 +128,13 @@ def _add_divergence(
 
 
 def _generated(
-    policy: Policy,
-    encoder: Encoder,
-    ids: Sequence[tuple[int, ...]],
-    settings: Mapping[str, Any],
-    seed: int,
-) -> tuple[list[list[int]], list[list[int]]]:
-    """The tokens of two answers to each prompt, in their order: the likeliest, and one drawn by
-    ``settings``. The processes of a team share the prompts; those that hold the model in parts run
-    it together, and all of them give all answers.
+    policy: Policy, encoder: Encoder, ids: Sequence[tuple[int, ...]], length: int, seed: int
+) -> list[list[int]]:
+    """The tokens of the likeliest answer to each prompt, then of one to each that is drawn. The
+    processes of a team share the prompts; those that hold the model in parts run it together, and
+    all of them give all answers.
     """
-    team = policy.team
+    team, settings = policy.team, decoding(1, length, sorted(encoder.end_ids.values()))
     size, rank = (1, 0) if policy.in_parts else (team.size, team.rank)
     own, answers = ids[rank::size], list[tuple[list[int], list[int]]]()
     with put_together(policy), decoding_by(policy, encoder, settings, seed + rank):
@@ -151,8 +143,8 @@ def _generated(
             both = generate_batch(policy, [*some, *some], likeliest=len(some))
             answers += zip(both[: len(some)], both[len(some) :], strict=True)
     shares = [answers] if size == 1 else team.gathered(answers)
-    in_order = [shares[at % size][at // size] for at in range(len(ids))]
-    return [one for one, _ in in_order], [one for _, one in in_order]
+    answered = [shares[at % size][at // size] for at in range(len(ids))]
+    return [ways[at] for at in range(len(TEMPERATURES)) for ways in answered]
 
 
 def _asked(pairs: Sequence[TokenPair], most: int) -> list[TokenPair]:

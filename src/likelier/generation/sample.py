@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from likelier.base.child import in_child
@@ -105,18 +105,6 @@ def sample_batch(
     return in_child(read_answers, encoder, generate_batch(policy, prompts))
 
 
-class _Likeliest(LogitsProcessor):
-    """Of the first ``rows`` only the likeliest token is left to draw."""
-
-    def __init__(self, rows: int):
-        self.rows = rows
-
-    def __call__(self, tokens_BL: Tensor, logits_BV: Tensor) -> Tensor:
-        best_R1 = logits_BV[: self.rows].argmax(dim=-1, keepdim=True)
-        only_RV = torch.full_like(logits_BV[: self.rows], -torch.inf).scatter_(1, best_R1, 0.0)
-        return torch.cat([only_RV, logits_BV[self.rows :]])
-
-
 def generate_batch(
     policy: Policy, prompts: Sequence[tuple[int, ...]], likeliest: int = 0
 ) -> list[list[int]]:
@@ -131,12 +119,17 @@ def generate_batch(
     for row, prompt in enumerate(prompts):  # on the left, so that every answer begins at the edge
         tokens_BL[row, longest - len(prompt) :] = torch.tensor(prompt)
         keep_BL[row, longest - len(prompt) :] = 1
+
+    def leave_the_likeliest(_: Tensor, logits_BV: Tensor) -> Tensor:
+        best_R1 = logits_BV[:likeliest].argmax(dim=-1, keepdim=True)
+        only_RV = torch.full_like(logits_BV[:likeliest], -torch.inf).scatter_(1, best_R1, 0.0)
+        return torch.cat([only_RV, logits_BV[likeliest:]])
+
     generate: Any = policy.causal_lm.generate  # with any adapters, which are inside its layers
     whole_BL = generate(
-        tokens_BL.to(policy.device),
-        attention_mask=keep_BL.to(policy.device),
-        logits_processor=LogitsProcessorList([_Likeliest(likeliest)] if likeliest else []),
-    )
+        tokens_BL.to(policy.device), attention_mask=keep_BL.to(policy.device),
+        logits_processor=[leave_the_likeliest] if likeliest else None,
+    )  # fmt: skip
     answers: list[list[int]] = whole_BL[:, longest:].tolist()
     return answers
 
