@@ -9,7 +9,11 @@ its search found on smaller models of the shape: one pair a batch, the reference
 float32 weights where there are no bfloat16 products. Both train the same adapter on the same pairs
 and score the same 20 as the reference, one after the other, because both at once need more memory
 than most machines have. ``likelier score`` is a command of its own, from an empty cache.
-``--without-bf16`` keeps oneDNN from bfloat16 instructions and asks for float32.
+``--without-bf16`` keeps oneDNN from bfloat16 instructions and asks for float32. The workload
+``even`` has prompts of 100 to 300 tokens and answers of 50 to 250, as `real_size.py`.
+``most_faster`` is what the factor would be if a step of likelier were only the matrix products that
+frozen weights need of its prefix tree, at the largest rate that `torch.matmul` reaches before and
+after the two trainers. Rows of other workloads stay in the results.
 """
 
 import argparse
@@ -23,8 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import record
+import torch
 import workloads
+from limit import DTYPES, matrix_rate, useful_flop
 from race import HERE, TRL_PYTHON, Settings, Told, make_case, race
+from real_size import draw as evenly
 from versus_trl import save_adapter
 
 PAIRS, STEPS = 20, 2
@@ -47,7 +54,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--without-bf16", action="store_true")
-    add("--workload", choices=workloads.WORKLOADS, default="summaries")
+    add("--workload", choices=(*workloads.WORKLOADS, "even"), default="summaries")
     add("--pairs-per-step", type=int, default=2)
     add("--shrink", type=int, default=1, help="divide the lengths of all texts")
     add("--smoke", action="store_true", help="tiny model, short texts; leaves no file")
@@ -63,7 +70,12 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
     record.show([{name: value for name, value in row.items() if not isinstance(value, dict)}])
     if not options.smoke:
-        record.write("big_model-cpu", {"rows": [row]})
+        same = ("workload", "dtype", "shrink")
+        others = [
+            one for one in record.rows("big_model-cpu")
+            if any(one.get(name) != row[name] for name in same)
+        ]  # fmt: skip
+        record.write("big_model-cpu", {"rows": [*others, row]})
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -73,12 +85,17 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     adapter = save_adapter(work / "model", work / "adapter")
     dtype = "float32" if options.without_bf16 else "auto"
     shrink = 8 if options.smoke else options.shrink
-    rows = workloads.draw(
-        workloads.WORKLOADS[options.workload], PAIRS, shape["vocab_size"], shrink=shrink
-    )
+    vocabulary = shape["vocab_size"]
+    if options.workload == "even":
+        rows = evenly(PAIRS, vocabulary, shrink)
+    else:
+        rows = workloads.draw(
+            workloads.WORKLOADS[options.workload], PAIRS, vocabulary, shrink=shrink
+        )
     row: dict[str, Any] = {
         "workload": options.workload,
         "dtype": dtype,
+        "shrink": shrink,
         "pairs_per_step": options.pairs_per_step,
         "score": score(work, rows, dtype),
     }
@@ -88,12 +105,19 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     )  # fmt: skip
     weights = "float32" if options.without_bf16 else "bfloat16"
     settings = Settings(batch=1, precompute=True, weights=weights)
+    computes = DTYPES["float32" if options.without_bf16 else "bfloat16"]
+    rates = [_rate(computes, shape)]
     told = race(case, {"likelier": None}, "two-steps") | race(case, {"trl": settings}, "two-steps")
+    rates.append(_rate(computes, shape))
     row |= {"trl_settings": str(settings), **{who: figures(one) for who, one in told.items()}}
     ours, theirs = row["likelier"], row["trl"]
     row["tokens_of_a_pair"] = case.tokens / PAIRS
     row["score_faster"] = theirs["reference_seconds"] / ours["reference_seconds"]
     row["step_faster"] = theirs["step_seconds"][-1] / ours["step_seconds"][-1]
+    last = case.visited[(STEPS - 1) * options.pairs_per_step : STEPS * options.pairs_per_step]
+    needed = sum(useful_flop(last, shape, frozen=True).values())
+    row |= {"needed_gflop": needed / 1e9, "matrix_gflops": max(rates) / 1e9}
+    row["most_faster"] = theirs["step_seconds"][-1] / (needed / max(rates))
     row["memory_share"] = ours["peak_mib"] / theirs["peak_mib"]
     pairs = zip(ours["losses"], theirs["losses"], strict=True)
     row["losses_apart"] = max(abs(a - b) for a, b in pairs)
@@ -117,6 +141,12 @@ def score(work: Path, rows: list[dict[str, str]], dtype: str) -> dict[str, float
         "processor_seconds": processor_seconds,
         "peak_mib": peak,
     }
+
+
+def _rate(dtype: torch.dtype, shape: dict[str, Any]) -> float:
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    sizes = [(512, hidden, inner), (1024, inner, hidden), (2048, 2048, 2048)]
+    return max(matrix_rate(dtype, sizes).values())
 
 
 def figures(told: Told) -> dict[str, Any]:

@@ -27,8 +27,10 @@ from race import Runner, make_case
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def useful_flop(pairs: Sequence[Any], shape: dict[str, Any]) -> dict[str, float]:
-    """Operations that one step over TokenPairs needs, by part."""
+def useful_flop(
+    pairs: Sequence[Any], shape: dict[str, Any], frozen: bool = False
+) -> dict[str, float]:
+    """Operations that one step over TokenPairs needs, by part; frozen weights need no gradient."""
     from likelier.batching.batch import completions_of, tree_batch
 
     batch = tree_batch([answer for pair in pairs for answer in completions_of(pair)])
@@ -38,9 +40,10 @@ def useful_flop(pairs: Sequence[Any], shape: dict[str, Any]) -> dict[str, float]
     weights = hidden * (2 * queries + 2 * keys) + 3 * hidden * inner  # of one layer
     layers = shape["num_hidden_layers"]
     allowed = int((batch.depth_BL + 1).sum())  # a token sees its ancestors and itself
+    operations = 4.0 if frozen else 6.0  # a weight and token: forward, to the input, to the weight
     return {
-        "layers": 6.0 * batch.num_tokens * weights * layers,
-        "head": 6.0 * len(batch.predict_N) * hidden * shape["vocab_size"],
+        "layers": operations * batch.num_tokens * weights * layers,
+        "head": operations * len(batch.predict_N) * hidden * shape["vocab_size"],
         "attention": 3.0 * 2 * 2 * allowed * queries * layers,  # scores, and the sum of values
     }
 
