@@ -13,7 +13,7 @@ than most machines have. ``likelier score`` is a command of its own, from an emp
 ``even`` has prompts of 100 to 300 tokens and answers of 50 to 250, as `real_size.py`.
 ``most_faster`` is what the factor would be if a step of likelier were only the matrix products that
 frozen weights need of its prefix tree, at the largest rate that `torch.matmul` reaches before and
-after the two trainers. Rows of other workloads stay in the results.
+after the two trainers. Rows of other workloads and precisions stay in the results.
 """
 
 import argparse
@@ -70,12 +70,10 @@ def main() -> None:
         shutil.rmtree(work, ignore_errors=True)
     record.show([{name: value for name, value in row.items() if not isinstance(value, dict)}])
     if not options.smoke:
-        same = ("workload", "dtype", "shrink")
-        others = [
-            one for one in record.rows("big_model-cpu")
-            if any(one.get(name) != row[name] for name in same)
-        ]  # fmt: skip
-        record.write("big_model-cpu", {"rows": [*others, row]})
+        rows = {
+            (one["workload"], one["dtype"]): one for one in [*record.rows("big_model-cpu"), row]
+        }
+        record.write("big_model-cpu", {"rows": list(rows.values())})
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -105,10 +103,9 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     )  # fmt: skip
     weights = "float32" if options.without_bf16 else "bfloat16"
     settings = Settings(batch=1, precompute=True, weights=weights)
-    computes = DTYPES["float32" if options.without_bf16 else "bfloat16"]
-    rates = [_rate(computes, shape)]
+    rates = [_rate(DTYPES[weights], shape)]
     told = race(case, {"likelier": None}, "two-steps") | race(case, {"trl": settings}, "two-steps")
-    rates.append(_rate(computes, shape))
+    rates.append(_rate(DTYPES[weights], shape))
     row |= {"trl_settings": str(settings), **{who: figures(one) for who, one in told.items()}}
     ours, theirs = row["likelier"], row["trl"]
     row["tokens_of_a_pair"] = case.tokens / PAIRS
